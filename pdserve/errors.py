@@ -1,0 +1,174 @@
+"""One tree of errors.
+
+::
+
+    PdserveError                     anything pdserve says no to
+    ├── UsageError                   the command line or a setting is wrong
+    │   └── SettingsError            config.yml, environment
+    ├── FetchError                   a download failed
+    │   ├── ChecksumError            what came is not what was promised
+    │   ├── ArchiveError             an archive is broken, or refuses to be trusted
+    │   └── DiskError                no room, or no right to write
+    ├── ModelError                   a model's files are missing or unreadable
+    │   └── AliasError               a feed or fetch that is not there
+    ├── EngineError                  an engine failed while running
+    │   ├── EngineMissingError       the package of an engine is not installed
+    │   ├── DeviceError              the device asked for is not usable
+    │   ├── UnsupportedModelError    this engine cannot run this model
+    │   └── FeedError                arrays that do not fit the model's feeds
+    ├── RequestError                 the caller's request is at fault
+    │   ├── PackageError             keys and values do not match, a bad tensor
+    │   ├── WrongServiceError        no such service here
+    │   ├── ImageError               the bytes are no image we can read
+    │   │   └── ImageTooLargeError   more pixels than the limit
+    │   └── BodyTooLargeError        more bytes, or images, than the limit
+    ├── OverloadedError              the queue is full
+    ├── DeadlineError                the answer would come too late
+    ├── ClosedError                  the server is stopping, or not ready
+    └── ClientError                  a client got no usable answer
+        └── UnreachableError         nobody answers at that address
+
+Each class says what it becomes at each door: the process's exit code, the HTTP status, the name of
+the gRPC status code and Paddle Serving's ``err_no`` (see the pipeline protocol). A message is one
+sentence that says what was wrong, with the value, followed by what to do next.
+"""
+
+
+class PdserveError(Exception):
+    """Root of every error that pdserve raises on purpose.
+
+    Attributes: ``code`` is the stable word in JSON answers, ``exit_code`` the process's status,
+    ``http_status``, ``grpc_status`` (a ``grpc.StatusCode`` name) and ``err_no`` the doors' codes.
+    """
+
+    code = "error"
+    exit_code = 1
+    http_status = 500
+    grpc_status = "INTERNAL"
+    err_no = 10000
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UsageError(PdserveError):
+    code = "usage"
+    exit_code = 2
+    err_no = 4000
+
+
+class SettingsError(UsageError):
+    code = "settings"
+
+
+class FetchError(PdserveError):
+    code = "fetch"
+
+
+class ChecksumError(FetchError):
+    code = "checksum"
+
+
+class ArchiveError(FetchError):
+    code = "archive"
+
+
+class DiskError(FetchError):
+    code = "disk"
+
+
+class ModelError(PdserveError):
+    code = "model"
+    err_no = 3003
+
+
+class AliasError(ModelError):
+    code = "alias"
+    err_no = 5000
+
+
+class EngineError(PdserveError):
+    code = "engine"
+
+
+class EngineMissingError(EngineError):
+    code = "engine_missing"
+    err_no = 3003
+
+
+class DeviceError(EngineError):
+    code = "device"
+    err_no = 3003
+
+
+class UnsupportedModelError(EngineError):
+    code = "unsupported_model"
+    err_no = 3003
+
+
+class FeedError(EngineError):
+    code = "feed"
+    err_no = 5000
+
+
+class RequestError(PdserveError):
+    code = "bad_request"
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class PackageError(RequestError):
+    code = "bad_package"
+    err_no = 8000
+
+
+class WrongServiceError(RequestError):
+    code = "wrong_service"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    err_no = 3002
+
+
+class ImageError(RequestError):
+    code = "bad_image"
+
+
+class ImageTooLargeError(ImageError):
+    code = "image_too_large"
+    http_status = 413
+
+
+class BodyTooLargeError(RequestError):
+    code = "body_too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class OverloadedError(PdserveError):
+    code = "overloaded"
+    http_status = 503
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineError(PdserveError):
+    code = "deadline"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    err_no = 6000
+
+
+class ClosedError(PdserveError):
+    code = "closed"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    err_no = 3001
+
+
+class ClientError(PdserveError):
+    code = "client"
+    err_no = 9000
+
+
+class UnreachableError(ClientError):
+    code = "unreachable"

@@ -1,0 +1,48 @@
+"""Where pdserve keeps what it fetched and converted.
+
+``PDSERVE_HOME`` if set, else the user's data folder by the platform's convention::
+
+    models/NAME_infer/      an inference model, as fetched
+    models/NAME_serving/    a serving model, as converted
+    models/NAME_client/     its client configuration
+    indexes/NAME/           a gallery and its index
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder tree; paths are named, nothing is created."""
+
+    root: Path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "Home":
+        """``PDSERVE_HOME`` of the environment given, else the platform's user data folder."""
+        set_ = environ.get("PDSERVE_HOME")
+        return cls(Path(set_).expanduser().absolute() if set_ else platformdirs.user_data_path("pdserve"))
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def indexes(self) -> Path:
+        return self.root / "indexes"
+
+    def inference_model(self, name: str) -> Path:
+        return self.models / f"{name}_infer"
+
+    def serving_model(self, name: str) -> Path:
+        return self.models / f"{name}_serving"
+
+    def serving_client(self, name: str) -> Path:
+        return self.models / f"{name}_client"
+
+    def index(self, name: str) -> Path:
+        return self.indexes / name

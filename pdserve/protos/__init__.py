@@ -1,0 +1,30 @@
+"""Protobuf messages, built from the compiled descriptors beside this file.
+
+``make protos`` compiles the three ``.proto`` files into ``descriptors.binpb``, one FileDescriptorSet.
+The messages live in a pool of their own, so that a process that has also loaded Paddle or
+Paddle Serving (which register the same names) does not clash; and no generated code ties pdserve to
+one release of protobuf.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
+
+
+@cache
+def _pool() -> descriptor_pool.DescriptorPool:
+    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    pool = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        pool.Add(file)
+    return pool
+
+
+@cache
+def message(full_name: str) -> Any:
+    """The class of a message by its full name, ``pdserve.program.ProgramDesc`` for one."""
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
