@@ -74,7 +74,9 @@ def _patched(kind: str, variables: tuple[Variable, ...], wanted: Mapping[str, st
     for key, alias in wanted.items():
         if key not in known:
             names = (v.name if v.name == v.alias else f"{v.name} (alias {v.alias})" for v in variables)
-            raise AliasError(f"The model has no {kind} {key!r}; its {kind}s are: {', '.join(names) or 'none'}.")
+            raise AliasError(
+                f"The model has no {kind} {key!r}; its {kind}s are: {', '.join(names) or 'none'}."
+            )
         if not alias:
             raise AliasError(f"The new alias of {kind} {key!r} is empty; give it as {key}=NAME.")
     patched = tuple(replace(v, alias=wanted.get(v.name, wanted.get(v.alias, v.alias))) for v in variables)

@@ -1,0 +1,145 @@
+"""HTTP clients, sync and async, of a pdserve server's ``/v1`` routes.
+
+::
+
+    with HttpClient("http://127.0.0.1:18080") as client:
+        labels = client.predict(Path("cat.jpg").read_bytes())
+"""
+
+import ssl
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine
+from pdserve.clients.answers import from_results, single, unreachable
+from pdserve.errors import ClientError
+from pdserve.vision.scores import Label
+
+
+class _Http:
+    """What the two clients share: how a request is put and an answer read."""
+
+    def __init__(self, url: str | None, service: str, timeout: float) -> None:
+        self.service = service
+        self.address: Address = http_address(url or f"http://127.0.0.1:{DEFAULT_PORTS[service][0]}")
+        local = is_this_machine(self.address.host)
+        self._options: dict[str, Any] = {
+            "base_url": str(self.address),
+            "timeout": timeout,
+            "trust_env": not local,
+            # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
+            "verify": self.address.scheme == "https" and ssl.create_default_context(),
+        }
+
+    def _request(self, images: Sequence[bytes], top_k: int | None) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "url": f"/v1/{self.service}",
+            "params": {"top_k": top_k} if top_k else None,
+        }
+        if len(images) == 1:
+            request |= {"content": images[0], "headers": {"Content-Type": "application/octet-stream"}}
+        else:
+            request["files"] = [("images", (f"{i}", image)) for i, image in enumerate(images)]
+        return request
+
+    def _read(self, response: httpx.Response, count: int) -> list[list[Label] | ClientError]:
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        if isinstance(content, dict) and "results" in content:
+            return from_results(content, count)
+        message = response.reason_phrase
+        if isinstance(content, dict) and isinstance(content.get("error"), dict):
+            message = str(content["error"].get("message", message))
+        raise ClientError(f"{self.address} answers {response.status_code}: {message}")
+
+    def _failed(self, error: httpx.HTTPError) -> ClientError:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return unreachable(self.address, self.service)
+        if isinstance(error, httpx.TimeoutException):
+            return ClientError(f"{self.address} did not answer within {self._options['timeout']:g} s.")
+        return ClientError(f"The request to {self.address} failed: {error}.")
+
+
+class HttpClient(_Http):
+    """A client that may be shared by threads. ``timeout`` is in seconds, per request."""
+
+    def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
+        super().__init__(url, service, timeout)
+        self._client = httpx.Client(**self._options)
+
+    def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
+        """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
+        return single(self.predict_batch([image], top_k))
+
+    def predict_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[Label] | ClientError]:
+        """Labels of several image files in one request; a bad one gets its error in its place."""
+        try:
+            response = self._client.post(**self._request(images, top_k))
+        except httpx.HTTPError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images))
+
+    def is_ready(self) -> bool:
+        """Whether the server would answer a request now."""
+        try:
+            return self._client.get("/v2/health/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> "HttpClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncHttpClient(_Http):
+    """The same for asyncio; use it with ``async with``."""
+
+    def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
+        super().__init__(url, service, timeout)
+        self._client = httpx.AsyncClient(**self._options)
+
+    async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
+        """See `HttpClient.predict`."""
+        return single(await self.predict_batch([image], top_k))
+
+    async def predict_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[Label] | ClientError]:
+        """See `HttpClient.predict_batch`."""
+        try:
+            response = await self._client.post(**self._request(images, top_k))
+        except httpx.HTTPError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images))
+
+    async def is_ready(self) -> bool:
+        """See `HttpClient.is_ready`."""
+        try:
+            return (await self._client.get("/v2/health/ready")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def __aenter__(self) -> "AsyncHttpClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

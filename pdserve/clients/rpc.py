@@ -1,0 +1,160 @@
+"""gRPC clients, sync and async, of the pipeline protocol.
+
+A pdserve server sees from the metadata below that the caller can read full results and adds them as
+the key ``results``; a published Paddle Serving server ignores the metadata and answers the best label.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
+from pdserve.clients.answers import from_pipeline, from_results, single, unreachable
+from pdserve.errors import ClientError
+from pdserve.protos import pipeline
+from pdserve.vision.scores import Label
+
+
+class _Rpc:
+    """What the two clients share: how a request is put and an answer read."""
+
+    def __init__(self, target: str | None, service: str, timeout: float, name: str) -> None:
+        self.service = service
+        self.timeout = timeout
+        self.name = name
+        self.address: Address = rpc_address(target or f"127.0.0.1:{DEFAULT_PORTS[service][1]}")
+        self._options: list[tuple[str, Any]] = [
+            ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
+            ("grpc.enable_http_proxy", 0 if is_this_machine(self.address.host) else 1),
+        ]
+
+    def _codecs(self) -> dict[str, Any]:
+        return {
+            "request_serializer": pipeline.request_class().SerializeToString,
+            "response_deserializer": pipeline.response_class().FromString,
+        }
+
+    def _request(self, images: Sequence[bytes]) -> Any:
+        return pipeline.request_class()(
+            name=self.name,
+            method="prediction",
+            key=[f"image_{i}" for i in range(len(images))],
+            value=[base64.b64encode(image).decode("ascii") for image in images],
+        )
+
+    def _metadata(self, top_k: int | None) -> tuple[tuple[str, str], ...]:
+        return (
+            (pipeline.RESULTS_METADATA, "1"),
+            *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
+        )
+
+    def _read(self, response: Any, count: int) -> list[list[Label] | ClientError]:
+        if response.err_no:
+            raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
+        if pipeline.RESULTS_KEY in response.key:
+            return from_results(
+                json.loads(response.value[list(response.key).index(pipeline.RESULTS_KEY)]), count
+            )
+        return from_pipeline(response.key, response.value, count)
+
+    def _failed(self, error: grpc.RpcError) -> ClientError:
+        code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return unreachable(self.address, self.service)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
+        return ClientError(f"{self.address} answers {code.name}: {error.details()}")
+
+
+class RpcClient(_Rpc):
+    """A client that may be shared by threads. ``timeout`` is in seconds, per request.
+
+    ``name`` is the service's name on a published server that checks it; empty is accepted by all.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        name: str = "",
+    ) -> None:
+        super().__init__(target, service, timeout, name)
+        self._channel = grpc.insecure_channel(self.address.netloc, self._options)
+        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+
+    def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
+        """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
+        return single(self.predict_batch([image], top_k))
+
+    def predict_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[Label] | ClientError]:
+        """Labels of several image files in one request; a bad one gets its error in its place.
+
+        A published server has no place for that: there the request fails as a whole.
+        """
+        try:
+            response = self._call(self._request(images), timeout=self.timeout, metadata=self._metadata(top_k))
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "RpcClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncRpcClient(_Rpc):
+    """The same for asyncio; use it with ``async with``."""
+
+    def __init__(
+        self,
+        target: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        name: str = "",
+    ) -> None:
+        super().__init__(target, service, timeout, name)
+        self._channel = grpc.aio.insecure_channel(self.address.netloc, self._options)
+        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+
+    async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
+        """See `RpcClient.predict`."""
+        return single(await self.predict_batch([image], top_k))
+
+    async def predict_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[Label] | ClientError]:
+        """See `RpcClient.predict_batch`."""
+        try:
+            response = await self._call(
+                self._request(images), timeout=self.timeout, metadata=self._metadata(top_k)
+            )
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images))
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> "AsyncRpcClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,176 @@
+"""The only place that prints.
+
+Answers (tables, ``--json`` lines) go to standard output; everything a person reads on the way
+(progress, notes, errors) goes to standard error.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdserve.errors import PdserveError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from pdserve.predict import Outcome
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
+
+
+def json_line(content: Mapping[str, Any]) -> None:
+    """One JSON object on a line of standard output, at once."""
+    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """A table on standard output; columns of numbers only are set to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    body = [list(row) for row in rows]
+    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        numbers = bool(body) and all(isinstance(row[i], (int, float)) for row in body)
+        out.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in body:
+        out.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    _console().print(out)
+
+
+def line(text: str) -> None:
+    """A line of an answer, on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    sys.stderr.write(text + "\n")
+
+
+def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
+    """One image's answer: a JSON line, or lines of labels under its name."""
+    answer = outcome.answer
+    if as_json:
+        if isinstance(answer, PdserveError):
+            json_line({"image": outcome.name, "error": answer.message})
+        else:
+            content: dict[str, Any] = {"image": outcome.name, "labels": [asdict(each) for each in answer]}
+            json_line(content | ({"picture": str(picture)} if picture else {}))
+        return
+    if isinstance(answer, PdserveError):
+        say(f"{outcome.name}: {answer.message}")
+        return
+    line(f"{outcome.name}:")
+    for each in answer:
+        line(f"  {each.score:7.4f}  {each.class_id:>5}  {each.label}")
+    if not answer:
+        line("  no label")
+    if picture:
+        line(f"  {picture}")
+
+
+def failed(error: PdserveError) -> int:
+    """Say an error in one sentence, with its traceback if PDSERVE_DEBUG is 1; return the exit code."""
+    if os.environ.get("PDSERVE_DEBUG") == "1":
+        traceback.print_exception(error)
+    say(f"pdserve: {error.message}")
+    return error.exit_code
+
+
+class DownloadBars:
+    """Progress bars of downloads, a line each: bytes, speed, time left. See pdserve.progress."""
+
+    def __init__(self, bars: "Progress") -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def _task(self, name: str) -> "TaskID":
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None, note="")
+        return self._tasks[name]
+
+    def start(self, name: str, total: int | None, completed: int) -> None:
+        self._bars.update(self._task(name), total=total, completed=completed, note="")
+
+    def advance(self, name: str, n: int) -> None:
+        self._bars.advance(self._task(name), n)
+
+    def done(self, name: str) -> None:
+        task = self._task(name)
+        self._bars.update(task, note="")
+        self._bars.stop_task(task)
+
+    def note(self, name: str, text: str) -> None:
+        if self._bars.console.is_terminal:
+            self._bars.update(self._task(name), note=text)
+        else:
+            say(f"{name}: {text}")
+
+
+@contextmanager
+def download_bars() -> Iterator[DownloadBars]:
+    """Bars on standard error while the block runs; nothing but notes where that is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = _console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bars:
+        yield DownloadBars(bars)
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator["CountBar"]:
+    """A bar that counts to ``total`` on standard error; silent for few, and where that is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = _console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=total < 5 or not console.is_terminal,
+    ) as bars:
+        yield CountBar(bars, bars.add_task(what, total=total))
+
+
+class CountBar:
+    """Counts one at a time."""
+
+    def __init__(self, bars: "Progress", task: "TaskID") -> None:
+        self._bars = bars
+        self._task = task
+
+    def step(self) -> None:
+        self._bars.advance(self._task)

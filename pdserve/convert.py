@@ -1,0 +1,306 @@
+"""An inference model becomes a serving model; aliases are patched.
+
+The prototxt files are those of Paddle Serving's converter 0.9.0 byte for byte: feeds in the program's
+order, fetches by name, free extents left out, -1 for a tensor with LoD. For PIR, which that converter
+never read, fetches keep the program's order (by name, ``fetch_name_10`` would come before ``fetch_name_2``).
+"""
+
+import errno
+import json
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pdserve import prototxt
+from pdserve.disk import writing
+from pdserve.errors import AliasError, ModelError, UsageError
+from pdserve.program import (
+    ModelFiles,
+    Program,
+    TensorSpec,
+    check_parameters,
+    find_model_files,
+    parameter_files,
+    read_program,
+)
+from pdserve.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig, Variable
+from pdserve.serving_model import NOTE, ServingModel, open_serving_model
+
+# What exporters write about pre- and postprocessing (PaddleClas and PaddleX; PaddleDetection).
+EXPORTER_NOTES = ("inference.yml", "infer_cfg.yml")
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def convert(
+    dirname: Path,
+    serving_server: Path,
+    serving_client: Path,
+    *,
+    model_filename: str | None = None,
+    params_filename: str | None = None,
+    feed_aliases: Mapping[str, str] = _NONE,
+    fetch_aliases: Mapping[str, str] = _NONE,
+    name: str | None = None,
+) -> ServingModel:
+    """Write a serving model and its client configuration; the source is copied and left alone.
+
+    Aliases are given by the model's names; ``fetch_name_N`` means the N-th fetch in any model, so that
+    one call fits both of Paddle 3's formats. ``name`` (the catalog's) is noted beside the model.
+    Both folders appear complete or not at all; serving folders that exist are replaced, whole.
+    Raises ModelError, AliasError, UsageError for folders that must not be replaced, DiskError.
+    """
+    files = find_model_files(dirname, model_filename, params_filename)
+    program = read_program(files)
+    config = serving_config(files, program).with_aliases(feed_aliases, _by_name(program, fetch_aliases))
+    check_parameters(files, program)
+    server, client = serving_server.resolve(), serving_client.resolve()
+    for target, text in ((server, SERVER_TEXT), (client, CLIENT_TEXT)):
+        with writing(target):
+            _check_target(target, text, dirname.resolve())
+    if server == client or server in client.parents or client in server.parents:
+        raise UsageError(f"{serving_server} and {serving_client} overlap; give two separate folders.")
+    with ExitStack() as stack:
+        new_server = stack.enter_context(_new_folder(server))
+        new_client = stack.enter_context(_new_folder(client))
+        with writing(serving_server):
+            _copy_model(files, program, new_server)
+            for note in EXPORTER_NOTES:
+                if (dirname / note).is_file():
+                    shutil.copyfile(dirname / note, new_server / note)
+            if name is not None:
+                (new_server / NOTE).write_text(json.dumps({"name": name}) + "\n", "utf-8")
+            (new_server / SERVER_TEXT).write_bytes(_text(config))
+            (new_server / SERVER_STREAM).write_bytes(prototxt.dump_stream(config))
+        with writing(serving_client):
+            (new_client / CLIENT_TEXT).write_bytes(_text(config))
+            (new_client / CLIENT_STREAM).write_bytes(prototxt.dump_stream(config))
+        with writing(serving_server):
+            _publish([(new_server, server), (new_client, client)])
+    return open_serving_model(serving_server)
+
+
+def serving_config(files: ModelFiles, program: Program) -> ModelConfig:
+    """Feeds and fetches as Paddle Serving's converter describes them; aliases are the names."""
+
+    def variables(specs: Sequence[TensorSpec]) -> tuple[Variable, ...]:
+        unique = {s.name: s for s in specs}.values()  # a variable can be fetched twice, and is listed once
+        return tuple(Variable(s.name, s.name, s.dtype, _shape(s), s.lod_level > 0) for s in unique)
+
+    fetches = program.signature.fetches
+    if files.kind == "ProgramDesc":
+        fetches = tuple(sorted(fetches, key=lambda s: s.name))
+    return ModelConfig(variables(program.signature.feeds), variables(fetches))
+
+
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    return (-1,) if spec.lod_level > 0 else tuple(d for d in spec.shape if d >= 0)
+
+
+def _by_name(program: Program, aliases: Mapping[str, str]) -> dict[str, str]:
+    names = [s.name for s in program.signature.fetches]
+    places = {f"fetch_name_{i}": name for i, name in enumerate(names)}
+    return {key if key in names else places.get(key, key): alias for key, alias in aliases.items()}
+
+
+def _text(config: ModelConfig) -> bytes:
+    return prototxt.dump_text(config).encode("utf-8")  # bytes: no \r\n on Windows
+
+
+def _copy_model(files: ModelFiles, program: Program, folder: Path) -> None:
+    """Copy under the same names, or where find_model_files would not know these, under the usual ones.
+
+    Copies, not links: exporting again writes into the same file, under a server that reads it.
+    """
+    model = folder / files.model.name
+    shutil.copyfile(files.model, model)
+    if files.params is not None:
+        shutil.copyfile(files.params, folder / files.params.name)
+    else:
+        for path in parameter_files(files, program):
+            target = folder / path.relative_to(files.model.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    try:
+        found = find_model_files(folder)
+        known = found.model == model and (found.params is None) == (files.params is None)
+    except ModelError:
+        known = False
+    if not known:
+        model.rename(folder / ("inference.json" if files.kind == "PIR" else "inference.pdmodel"))
+        if files.params is not None:
+            (folder / files.params.name).rename(folder / "inference.pdiparams")
+
+
+def _check_target(target: Path, text: str, source: Path) -> None:
+    """Refuse a folder that replacing would harm."""
+    if target == source or target in source.parents:
+        raise UsageError(f"{target} holds the model to convert and would be replaced; choose another folder.")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file; choose another folder.")
+    if target.is_dir() and any(target.iterdir()) and not (target / text).is_file():
+        raise UsageError(
+            f"{target} exists and has no {text}, so it is no serving folder and is not replaced; "
+            "choose another folder, or remove it yourself."
+        )
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to build in; it and the parents made for it go if it was not moved away."""
+    folder = _beside(target)
+    parents: list[Path] = []
+    try:
+        with writing(target):
+            parents += [p for p in target.parents if not p.exists()]
+            folder.mkdir(parents=True)
+        yield folder
+    finally:
+        _remove(folder)
+        for parent in parents:
+            with suppress(OSError):  # not empty: all went well
+                parent.rmdir()
+
+
+def _beside(target: Path) -> Path:
+    """A new hidden name in the same folder, hence on the same disk: renaming needs that."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _publish(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rename every built folder to its target, or none of them. Raises OSError."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for built, target in pairs:
+            done.append((target, _swap(built, target)))
+    except BaseException:
+        for target, old in reversed(done):
+            _remove(target)
+            if old is not None:
+                old.rename(target)
+        raise
+    for _, old in done:
+        if old is not None:
+            _remove(old)
+
+
+def _swap(built: Path, target: Path) -> Path | None:
+    """Rename ``built`` to ``target``; what was there before is returned under a name beside it."""
+    while True:
+        old = _beside(target)
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            built.rename(target)
+            return old if old.exists() else None
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                _remove(old)  # another process put its own there just now: replace that
+                continue
+            with suppress(FileNotFoundError):
+                old.rename(target)
+            raise
+
+
+def _remove(folder: Path) -> None:
+    if not folder.exists():
+        return
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """A configuration as a folder keeps it. ``disagreement`` says how the stream differs from the text."""
+
+    text: Path
+    stream: Path
+    config: ModelConfig
+    disagreement: str | None
+
+
+def read_configs(dirs: Sequence[Path]) -> list[ConfigFiles]:
+    """The server's or client's configuration in each folder, or both.
+
+    People edit aliases in the text file alone, as guides tell them to; so the text is believed, and a
+    stream with other aliases, or none, is a disagreement that patching mends.
+    Raises ModelError for a folder without configuration, and for files that differ in more.
+    """
+    found: dict[Path, ConfigFiles] = {}
+    for folder in dirs:
+        pairs = ((SERVER_TEXT, SERVER_STREAM), (CLIENT_TEXT, CLIENT_STREAM))
+        present = [(folder / t, folder / s) for t, s in pairs if (folder / t).is_file()]
+        if not present:
+            raise ModelError(f"{folder} has neither {SERVER_TEXT} nor {CLIENT_TEXT}; name a serving folder.")
+        for text, stream in present:
+            config = prototxt.read(text)
+            found.setdefault(text.resolve(), ConfigFiles(text, stream, config, _disagreement(config, stream)))
+    return list(found.values())
+
+
+def patch_aliases(
+    dirs: Sequence[Path], feeds: Mapping[str, str], fetches: Mapping[str, str]
+) -> list[ConfigFiles]:
+    """Give feeds and fetches, known by name or present alias, new aliases in text and stream alike.
+
+    Every folder is checked before any file is written, and all files are written or none.
+    Returns what read_configs would give now, ``disagreement`` as it was before.
+    Raises ModelError, AliasError, DiskError.
+    """
+    patched = []
+    for old in read_configs(dirs):
+        try:
+            config = old.config.with_aliases(feeds, fetches)
+        except AliasError as error:
+            raise AliasError(f"{old.text.parent}: {error.message}") from error
+        patched.append(ConfigFiles(old.text, old.stream, config, old.disagreement))
+    contents: dict[Path, bytes] = {}
+    for new in patched:
+        contents |= {new.text: _text(new.config), new.stream: prototxt.dump_stream(new.config)}
+    _write_all(contents)
+    return patched
+
+
+def _disagreement(config: ModelConfig, stream: Path) -> str | None:
+    if not stream.is_file():
+        return f"{stream} is missing"
+    other = prototxt.read(stream)
+    mine, theirs = (*config.feeds, *config.fetches), (*other.feeds, *other.fetches)
+    without = [[(v.name, v.dtype, v.shape, v.lod) for v in side] for side in (mine, theirs)]
+    if without[0] != without[1] or len(config.feeds) != len(other.feeds):
+        raise ModelError(f"{stream} and the text beside it are of different models; convert the model again.")
+    pairs = [f"{a.name} is {b.alias}, not {a.alias}" for a, b in zip(mine, theirs, strict=True) if a != b]
+    return f"in {stream} {'; '.join(pairs)}" if pairs else None
+
+
+def _write_all(contents: Mapping[Path, bytes]) -> None:
+    """Replace each file in one step; after an error those already replaced get their old content back."""
+    new = {path: _beside(path) for path in contents}
+    replaced: list[tuple[Path, bytes | None]] = []
+    try:
+        for path, data in contents.items():
+            with writing(path):
+                new[path].write_bytes(data)
+        for path in contents:
+            with writing(path):
+                before = path.read_bytes() if path.exists() else None
+                new[path].replace(path)
+                replaced.append((path, before))
+    except BaseException:
+        for path, before in replaced:
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(before)
+        raise
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""``pdserve doctor``: what is installed, what really runs, what is in the way, and what mends it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pdserve import __version__, engines
+from pdserve.clients.address import DEFAULT_PORTS
+from pdserve.errors import PdserveError
+from pdserve.home import Home
+
+State = Literal["ok", "missing", "failed", "taken", "note"]
+
+# What pdserve itself stands on, as it is called on the package index.
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "openvino",
+    "fastapi",
+    "uvicorn",
+    "grpcio",
+    "protobuf",
+    "httpx",
+    "requests",
+)
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``remedy`` is what to type, where there is something to mend."""
+
+    area: str
+    name: str
+    state: State
+    detail: str
+    remedy: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def examine(environ: Mapping[str, str]) -> list[Finding]:
+    """Look at everything; nothing found here raises."""
+    return [
+        *_machine(environ),
+        *_packages(),
+        *_engines(),
+        *_ports(),
+        *_proxies(environ),
+    ]
+
+
+def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
+    python = f"{platform.python_version()} at {sys.executable}"
+    yield Finding("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parent}")
+    yield Finding("machine", "Python", "ok", python)
+    yield Finding("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
+    root = Home.from_environ(environ).root
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        remedy = "set PDSERVE_HOME to a folder of yours"
+        yield Finding("machine", "PDSERVE_HOME", "failed", f"{root} cannot be written", remedy)
+    else:
+        yield Finding("machine", "PDSERVE_HOME", "ok", f"{root}, {free / 2**30:.1f} GiB free")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding("package", name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("package", name, "missing", "not installed", f"pip install {name}")
+
+
+def _engines() -> Iterator[Finding]:
+    """Each engine on each device, by running a tiny model."""
+    for name in engines.ENGINES:
+        for device in ("cpu", "gpu:0"):
+            what = f"{name} on {device}"
+            try:
+                yield Finding("engine", what, "ok", engines.probe(name, engines.Device.parse(device)))
+            except PdserveError as error:
+                text, _, remedy = error.message.partition("`")
+                state: State = "missing" if error.code in ("engine_missing", "device") else "failed"
+                yield Finding("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
+
+
+def _ports() -> Iterator[Finding]:
+    for service, ports in DEFAULT_PORTS.items():
+        for door, port in zip(("HTTP", "gRPC"), ports, strict=True):
+            what = f"{port} ({service}, {door})"
+            with socket.socket() as probe:
+                if sys.platform != "win32":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    option = "--http-port" if door == "HTTP" else "--rpc-port"
+                    remedy = f"stop what runs there, or pdserve serve {service} {option} N"
+                    yield Finding("port", what, "taken", error.strerror or "in use", remedy)
+                else:
+                    yield Finding("port", what, "ok", "free")
+
+
+def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables that would send other programs' requests to this machine through a proxy."""
+    spared = {part.strip() for key in ("no_proxy", "NO_PROXY") for part in environ.get(key, "").split(",")}
+    for name in _PROXIES:
+        for key in (name, name.upper()):
+            if not environ.get(key):
+                continue
+            if spared & {"*", "127.0.0.1", "localhost"}:
+                yield Finding("proxy", key, "ok", "set; no_proxy spares this machine")
+            else:
+                detail = "set; pdserve passes it by for this machine, other clients would not"
+                yield Finding("proxy", key, "note", detail, "export no_proxy=127.0.0.1,localhost")

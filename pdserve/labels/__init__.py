@@ -1,0 +1,31 @@
+"""Label lists: the names of a model's classes, by class id.
+
+The lists beside this file are those of the catalog's models. A file has either a class id and a name
+on each line (``0 tench, Tinca tinca``, PaddleClas's form) or just a name.
+"""
+
+import re
+from pathlib import Path
+
+from pdserve.errors import SettingsError
+
+FOLDER = Path(__file__).parent
+_NUMBERED = re.compile(r"(\d+)\s+(\S.*)")
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The names by class id. Raises SettingsError for a missing, empty or contradictory file."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"Cannot read the label file {path}: {error}.") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise SettingsError(f"The label file {path} has no labels.")
+    numbered = [m for line in lines if (m := _NUMBERED.fullmatch(line))]
+    if len(numbered) < len(lines):
+        return tuple(lines)
+    names = {int(m[1]): m[2] for m in numbered}
+    if sorted(names) != list(range(len(lines))):
+        raise SettingsError(f"The label file {path} does not number its classes from 0 to {len(lines) - 1}.")
+    return tuple(names[i] for i in range(len(lines)))

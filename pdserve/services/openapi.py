@@ -1,0 +1,142 @@
+"""What ``/openapi.json`` says of the routes whose bodies are read by hand."""
+
+from typing import Any
+
+_LABEL = {
+    "type": "object",
+    "required": ["class_id", "label", "score"],
+    "properties": {
+        "class_id": {"type": "integer"},
+        "label": {"type": "string"},
+        "score": {"type": "number", "description": "between 0 and 1"},
+    },
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        }
+    },
+}
+_RESULTS = {
+    "type": "object",
+    "required": ["results"],
+    "properties": {
+        "results": {
+            "type": "array",
+            "description": "one for each image, in order",
+            "items": {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "required": ["labels"],
+                        "properties": {"labels": {"type": "array", "items": _LABEL}},
+                    },
+                    _ERROR,
+                ]
+            },
+        }
+    },
+}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_PIPELINE_REQUEST = {
+    "type": "object",
+    "properties": {
+        "key": _STRINGS,
+        "value": {**_STRINGS, "description": "for each key the base64 of an image file"},
+        "tensors": {"type": "array", "items": {"type": "object"}},
+        "logid": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+        "clientip": {"type": "string"},
+    },
+}
+_PIPELINE_RESPONSE = {
+    "type": "object",
+    "required": ["err_no", "err_msg", "key", "value", "tensors"],
+    "properties": {
+        "err_no": {"type": "integer", "description": "0 for success"},
+        "err_msg": {"type": "string"},
+        "key": _STRINGS,
+        "value": _STRINGS,
+        "tensors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def images_route(kind: str) -> dict[str, Any]:
+    """Arguments of the ``/v1/{kind}`` route's decorator."""
+    file = {"type": "string", "format": "binary"}
+    json_body = {
+        "type": "object",
+        "required": ["images"],
+        "properties": {"images": {**_STRINGS, "minItems": 1, "description": "base64, or data: URLs of it"}},
+    }
+    form = {
+        "type": "object",
+        "required": ["images"],
+        "properties": {"images": {"type": "array", "minItems": 1, "items": file}},
+    }
+    either = {"oneOf": [_RESULTS, _ERROR]}
+    return {
+        "summary": f"{kind.capitalize()} of one image or several",
+        "responses": {
+            200: _json(_RESULTS, "at least one image has an answer"),
+            400: _json(either, "no image could be read, or the request is malformed"),
+            413: _json(either, "too many bytes, images or pixels"),
+            503: _json(
+                _ERROR, "the queue is full, or the server is stopping; Retry-After says when to come back"
+            ),
+            504: _json(_ERROR, "the deadline passed"),
+        },
+        "openapi_extra": {
+            "parameters": [
+                {
+                    "name": "top_k",
+                    "in": "query",
+                    "required": False,
+                    "schema": {"type": "integer", "minimum": 1},
+                    "description": "how many labels; what the model's settings say without it",
+                }
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "image/*": {"schema": file},
+                    "application/octet-stream": {"schema": file},
+                    "multipart/form-data": {"schema": form},
+                    "application/json": {"schema": json_body},
+                },
+            },
+        },
+    }
+
+
+def pipeline_route() -> dict[str, Any]:
+    """Arguments of the ``/{name}/{method}`` route's decorator."""
+    error = {
+        "type": "object",
+        "properties": {
+            "error": {"type": "string"},
+            "code": {"type": "integer"},
+            "message": {"type": "string"},
+            "details": {"type": "array", "items": {"type": "object"}},
+        },
+    }
+    return {
+        "summary": "Paddle Serving's pipeline protocol",
+        "responses": {
+            200: _json(_PIPELINE_RESPONSE, "an answer, or an error told by err_no"),
+            400: _json(error, "no JSON, or a field of the wrong type"),
+            413: _json(error, "a body over the limit"),
+        },
+        "openapi_extra": {
+            "requestBody": {"content": {"application/json": {"schema": _PIPELINE_REQUEST}}},
+        },
+    }

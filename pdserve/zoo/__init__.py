@@ -1,0 +1,1 @@
+"""Models whose public weights come in another framework's format, rebuilt here as Paddle inference models."""
