@@ -5,19 +5,28 @@ has no meaning in one process, or refused by name: none is dropped in silence. K
 does not have are refused too, since a misspelt one would otherwise do nothing.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pdserve.errors import SettingsError
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, content: Any) -> Any:
+        """A key without a value takes its default, as in the published schema."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if value is not None}
 
 
 class LocalServiceConf(_Schema):
@@ -32,13 +41,13 @@ class LocalServiceConf(_Schema):
     precision: str = "fp32"
     ir_optim: bool | None = None
     use_mkldnn: bool | None = None
-    mem_optim: bool | None = None
+    mem_optim: bool = True
     fetch_list: list[str] = []
     use_calib: bool = False
-    mkldnn_cache_capacity: int | None = None
+    mkldnn_cache_capacity: int = 0
     mkldnn_op_list: list[str] | None = None
     mkldnn_bf16_op_list: list[str] | None = None
-    min_subgraph_size: int | None = None
+    min_subgraph_size: int = 3
     dynamic_shape_info: dict[str, Any] | None = None
 
 
@@ -54,7 +63,15 @@ class OpConf(_Schema):
     client_config: str | None = None
     client_type: str | None = None
     fetch_list: list[str] = []
+    use_encryption_model: bool = False
+    encryption_key: str = ""
     local_service_conf: LocalServiceConf = LocalServiceConf()
+
+
+class TracerConf(_Schema):
+    """``dag.tracer``; −1 for never."""
+
+    interval_s: int = -1
 
 
 class DagConf(_Schema):
@@ -66,7 +83,9 @@ class DagConf(_Schema):
     channel_size: int = Field(default=0, ge=0)
     is_thread_op: bool | None = None
     channel_recv_frist_arrive: bool = False
-    tracer: dict[str, Any] | None = None
+    tracer: TracerConf = TracerConf()
+    enable_prometheus: bool = False
+    prometheus_port: int | None = None
 
 
 class ConfigFile(_Schema):
@@ -119,10 +138,13 @@ def read_config(path: Path) -> ReadConfig:
     for name, op in conf.op.items():
         settings |= {"name": name} | _op(f"{path}: op.{name}", op)
         notes += _op_notes(f"op.{name}", op)
-    unknown = conf.pdserve.keys() - _block_keys()
+    block = {key: value for key, value in conf.pdserve.items() if value is not None}
+    unknown = block.keys() - _block_keys()
     if unknown:
         raise SettingsError(f"{path}: pdserve.{min(unknown)} is no setting that pdserve knows.")
-    return ReadConfig(settings | conf.pdserve, tuple(f"{path.name}: {note}" for note in notes))
+    if isinstance(block.get("labels"), str):  # beside the configuration, wherever the server is started
+        block["labels"] = path.parent / block["labels"]
+    return ReadConfig(settings | block, tuple(f"{path.name}: {note}" for note in notes))
 
 
 def _block_keys() -> set[str]:
@@ -142,11 +164,14 @@ def _op(where: str, op: OpConf) -> dict[str, Any]:
             raise SettingsError(
                 f"{where}: client_type {client} needs Paddle Serving's own runtime; use local_predictor."
             )
+    if op.use_encryption_model:
+        raise SettingsError(f"{where}.use_encryption_model is not supported; give the model as it is.")
     for key in ("use_calib", "mkldnn_op_list", "mkldnn_bf16_op_list", "dynamic_shape_info"):
         if getattr(local, key):
             raise SettingsError(f"{here}.{key} is not supported; remove it.")
+    devices = _devices(here, local)
     settings: dict[str, Any] = {
-        "devices": _devices(here, local),
+        "devices": devices,
         "tensorrt": local.device_type == 2,
         "precision": local.precision.lower(),
         "fetch_list": tuple(local.fetch_list or op.fetch_list),
@@ -154,7 +179,8 @@ def _op(where: str, op: OpConf) -> dict[str, Any]:
         "threads": local.thread_num,
         "ir_optim": local.ir_optim,
         "use_mkldnn": local.use_mkldnn,
-        "instances": op.concurrency,
+        # The old runtime deals its workers out to the devices; here each device has so many.
+        "instances": op.concurrency and math.ceil(op.concurrency / len(devices)),
         "max_batch_size": op.batch_size,
         "max_queue_delay_ms": op.auto_batching_timeout if op.auto_batching_timeout > 0 else None,
         "timeout_ms": op.timeout if op.timeout > 0 else None,
@@ -176,7 +202,7 @@ def _devices(here: str, local: LocalServiceConf) -> tuple[str, ...]:
     numbers = [part.strip() for part in local.devices.split(",") if part.strip()]
     if local.device_type == 0 or (local.device_type == -1 and not numbers):
         return ("cpu",)
-    if not numbers or not all(part.isdigit() for part in numbers):
+    if not numbers or not all(part.isdecimal() for part in numbers):
         raise SettingsError(
             f'{here}.devices is {local.devices!r}; give the GPUs\' numbers, as in "0" or "0,1".'
         )
@@ -197,10 +223,16 @@ def _server_notes(conf: ConfigFile) -> list[str]:
         notes.append("dag.retry has no effect: requests do not cross processes that could lose them")
     if dag.channel_size:
         notes.append("dag.channel_size has no effect; set pdserve.max_queue_size")
-    if dag.use_profile or dag.tracer:
+    if dag.use_profile or dag.tracer.interval_s > 0:
         notes.append("dag.use_profile and dag.tracer have no effect; send the key pipeline.profile")
     if dag.channel_recv_frist_arrive:
         notes.append("dag.channel_recv_frist_arrive has no effect")
+    if dag.is_thread_op is False:
+        notes.append("dag.is_thread_op False has no effect: the model runs in threads of one process")
+    if dag.client_type is not None:
+        notes.append("dag.client_type has no effect: the model runs in this process")
+    if dag.enable_prometheus or dag.prometheus_port is not None:
+        notes.append("dag.enable_prometheus and dag.prometheus_port have no effect: no metrics are served")
     return notes
 
 
@@ -209,7 +241,9 @@ def _op_notes(where: str, op: OpConf) -> list[str]:
     notes = []
     if op.retry > 1:
         notes.append(f"{where}.retry has no effect: the model runs in this process")
+    if op.encryption_key:
+        notes.append(f"{where}.encryption_key has no effect: no model is encrypted")
     for key in ("mem_optim", "workdir", "mkldnn_cache_capacity", "min_subgraph_size"):
-        if getattr(local, key):
+        if getattr(local, key) != LocalServiceConf.model_fields[key].default:
             notes.append(f"{where}.local_service_conf.{key} has no effect: the engine sees to it")
     return notes

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pdserve.errors import PdserveError
 
@@ -31,7 +31,10 @@ def _console(stderr: bool = False) -> "Console":
 
 def json_line(content: Mapping[str, Any]) -> None:
     """One JSON object on a line of standard output, at once."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    try:
+        sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    except UnicodeEncodeError:  # a console's code page, or a file's name that is no text
+        sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 
 
@@ -53,12 +56,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 def line(text: str) -> None:
     """A line of an answer, on standard output."""
-    sys.stdout.write(text + "\n")
+    _write(sys.stdout, text)
 
 
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error."""
-    sys.stderr.write(text + "\n")
+    _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A line; what the stream's encoding has no character for is escaped."""
+    try:
+        stream.write(text + "\n")
+    except UnicodeEncodeError:
+        stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
 
 
 def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:

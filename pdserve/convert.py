@@ -77,12 +77,16 @@ def convert(
                 (new_server / NOTE).write_text(json.dumps({"name": name}) + "\n", "utf-8")
             (new_server / SERVER_TEXT).write_bytes(_text(config))
             (new_server / SERVER_STREAM).write_bytes(prototxt.dump_stream(config))
+        built = open_serving_model(new_server)
         with writing(serving_client):
             (new_client / CLIENT_TEXT).write_bytes(_text(config))
             (new_client / CLIENT_STREAM).write_bytes(prototxt.dump_stream(config))
         with writing(serving_server):
             _publish([(new_server, server), (new_client, client)])
-    return open_serving_model(serving_server)
+    # Not opened again there: another process may be replacing it already.
+    params = built.files.params and serving_server / built.files.params.name
+    files = ModelFiles(serving_server / built.files.model.name, params, built.files.kind)
+    return ServingModel(serving_server, name or server.name.removesuffix("_serving"), files, config)
 
 
 def serving_config(files: ModelFiles, program: Program) -> ModelConfig:
@@ -141,9 +145,13 @@ def _check_target(target: Path, text: str, source: Path) -> None:
     """Refuse a folder that replacing would harm."""
     if target == source or target in source.parents:
         raise UsageError(f"{target} holds the model to convert and would be replaced; choose another folder.")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file; choose another folder.")
-    if target.is_dir() and any(target.iterdir()) and not (target / text).is_file():
+    try:
+        held = {path.name for path in target.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise UsageError(f"{target} is no folder; choose another one.") from error
+    if held and text not in held:
         raise UsageError(
             f"{target} exists and has no {text}, so it is no serving folder and is not replaced; "
             "choose another folder, or remove it yourself."

@@ -206,7 +206,7 @@ def _begin(response: "requests.Response", task: _Task, state: State | None) -> S
     have = task.part.size
     if state.total is not None:
         # The unpacked copy, which comes next to it, is at least as large.
-        disk.require(task.part.path, 2 * state.total - have, f"Fetching {task.name}", task.free)
+        disk.require(task.part.path.parent, 2 * state.total - have, f"Fetching {task.name}", task.free)
     task.progress.start(task.name, state.total, have)
     return state
 

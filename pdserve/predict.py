@@ -49,7 +49,7 @@ def find_sources(named: Sequence[str]) -> list[Source]:
         path = Path(name)
         if name == STANDARD_INPUT:
             sources.append(Source(name, sys.stdin.buffer.read))
-        elif name.startswith(("http://", "https://")):
+        elif name.lower().startswith(("http://", "https://")):
             sources.append(Source(name, _url_reader(name)))
         elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -78,9 +78,10 @@ def _url_reader(url: str) -> Callable[[], bytes]:
         try:
             local = is_this_machine(httpx.URL(url).host)
             response = httpx.get(url, follow_redirects=True, timeout=60, trust_env=not local)
-            response.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: a proxy's address
             raise ImageError(f"Cannot get {url}: {error}.") from error
+        if not response.is_success:
+            raise ImageError(f"Cannot get {url}: {response.status_code} {response.reason_phrase}.")
         return response.content
 
     return read
@@ -152,11 +153,15 @@ def local(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> I
 def draw(outcome: Outcome, folder: Path) -> Path | None:
     """Write an image with its labels into a folder and say where; None where there is nothing to draw on.
 
-    Raises DiskError.
+    That is a failed image, or one that a server read and this machine cannot. Raises DiskError.
     """
     from pdserve.vision.decode import decode
     from pdserve.vision.draw import draw_labels, save
 
     if outcome.data is None or isinstance(outcome.answer, PdserveError):
         return None
-    return save(draw_labels(decode(outcome.data), outcome.answer), folder, outcome.name)
+    try:
+        image = decode(outcome.data, sys.maxsize)  # the limit is the server's, who has let it pass
+    except ImageError:
+        return None
+    return save(draw_labels(image, outcome.answer), folder, outcome.name)

@@ -25,7 +25,7 @@ from pdserve.protos import message
 
 Kind = Literal["ProgramDesc", "PIR"]
 
-# Programs hold no weights: the largest we know is a few megabytes. A hostile one takes 30 times its size parsed.
+# Programs hold no weights: the largest we know is 2 MB. Parsed, a hostile one takes 30 times its size.
 MAX_PROGRAM_BYTES = 32 * 2**20
 MAX_RANK = 32
 

@@ -70,20 +70,23 @@ class ModelConfig:
 
 
 def _patched(kind: str, variables: tuple[Variable, ...], wanted: Mapping[str, str]) -> tuple[Variable, ...]:
-    known = {key for v in variables for key in (v.name, v.alias)}
+    names = {v.name for v in variables}
+    plural = "fetches" if kind == "fetch" else f"{kind}s"
     for key, alias in wanted.items():
-        if key not in known:
-            names = (v.name if v.name == v.alias else f"{v.name} (alias {v.alias})" for v in variables)
+        if key not in names and all(key != v.alias for v in variables):
+            there = (v.name if v.name == v.alias else f"{v.name} (alias {v.alias})" for v in variables)
             raise AliasError(
-                f"The model has no {kind} {key!r}; its {kind}s are: {', '.join(names) or 'none'}."
+                f"The model has no {kind} {key!r}; its {plural} are: {', '.join(there) or 'none'}."
             )
         if not alias:
             raise AliasError(f"The new alias of {kind} {key!r} is empty; give it as {key}=NAME.")
-    patched = tuple(replace(v, alias=wanted.get(v.name, wanted.get(v.alias, v.alias))) for v in variables)
+    # A name goes before an alias, so that two variables can swap their aliases.
+    by_alias = {key: alias for key, alias in wanted.items() if key not in names}
+    patched = tuple(replace(v, alias=wanted.get(v.name, by_alias.get(v.alias, v.alias))) for v in variables)
     aliases = [v.alias for v in patched]
     for alias in aliases:
         if aliases.count(alias) > 1:
-            raise AliasError(f"Two {kind}s would be called {alias!r}; give each an alias of its own.")
+            raise AliasError(f"Two {plural} would be called {alias!r}; give each an alias of its own.")
     return patched
 
 
@@ -135,6 +138,8 @@ def dump_stream(config: ModelConfig) -> bytes:
 
 def _from_message(config: Any, source: str) -> ModelConfig:
     def variable(v: Any, code: int) -> Variable:
+        if not all(isinstance(name, str) for name in (v.name, v.alias_name)):
+            raise ModelError(f"{source} has the name {v.name!r}, which is no UTF-8 text.")
         if code not in _TYPE_NAMES:
             raise ModelError(f"{source} gives {v.name!r} the unknown type {code}.")
         return Variable(v.name, v.alias_name or v.name, _TYPE_NAMES[code], tuple(v.shape), v.is_lod_tensor)

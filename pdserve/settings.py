@@ -16,7 +16,7 @@ from pdserve.errors import SettingsError
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class ModelSettings(_Frozen):
@@ -121,9 +121,11 @@ def classification(
         name: _from_environment(name, environ[key])
         for group in _GROUPS
         for name in group.model_fields
-        if (key := f"PDSERVE_{name.upper()}") in environ
+        if environ.get(key := f"PDSERVE_{name.upper()}")  # empty is as good as not there
     }
     in_flags = {name: value for name, value in flags.items() if value is not None}
+    if {**in_environment, **in_flags}.get("devices") == ("cpu",):
+        in_file.pop("tensorrt", None)  # it goes with the file's GPU, which is put aside
     merged = {**CLASSIFICATION_DEFAULTS, **in_file, **in_environment, **in_flags}
     origin = {
         **dict.fromkeys(in_file, str(config)),

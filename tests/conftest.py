@@ -1,9 +1,14 @@
-"""Shared fixtures: the reference values beside the tests, and the mirror's big archives where they are."""
+"""Shared fixtures: reference values, the mirror's archives where they are, a tiny model, real servers."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.running import Server, start
+from tests.tiny import build_serving_model
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -16,3 +21,25 @@ def mirror() -> Path:
     if not (shared / "mirror").is_dir():
         pytest.skip("needs the mirror of the model host; set PDSERVE_TEST_SHARED to the folder that holds it")
     return shared / "mirror"
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PDSERVE_HOME that holds the tiny classifier, converted."""
+    home = tmp_path_factory.mktemp("home")
+    build_serving_model(home / "models")
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_home: Path) -> Iterator[Server]:
+    """The real ``pdserve serve classification`` with the tiny classifier, for tests that leave it as it is."""
+    with start(tiny_home, "--model", "tiny", "--max-images", "4") as server:
+        yield server
+
+
+@pytest.fixture
+def serving(tiny_home: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers with options of the test's own; they stop when it ends."""
+    with ExitStack() as stack:
+        yield lambda *options, **environ: stack.enter_context(start(tiny_home, *options, **environ))

@@ -151,6 +151,14 @@ def test_wrong_range_in_the_answer(server, target):
     assert server.ranges == [None, "bytes=1000-", None]
 
 
+def test_less_of_the_range_than_asked_for(server, target):
+    """A server may answer with as much as it likes; the rest is asked for then."""
+    less = {"Content-Range": "bytes 1000-1999/300000", "Content-Length": "1000"}
+    url = server.put("/m.tar", BODY, faults=[Fault(stop=1000), Fault(stop=1000, headers=less)])
+    assert get(url, target).path.read_bytes() == BODY
+    assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
+
+
 def test_shorter_file_by_now(server, target):
     """The server no longer has the bytes that are asked for (416)."""
     url = server.put("/m.tar", BODY, faults=[Fault(stop=100_000)])

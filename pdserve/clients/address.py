@@ -34,41 +34,54 @@ class Address:
 
 def http_address(url: str) -> Address:
     """``http://host:port`` or ``https://…``. Raises UsageError for anything else."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
+    host, port = _host_and_port(rest.removesuffix("/"))
+    if scheme not in ("http", "https") or not separator or not host or port == 0:
         raise UsageError(f"The address {url!r} is not of the form http://host:port.")
-    return Address(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
+    return Address(scheme, host, port or (443 if scheme == "https" else 80))
 
 
 def rpc_address(target: str) -> Address:
     """``host:port``. Raises UsageError for anything else."""
-    try:
-        parts = urlsplit(f"//{target}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if "/" in target or not host or port is None:
+    host, port = _host_and_port(target)
+    if not host or not port:
         raise UsageError(f"The address {target!r} is not of the form host:port, which --rpc takes.")
     return Address("grpc", host, port)
+
+
+def _host_and_port(netloc: str) -> tuple[str | None, int | None]:
+    """``host``, ``host:port``, ``[v6]:port``; a host of None for what is more or less than that."""
+    try:
+        parts = urlsplit(f"//{netloc}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None, None
+    # A path, a user or a blank would be dropped in silence, and the request go elsewhere than was meant.
+    if parts.netloc != netloc or "@" in netloc or netloc.endswith(":") or any(map(str.isspace, netloc)):
+        return None, None
+    return host, port
 
 
 @cache
 def is_this_machine(host: str) -> bool:
     """Whether a host is this machine: loopback, unspecified, or one of its own names and addresses."""
-    if host == "localhost" or host.endswith(".localhost"):
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(name)
     except ValueError:
-        return host.lower() in {socket.gethostname().lower(), socket.getfqdn().lower()}
+        return name == socket.gethostname().lower() or name == socket.getfqdn().lower()
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
     if address.is_loopback or address.is_unspecified:
         return True
+    # Only an own address can be bound to; a host's name often resolves to but one of several.
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
-        own = socket.getaddrinfo(socket.gethostname(), None)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
     except OSError:
         return False
-    return host in {str(entry[4][0]) for entry in own}
+    return True

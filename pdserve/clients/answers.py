@@ -41,7 +41,7 @@ def _one(result: Any) -> list[Label] | ClientError:
         if "error" in result:
             return ClientError(str(result["error"]["message"]))
         return [Label(int(x["class_id"]), str(x["label"]), float(x["score"])) for x in result["labels"]]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return ClientError(f"The server's answer cannot be read: {str(result)[:200]}")
 
 
@@ -54,7 +54,7 @@ def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int) -> lis
     try:
         names, scores = ast.literal_eval(fields["label"]), ast.literal_eval(fields["prob"])
         labels = [[Label(UNKNOWN_CLASS, str(n), float(s))] for n, s in zip(names, scores, strict=True)]
-    except (KeyError, ValueError, SyntaxError, TypeError) as error:
+    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ClientError(f"The server's answer has no label and prob: {str(fields)[:200]}") from error
     if len(labels) != count:
         raise ClientError(f"The server answered {len(labels)} images of {count}.")

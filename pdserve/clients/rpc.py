@@ -55,12 +55,11 @@ class _Rpc:
         )
 
     def _read(self, response: Any, count: int) -> list[list[Label] | ClientError]:
+        fields = dict(zip(response.key, response.value, strict=False))
+        if pipeline.RESULTS_KEY in fields:
+            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count)
         if response.err_no:
             raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
-        if pipeline.RESULTS_KEY in response.key:
-            return from_results(
-                json.loads(response.value[list(response.key).index(pipeline.RESULTS_KEY)]), count
-            )
         return from_pipeline(response.key, response.value, count)
 
     def _failed(self, error: grpc.RpcError) -> ClientError:

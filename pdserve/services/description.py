@@ -31,88 +31,123 @@ class Description:
 
 def describe(model: ServingModel, wanted: ResultSettings) -> Description:
     """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
-    in_yml = _inference_yml(model.inference_yml) if model.inference_yml else {}
     entry = catalog.load().get(model.name)
-    ops: transforms.TransformOps | None = (in_yml.get("PreProcess") or {}).get("transform_ops")
-    origin = "inference.yml"
+    in_yml = _inference_yml(model.inference_yml) if model.inference_yml else {}
+    ops: transforms.TransformOps | None = in_yml.get("PreProcess", {}).get("transform_ops") or None
+    origins = ["inference.yml"] if ops else []
     if ops is None and entry and entry.transforms is not None:
-        ops, origin = entry.transforms, "catalog"
-    ops, given = _with_settings(ops, wanted)
-    if ops is None:
+        ops, origins = entry.transforms, ["catalog"]
+    wanted_ops = _with_settings(ops, wanted)
+    if wanted_ops is None:
         raise SettingsError(
             f"Nothing says how {model.name} wants its images; give --resize-short and --crop, or --resize "
             "(and --mean, --std where they are not ImageNet's)."
         )
+    if wanted_ops is not ops:
+        origins.append("settings")
     postprocess = _postprocess(in_yml.get("PostProcess") or (entry.postprocess if entry else None), wanted)
     names = _names(postprocess, entry, wanted)
     return Description(
-        transforms.build(ops),
-        scores.build(postprocess, names),
-        names,
-        f"{origin} and settings" if given and origin else origin,
+        transforms.build(wanted_ops), scores.build(postprocess, names), names, " and ".join(origins)
     )
 
 
-def _inference_yml(path: Path) -> Mapping[str, Any]:
+def _inference_yml(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The sections, each a mapping, PreProcess and PostProcess checked. Raises ModelError with the path."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
+    sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ModelError(f"{path}: {name} is {section!r}; it must be a mapping.")
+    try:
+        transforms.build(sections["PreProcess"].get("transform_ops") or ())
+        scores.build(sections["PostProcess"], None)
+    except SettingsError as error:
+        raise ModelError(f"{path}: {error.message}") from error
+    return sections
+
+
+# Where an operator belongs that a chain does not have.
+_USUAL = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "PadImage", "ToCHWImage")
 
 
 def _with_settings(
     ops: transforms.TransformOps | None, wanted: ResultSettings
-) -> tuple[transforms.TransformOps | None, bool]:
-    """The chain with what the settings change in it, and whether they change anything."""
-    resize = {
-        key: value
-        for key, value in (
-            ("resize_short", wanted.resize_short),
-            ("size", wanted.resize),
-            ("interpolation", wanted.interpolation),
-            ("backend", wanted.backend),
-        )
-        if value is not None
+) -> transforms.TransformOps | None:
+    """The chain with what the settings change in it; itself where they change nothing.
+
+    None where there is no chain, and the settings do not give a size.
+    """
+    if wanted.resize and wanted.resize_short:
+        raise SettingsError("resize and resize_short contradict each other; give one of them.")
+    changes = {name: _given(params) for name, params in _changes(wanted).items()}
+    if not any(changes.values()):
+        return ops
+    if ops is None:
+        if not wanted.resize and not (wanted.resize_short and wanted.crop):
+            return None
+        changes["NormalizeImage"] = changes["NormalizeImage"] or {"order": ""}  # ImageNet's
+    chain = [(name, dict(params or {})) for op in ops or () for name, params in op.items()]
+    if wanted.resize or wanted.resize_short:
+        # A new size ends the old one, and the crop or the filling that went with it.
+        old = ("size", "resize_short", "keep_ratio")
+        chain = [
+            (name, {k: v for k, v in params.items() if name != "ResizeImage" or k not in old})
+            for name, params in chain
+            if name != "PadImage" and not (name == "CropImage" and wanted.resize)
+        ]
+    for name, params in changes.items():
+        if params and name not in dict(chain):
+            later = _USUAL[_USUAL.index(name) :]
+            chain.insert(next((i for i, op in enumerate(chain) if op[0] in later), len(chain)), (name, {}))
+    return [{name: params | changes.get(name, {})} for name, params in chain]
+
+
+def _changes(wanted: ResultSettings) -> dict[str, dict[str, Any]]:
+    """The settings as parameters of the operators that they concern."""
+    return {
+        "DecodeImage": {"to_rgb": wanted.channel_order and wanted.channel_order == "rgb"},
+        "ResizeImage": {
+            "resize_short": wanted.resize_short,
+            "size": wanted.resize,
+            "interpolation": wanted.interpolation,
+            "backend": wanted.backend,
+        },
+        "CropImage": {"size": wanted.crop},
+        "NormalizeImage": {"scale": wanted.scale, "mean": wanted.mean, "std": wanted.std},
     }
-    normalize = {
-        key: value
-        for key, value in (("scale", wanted.scale), ("mean", wanted.mean), ("std", wanted.std))
-        if value is not None
-    }
-    if not resize and not normalize and wanted.crop is None and wanted.channel_order is None:
-        return ops, False
-    if ops is None and not wanted.resize and not (wanted.resize_short and wanted.crop):
-        return None, True
-    now: dict[str, dict[str, Any]] = {name: dict(p or {}) for op in ops or () for name, p in op.items()}
-    if wanted.resize:
-        # A new size ends both the resize by short side and the crop that went with it.
-        now.pop("CropImage", None)
-        now.setdefault("ResizeImage", {}).pop("resize_short", None)
-    if wanted.resize_short:
-        now.setdefault("ResizeImage", {}).pop("size", None)
-    if wanted.crop:
-        now["CropImage"] = {"size": wanted.crop}
-    if wanted.channel_order:
-        now["DecodeImage"] = {"to_rgb": wanted.channel_order == "rgb"}
-    now.setdefault("ResizeImage", {}).update(resize)
-    now.setdefault("NormalizeImage", {}).update(normalize)
-    usual = ("DecodeImage", "ResizeImage", "CropImage", "PadImage", "NormalizeImage", "ToCHWImage")
-    order = [name for name in usual if name in now] + [name for name in now if name not in usual]
-    return [{name: now[name]} for name in order], True
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if value is not None}
 
 
 def _postprocess(found: Mapping[str, Any] | None, wanted: ResultSettings) -> Mapping[str, Any]:
     postprocess: dict[str, Any] = dict(wanted.postprocess or found or {"Topk": {"topk": 5}})
     kind = str(postprocess.get("main_indicator") or next(iter(postprocess)))
-    params = dict(postprocess.get(kind) or {})
+    changes: dict[str, Any] = {}
     if wanted.threshold is not None:
         if kind not in ("ThreshOutput", "MultiLabelThreshOutput", "PersonAttribute"):
             raise SettingsError(f"threshold has no meaning for the postprocessing {kind}; leave it out.")
-        params["threshold"] = wanted.threshold
-    if wanted.top_k is not None and kind == "Topk":
-        params["topk"] = wanted.top_k
-    return {**postprocess, kind: params}
+        changes["threshold"] = wanted.threshold
+    if wanted.top_k is not None:
+        if kind not in ("Topk", "MultiLabelThreshOutput"):
+            raise SettingsError(f"top_k has no meaning for the postprocessing {kind}; leave it out.")
+        changes["topk"] = wanted.top_k
+    if wanted.labels:
+        if kind.endswith("Attribute"):
+            raise SettingsError(f"labels have no meaning for the postprocessing {kind}; leave them out.")
+        if kind == "ThreshOutput":
+            changes |= {"label_0": None, "label_1": None}
+    params = postprocess.get(kind) or {}
+    if not changes or not isinstance(params, Mapping):  # scores.build says what is wrong with it
+        return postprocess
+    return {**postprocess, kind: {**params, **changes}}
 
 
 def _names(

@@ -1,5 +1,7 @@
 """The pipeline protocol over HTTP: JSON in and out as the published gateway (grpc-gateway) does it."""
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -125,7 +127,9 @@ def _tensor(content: object) -> Any:
         raise _MalformedError(f"tensors holds a JSON {_kind(content)}, not only objects")
     tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")()
     try:
+        for field in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
+            base64.b64decode((content or {}).get(field) or "", validate=True)
         json_format.ParseDict(content or {}, tensor, ignore_unknown_fields=True)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, binascii.Error, TypeError, ValueError) as error:
         raise _MalformedError(f"a tensor cannot be read: {error}") from error
     return tensor

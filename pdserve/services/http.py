@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from pdserve import __version__
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
@@ -55,6 +56,8 @@ def build_app(service: ImageService, settings: ServerSettings) -> FastAPI:
     @app.post("/{name}/{method}", tags=["pipeline protocol"], **openapi.pipeline_route())
     async def pipeline(name: str, method: str, request: Request) -> Response:
         # Any method will do; it is in the path because Paddle Serving's clients put it there.
+        if not _is_pipeline(request):
+            raise HTTPException(404)
         return await gateway.handle(service, name, await read_body(request, settings.max_body_bytes))
 
     @app.exception_handler(PdserveError)
@@ -72,6 +75,10 @@ def build_app(service: ImageService, settings: ServerSettings) -> FastAPI:
             return gateway.failed(error.status_code, error.detail, error.headers)
         body = {"error": {"code": error.detail.lower().replace(" ", "_"), "message": error.detail}}
         return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody will read
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 Image8 = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
+# What both libraries read. Of Pillow's other formats OpenCV knows nothing, and opening some of them
+# (EPS) would run another program on a stranger's file.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     """Decode one image file.
 
-    ``data``: the file's bytes, in any format that OpenCV and Pillow know. Returns H×W×3 uint8, RGB,
+    ``data``: the file's bytes: JPEG, PNG, WebP, BMP, GIF (its first picture), TIFF, PPM, JPEG 2000, AVIF,
+    as far as the installed OpenCV and Pillow have them. Returns H×W×3 uint8, RGB,
     C-contiguous. Raises ImageError for what is empty, no image, truncated or broken, and
     ImageTooLargeError for more than ``max_pixels`` pixels (read from the header, before decoding).
     """
@@ -56,8 +60,10 @@ def _open(data: bytes) -> "ImageFile":
 
     # Pillow's own limit warns or raises by a process-wide number; max_pixels takes its place.
     Image.MAX_IMAGE_PIXELS = None
+    Image.init()
+    known = [name for name in _FORMATS if name in Image.OPEN]  # builds of Pillow differ
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=known)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile headers
         raise ImageError(f"The {len(data)} bytes are no image in a known format.") from error
 
@@ -65,12 +71,29 @@ def _open(data: bytes) -> "ImageFile":
 def _ends_as_it_should(data: bytes, image_format: str | None) -> bool:
     """Whether the file surely goes to its end: a quick look for the formats that nearly all use."""
     if image_format in ("JPEG", "MPO"):
-        return data.rstrip(b"\0").endswith(b"\xff\xd9")
+        scan = _first_scan(data)
+        return scan is not None and data.rstrip(b"\0").endswith(b"\xff\xd9", scan)
     if image_format == "PNG":
         return data.endswith(b"IEND\xaeB`\x82")
     if image_format == "WEBP":
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     return False
+
+
+def _first_scan(data: bytes) -> int | None:
+    """Where a JPEG's first scan begins; None for a file that stops before it.
+
+    A preview in the header ends with the same two bytes as the picture itself, so a file cut behind it
+    looks complete from behind. Segments (ITU T.81, B.1.1.4) are a marker and a length that counts itself.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return at
+        # A marker may be preceded by any number of fill bytes, 0xFF.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _decode_strictly(image: "ImageFile") -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _BAND = (0, 0, 0, 160)
 _TEXT = (255, 255, 255, 255)
+# Of characters, each of up to four bytes, where a file's name has 255 bytes.
+_NAME_LENGTH = 60
 
 
 def draw_labels(image: Image8, labels: Sequence[Label]) -> Image.Image:
@@ -44,10 +46,11 @@ def _font(width: int, text: str) -> "FreeTypeFont | BitmapFont":
 def save(picture: Image.Image, folder: Path, name: str) -> Path:
     """Write a PNG named after the image into a folder, made if need be, and say where it is.
 
-    A name that is taken gets a number, so that ``a/cat.jpg`` and ``b/cat.jpg`` both stay. Raises
-    DiskError.
+    A name that is taken gets a number, so that ``a/cat.jpg`` and ``b/cat.jpg`` both stay; ``-`` and the
+    like become ``image``. Raises DiskError.
     """
-    stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in Path(name).stem).strip(". ") or "image"
+    plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in Path(name).stem)
+    stem = plain[:_NAME_LENGTH].strip("-. ") or "image"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path, number = folder / f"{stem}.png", 2
@@ -59,4 +62,6 @@ def save(picture: Image.Image, folder: Path, name: str) -> Path:
             except FileExistsError:
                 path, number = folder / f"{stem}-{number}.png", number + 1
     except OSError as error:
-        raise DiskError(f"Cannot write {folder}: {error.strerror}; give --draw another folder.") from error
+        raise DiskError(
+            f"Cannot write {folder}: {error.strerror or error}; give --draw another folder."
+        ) from error

@@ -8,6 +8,7 @@ those models and tabled below.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -50,16 +51,26 @@ def build(postprocess: Mapping[str, Any], names: Sequence[str] | None) -> Postpr
     Raises SettingsError for an unknown operator or parameter.
     """
     # SavePreLabel sorts files into folders by label; it says nothing about the answer.
-    ops = {k: v or {} for k, v in postprocess.items() if k not in ("main_indicator", "SavePreLabel")}
+    ops = {k: v for k, v in postprocess.items() if k not in ("main_indicator", "SavePreLabel")}
     kind = str(postprocess.get("main_indicator") or next(iter(ops), "Topk"))
     maker = _MAKERS.get(kind)
     if maker is None:
         raise SettingsError(f"The postprocessing {kind!r} is unknown; known are {', '.join(_MAKERS)}.")
-    params = {k: v for k, v in ops.get(kind, {}).items() if k not in _LABEL_KEYS}
-    try:
-        return maker(names, **params)
-    except TypeError as error:
-        raise SettingsError(f"The parameters of {kind} do not fit: {error}.") from error
+    params = ops.get(kind)
+    if params is not None and not isinstance(params, Mapping):
+        raise SettingsError(f"The parameters of {kind} are {params!r}; they must be a mapping.")
+    params = {k: v for k, v in (params or {}).items() if k not in _LABEL_KEYS}
+    known = list(signature(maker).parameters)[1:]  # the first are the names
+    for key, value in params.items():
+        if key not in known:
+            raise SettingsError(f"{kind} has no parameter {key!r}; it has {', '.join(known)}.")
+        if key.endswith("threshold") and not _is_share(value):
+            raise SettingsError(f"{kind}.{key} is {value!r}; it must be a number from 0 to 1.")
+    return maker(names, **params)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def score_of(value: np.floating[Any] | float) -> float:
@@ -72,14 +83,18 @@ def _name(names: Sequence[str] | None, class_id: int) -> str:
 
 
 def _topk(names: Sequence[str] | None, topk: int = 5) -> Postprocess:
-    if not isinstance(topk, int) or topk < 1:
-        raise SettingsError(f"Topk.topk is {topk!r}; it must be a whole number above 0.")
+    _check_count("Topk.topk", topk)
 
     def read(scores: Scores, top_k: int | None) -> list[Label]:
         count = min(top_k or topk, len(scores))
         return [Label(int(i), _name(names, int(i)), score_of(scores[i])) for i in _best(scores, count)]
 
     return Postprocess("Topk", len(names) if names is not None else None, read)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0.")
 
 
 def _best(scores: Scores, count: int) -> npt.NDArray[np.intp]:
@@ -95,24 +110,43 @@ def _best(scores: Scores, count: int) -> npt.NDArray[np.intp]:
 
 def _thresh_output(
     names: Sequence[str] | None,
-    threshold: float = 0.5,
-    default_label_index: int = 1,
-    label_0: str = "0",
-    label_1: str = "1",
+    threshold: float | None = None,
+    default_label_index: int = 0,
+    label_0: str | None = None,
+    label_1: str | None = None,
 ) -> Postprocess:
+    """Of two outputs, the second from the threshold on. Of more, the best above it, else the default."""
+    if threshold is None:
+        raise SettingsError("ThreshOutput needs a threshold.")
+    if default_label_index != 0:
+        _check_count("ThreshOutput.default_label_index", default_label_index)
+    width = len(names) if names is not None else None
+    if label_0 is not None or label_1 is not None:
+        names, width = (str(label_0 or "0"), str(label_1 or "1")), 2
+    if width is not None and default_label_index >= width:
+        raise SettingsError(f"ThreshOutput.default_label_index is {default_label_index} of {width} labels.")
+
     def read(scores: Scores, top_k: int | None) -> list[Label]:
-        score = score_of(scores[default_label_index])
-        if score < threshold:
-            return [Label(0, label_0, score_of(1 - scores[default_label_index]))]
-        return [Label(1, label_1, score)]
+        if len(scores) == 2:
+            yes = score_of(scores[1]) >= threshold
+            score = scores[1] if yes else 1 - scores[1]
+            return [Label(int(yes), _name(names, int(yes)), score_of(score))]
+        best = int(np.argmax(scores))
+        chosen = best if score_of(scores[best]) > threshold else default_label_index
+        return [Label(chosen, _name(names, chosen), score_of(scores[chosen]))]
 
-    return Postprocess("ThreshOutput", 2, read)
+    return Postprocess("ThreshOutput", width, read)
 
 
-def _multi_label(names: Sequence[str] | None, threshold: float = 0.5) -> Postprocess:
+def _multi_label(names: Sequence[str] | None, threshold: float = 0.5, topk: int | None = None) -> Postprocess:
+    """All from the threshold on, best first; ``topk`` is ours, and bounds them."""
+    if topk is not None:
+        _check_count("MultiLabelThreshOutput.topk", topk)
+
     def read(scores: Scores, top_k: int | None) -> list[Label]:
-        best = (int(i) for i in _best(scores, min(top_k or len(scores), len(scores))))
-        return [Label(i, _name(names, i), score_of(scores[i])) for i in best if scores[i] >= threshold]
+        best = (int(i) for i in _best(scores, min(top_k or topk or len(scores), len(scores))))
+        labels = (Label(i, _name(names, i), score_of(scores[i])) for i in best)
+        return [label for label in labels if label.score >= threshold]
 
     return Postprocess("MultiLabelThreshOutput", len(names) if names is not None else None, read)
 
@@ -125,17 +159,15 @@ def _choice(scores: Scores, first: int, labels: Sequence[str]) -> Label:
 
 def _either(scores: Scores, index: int, threshold: float, yes: str, no: str) -> Label:
     """One output that says yes above the threshold, else no with the score that is left."""
-    if scores[index] > threshold:
-        return Label(index, yes, score_of(scores[index]))
+    score = score_of(scores[index])
+    if score > threshold:
+        return Label(index, yes, score)
     return Label(index, no, score_of(1 - scores[index]))
 
 
 def _all_above(scores: Scores, first: int, labels: Sequence[str], threshold: float) -> list[Label]:
-    return [
-        Label(first + i, label, score_of(scores[first + i]))
-        for i, label in enumerate(labels)
-        if scores[first + i] > threshold
-    ]
+    found = (Label(first + i, label, score_of(scores[first + i])) for i, label in enumerate(labels))
+    return [label for label in found if label.score > threshold]
 
 
 def _person_attribute(
@@ -185,29 +217,32 @@ def _vehicle_attribute(
     return Postprocess("VehicleAttribute", 19, read)
 
 
-# Output by output: the parameter that holds its threshold, the label above it, the label else.
-_TABLE_OUTPUTS = (
-    ("source_threshold", "Scanned", "Photo"),
-    ("number_threshold", "Little", "Numerous"),
-    ("color_threshold", "Black-and-White", "Multicolor"),
-    ("clarity_threshold", "Clear", "Blurry"),
-    ("obstruction_threshold", "Without-Obstacles", "With-Obstacles"),
-    ("angle_threshold", "Horizontal", "Tilted"),
-)
+def _table_attribute(
+    names: Sequence[str] | None,
+    source_threshold: float = 0.5,
+    number_threshold: float = 0.5,
+    color_threshold: float = 0.5,
+    clarity_threshold: float = 0.5,
+    obstruction_threshold: float = 0.5,
+    angle_threshold: float = 0.5,
+) -> Postprocess:
+    """6 outputs, each with its threshold, the label above it and the label else.
 
-
-def _table_attribute(names: Sequence[str] | None, **thresholds: float) -> Postprocess:
-    unknown = thresholds.keys() - {key for key, _, _ in _TABLE_OUTPUTS}
-    if unknown:
-        raise SettingsError(f"TableAttribute has no parameter {min(unknown)!r}.")
+    PaddleClas measures the last two against number_threshold; here each has its own.
+    """
+    outputs = (
+        (source_threshold, "Scanned", "Photo"),
+        (number_threshold, "Little", "Numerous"),
+        (color_threshold, "Black-and-White", "Multicolor"),
+        (clarity_threshold, "Clear", "Blurry"),
+        (obstruction_threshold, "Without-Obstacles", "With-Obstacles"),
+        (angle_threshold, "Horizontal", "Tilted"),
+    )
 
     def read(scores: Scores, top_k: int | None) -> list[Label]:
-        return [
-            _either(scores, i, thresholds.get(key, 0.5), yes, no)
-            for i, (key, yes, no) in enumerate(_TABLE_OUTPUTS)
-        ]
+        return [_either(scores, i, *output) for i, output in enumerate(outputs)]
 
-    return Postprocess("TableAttribute", len(_TABLE_OUTPUTS), read)
+    return Postprocess("TableAttribute", len(outputs), read)
 
 
 _MAKERS: Mapping[str, Callable[..., Postprocess]] = {

@@ -2,10 +2,15 @@
 
 A chain is written as PaddleClas writes ``PreProcess.transform_ops`` in ``inference.yml``: a list of
 one-key mappings, ``[{"ResizeImage": {"resize_short": 256}}, {"CropImage": {"size": 224}}, …]``.
-The arithmetic follows that format's published behaviour; OpenCV and Pillow resize differently
-(Pillow's bilinear and bicubic average over the area when shrinking), so the back end is part of it.
+The arithmetic follows that format's published behaviour.
+
+Two things are ours, for text lines, after PaddleOCR's reader of them: ``ResizeImage.keep_ratio`` (to
+the height of ``size``, no wider than its width) and ``PadImage`` (fill up to ``size`` at the right and
+below). Every ``size`` is a number or [width, height]. The ``Det…`` operators of PaddleClas's detectors
+are read as what they do: they take [height, width] and OpenCV's number of an interpolation.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +19,31 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.errors import ImageError, SettingsError
+from pdserve.vision.decode import MAX_PIXELS
+from pdserve.vision.resize import resizer
 
 Array = npt.NDArray[Any]
 TransformOps = Sequence[Mapping[str, Any]]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-INTERPOLATIONS = {
-    "cv2": ("nearest", "bilinear", "area", "bicubic", "lanczos"),
-    "pil": ("nearest", "bilinear", "bicubic", "box", "lanczos", "hamming"),
+# return_numpy and to_np choose between kinds of object, order says where the channels are, which is
+# known here: they change nothing.
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "DecodeImage": ("to_rgb", "to_np", "channel_first"),
+    "ResizeImage": ("size", "resize_short", "interpolation", "backend", "keep_ratio", "return_numpy"),
+    "CropImage": ("size",),
+    "PadImage": ("size", "value"),
+    "NormalizeImage": ("scale", "mean", "std", "order", "output_fp16", "channel_num"),
+    "ToCHWImage": (),
+    "DetResize": ("target_size", "keep_ratio", "interp"),
+    "DetNormalizeImage": ("mean", "std", "is_scale"),
+    "DetPermute": (),
+}
+_ONLY = {
+    "DecodeImage.channel_first": False,
+    "NormalizeImage.output_fp16": False,
+    "NormalizeImage.channel_num": 3,
 }
 
 
@@ -47,16 +68,20 @@ def build(ops: TransformOps) -> Chain:
     """Compile a chain. Raises SettingsError that names an unknown operator or a wrong parameter."""
     steps: list[Callable[[Array], Array]] = []
     size: tuple[int, int] | None = None
-    chw = False
+    chw = floating = False
+    if not isinstance(ops, (list, tuple)):
+        raise SettingsError(f"The preprocessing is {ops!r}; it must be a list of operators.")
     for op in ops:
         name, params = _named(op)
+        if chw and name != "NormalizeImage":
+            raise SettingsError(f"{name} comes after ToCHWImage; it works on height, width, channels.")
         match name:
             case "DecodeImage":
                 # Decoding comes before the chain and gives RGB; a chain may ask for BGR.
-                if params.get("to_rgb", True) is False:
+                if not _flag("DecodeImage.to_rgb", params.get("to_rgb", True)):
                     steps.append(_reverse_channels)
             case "ResizeImage":
-                step, size = _resize(params)
+                step, size = _resize(params, floating)
                 steps.append(step)
             case "CropImage":
                 step, size = _crop(params)
@@ -64,28 +89,55 @@ def build(ops: TransformOps) -> Chain:
             case "PadImage":
                 step, size = _pad(params)
                 steps.append(step)
+                floating = True
             case "NormalizeImage":
                 steps.append(_normalize(params, chw))
+                floating = True
             case "ToCHWImage":
                 steps.append(_to_chw)
                 chw = True
-            case _:
-                raise SettingsError(
-                    f"The preprocessing operator {name!r} is unknown; known are DecodeImage, ResizeImage, "
-                    "CropImage, PadImage, NormalizeImage and ToCHWImage."
-                )
     if not chw:
         steps.append(_to_chw)
     return Chain(tuple(ops), tuple(steps), size)
 
 
 def _named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A step's operator and its parameters, both of them known, a detector's as a classifier's."""
     if not isinstance(op, Mapping) or len(op) != 1:
         raise SettingsError(f"A preprocessing step is one operator and its parameters, not {op!r}.")
     name, params = next(iter(op.items()))
+    known = _PARAMETERS.get(name)
+    if known is None:
+        raise SettingsError(
+            f"The preprocessing operator {name!r} is unknown; known are {', '.join(_PARAMETERS)}."
+        )
     if params is not None and not isinstance(params, Mapping):
         raise SettingsError(f"The parameters of {name} are {params!r}; they must be a mapping.")
-    return name, dict(params or {})
+    params = dict(params or {})
+    for key, value in params.items():
+        if key not in known:
+            raise SettingsError(f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.")
+        only = _ONLY.get(f"{name}.{key}", value)
+        if value != only:
+            raise SettingsError(f"{name}.{key} is {value!r}; only {only!r} is supported.")
+    match name:
+        case "DetResize":
+            if _flag("DetResize.keep_ratio", params.get("keep_ratio", True)):
+                raise SettingsError("DetResize.keep_ratio is True; only False is supported.")
+            high, wide = _pair("DetResize.target_size", params.get("target_size"))
+            return "ResizeImage", {"size": [wide, high], "interpolation": params.get("interp", 1)}
+        case "DetNormalizeImage":
+            scaled = _flag("DetNormalizeImage.is_scale", params.pop("is_scale", True))
+            return "NormalizeImage", params | {"scale": 1 / 255 if scaled else 1.0}
+        case "DetPermute":
+            return "ToCHWImage", {}
+    return name, params
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name} is {value!r}; it must be true or false.")
+    return value
 
 
 def _whole(name: str, value: object) -> int:
@@ -102,75 +154,42 @@ def _pair(name: str, value: object) -> tuple[int, int]:
     return side, side
 
 
-def _resize(params: dict[str, Any]) -> tuple[Callable[[Array], Array], tuple[int, int] | None]:
-    resize = _resizer(params.get("interpolation"), params.get("backend", "cv2"))
+def _resize(
+    params: dict[str, Any], floating: bool
+) -> tuple[Callable[[Array], Array], tuple[int, int] | None]:
+    """``floating``: whether the image is float32 by now, and bytes no longer."""
+    resize = resizer(params.get("interpolation"), params.get("backend", "cv2"), floating)
+    keep_ratio = _flag("ResizeImage.keep_ratio", params.get("keep_ratio", False))
     short = params.get("resize_short")
     if short is not None:
         short = _whole("ResizeImage.resize_short", short)
+        if keep_ratio:
+            raise SettingsError("ResizeImage.keep_ratio goes with size; resize_short keeps the ratio anyway.")
 
         def by_short_side(image: Array) -> Array:
             height, width = image.shape[:2]
             ratio = short / min(height, width)
-            return resize(image, round(width * ratio), round(height * ratio))
+            wide, high = round(width * ratio), round(height * ratio)
+            if wide * high > MAX_PIXELS:
+                raise ImageError(
+                    f"The image is {width}×{height}; with its short side resized to {short} it would be "
+                    f"{wide}×{high}, more than {MAX_PIXELS} pixels."
+                )
+            return resize(image, wide, high)
 
         return by_short_side, None
     if params.get("size") is None:
         raise SettingsError("ResizeImage needs size or resize_short.")
     wide, high = _pair("ResizeImage.size", params["size"])
-    if params.get("keep_ratio"):
+    if keep_ratio:
 
         def within(image: Array) -> Array:
             height, width = image.shape[:2]
-            return resize(image, min(wide, max(1, int(np.ceil(width * high / height)))), high)
+            # Divided first, as PaddleOCR does: the rounding decides about a column of pixels.
+            return resize(image, min(wide, math.ceil(high * (width / height))), high)
 
         return within, None
     return (lambda image: resize(image, wide, high)), (high, wide)
-
-
-def _resizer(interpolation: object, backend: object) -> Callable[[Array, int, int], Array]:
-    """A function (image, width, height) -> image, of one library and one interpolation."""
-    back_end = str(backend).lower()
-    known = INTERPOLATIONS.get(back_end)
-    if known is None:
-        raise SettingsError(f"The resize backend {backend!r} is unknown; use cv2 or pil.")
-    name = "bilinear" if interpolation is None else interpolation
-    if isinstance(name, int) and not isinstance(name, bool):  # OpenCV's own numbers, as detectors write them
-        name = dict(enumerate(("nearest", "bilinear", "bicubic", "area", "lanczos"))).get(name, name)
-    name = str(name).lower()
-    if name not in known:
-        raise SettingsError(
-            f"The interpolation {interpolation!r} is unknown to {back_end}; use one of {', '.join(known)}."
-        )
-    return _pil_resizer(name) if back_end == "pil" else _cv2_resizer(name)
-
-
-def _cv2_resizer(name: str) -> Callable[[Array, int, int], Array]:
-    import cv2
-
-    flag = {
-        "nearest": cv2.INTER_NEAREST,
-        "bilinear": cv2.INTER_LINEAR,
-        "area": cv2.INTER_AREA,
-        "bicubic": cv2.INTER_CUBIC,
-        "lanczos": cv2.INTER_LANCZOS4,
-    }[name]
-
-    def resize(image: Array, width: int, height: int) -> Array:
-        out: Array = cv2.resize(image, (width, height), interpolation=flag)
-        return out
-
-    return resize
-
-
-def _pil_resizer(name: str) -> Callable[[Array, int, int], Array]:
-    from PIL import Image
-
-    resample = Image.Resampling[name.upper()]
-
-    def resize(image: Array, width: int, height: int) -> Array:
-        return np.asarray(Image.fromarray(image).resize((width, height), resample))
-
-    return resize
 
 
 def _crop(params: dict[str, Any]) -> tuple[Callable[[Array], Array], tuple[int, int]]:
@@ -189,11 +208,15 @@ def _crop(params: dict[str, Any]) -> tuple[Callable[[Array], Array], tuple[int, 
 def _pad(params: dict[str, Any]) -> tuple[Callable[[Array], Array], tuple[int, int]]:
     """Fill up to size [width, height] at the right and below: text line models take them so."""
     wide, high = _pair("PadImage.size", params.get("size"))
-    value = float(params.get("value", 0))
+    value = number(params.get("value", 0), "PadImage.value")
 
     def pad(image: Array) -> Array:
         height, width = image.shape[:2]
-        return np.pad(image, ((0, high - height), (0, wide - width), (0, 0)), constant_values=value)
+        if height > high or width > wide:
+            raise ImageError(f"The image is {width}×{height}, too large to be padded to {wide}×{high}.")
+        filled = np.full((high, wide, 3), value, np.float32)
+        filled[:height, :width] = image
+        return filled
 
     return pad, (high, wide)
 
@@ -202,19 +225,23 @@ def number(value: object, name: str) -> float:
     """A number, or a quotient in a string as PaddleClas writes a scale, ``"1.0/255.0"``."""
     try:
         if isinstance(value, str):
-            top, _, bottom = value.partition("/")
-            return float(top) / float(bottom or 1)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    except (ValueError, ZeroDivisionError):
+            top, slash, bottom = value.partition("/")
+            out = float(top) / (float(bottom) if slash else 1)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            out = float(value)
+        else:
+            out = math.nan
+        if math.isfinite(out):
+            return out
+    except (ValueError, ZeroDivisionError, OverflowError):
         pass
     raise SettingsError(f"{name} is {value!r}; it must be a number, or two with a / between.")
 
 
 def _normalize(params: dict[str, Any], chw: bool) -> Callable[[Array], Array]:
     """(x·scale − mean) / std per channel, as one multiplication and one addition in float32."""
-    if params.get("channel_num", 3) != 3:
-        raise SettingsError(f"NormalizeImage.channel_num is {params['channel_num']!r}; only 3 is supported.")
+    if str(params.get("order") or "hwc").lower() not in ("chw", "hwc"):
+        raise SettingsError(f"NormalizeImage.order is {params['order']!r}; use chw or hwc.")
     scale = number(1 / 255 if params.get("scale") is None else params["scale"], "NormalizeImage.scale")
     mean = _channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean")
     std = _channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")

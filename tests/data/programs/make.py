@@ -6,6 +6,7 @@
   Feeds ``x`` float32 (-1, 3, 8, 8) and ``scale`` float32 (-1, 1); fetches the softmax, float32 (-1, 5), and
   the two best classes, int64 (-1, 2).
 - ``two_heads/separate``: the same as ``__model__`` and one file per parameter.
+- ``odd``: a ProgramDesc whose order of feeds and fetches is that of neither names nor operators; LoD, bool.
 - ``branches``: PIR with an ``if``, hence blocks inside a block, and no parameters.
 - ``expected.json``: for a batch of two, what Paddle's own predictor says: names, and output values.
 """

@@ -5,7 +5,6 @@ Python 3.9 with ``paddle-serving-client`` 0.9.0 (no dependencies), ``paddlepaddl
 what is named below. ``python tests/data/programs/published.py``
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -49,7 +48,7 @@ def main():
     convert = import_converter()
     for model, params in (("two_heads/pdmodel", "inference.pdiparams"), ("odd", None)):
         with tempfile.TemporaryDirectory() as temporary:
-            server, client = os.path.join(temporary, "server"), os.path.join(temporary, "client")
+            server, client = f"{temporary}/server", f"{temporary}/client"
             convert(str(HERE / model), server, client, "inference.pdmodel", params)
             target = HERE / "published" / model.split("/")[0]
             shutil.rmtree(target, ignore_errors=True)

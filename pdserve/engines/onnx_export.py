@@ -1,0 +1,113 @@
+"""A Paddle model as an ONNX file: converted once with paddle2onnx, and kept.
+
+Beside the model, ``.pdserve/HASH-opsetN.onnx``, or in the user's cache folder where the model's folder
+cannot be written. The hash is over program and parameters, so an altered model is converted again.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from pdserve.disk import writing
+from pdserve.engines import packages
+from pdserve.engines.contract import Request
+from pdserve.engines.parameters import parameter_files, read_parameters
+from pdserve.errors import UnsupportedModelError
+
+OPSET = 17
+FOLDER = ".pdserve"
+
+# In a process of its own: paddle2onnx loads all of Paddle, writes on standard output, and dies of some
+# models. "none" keeps it from Polygraphy, which would install packages by itself.
+_CHILD = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import paddle2onnx
+model, params, out, opset = sys.argv[1:]
+paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="none")
+"""
+
+
+def onnx_file(request: Request) -> Path:
+    """The converted model, made now if there is none.
+
+    Raises UnsupportedModelError for a model that paddle2onnx does not convert, EngineMissingError
+    without paddle2onnx, DiskError.
+    """
+    name = f"{_fingerprint(request)}-opset{OPSET}.onnx"
+    beside = request.model.path / FOLDER
+    users = platformdirs.user_cache_path("pdserve") / "onnx"
+    for folder in (beside, users):
+        if (folder / name).is_file():
+            return folder / name
+    for module in ("paddle2onnx", "paddle"):
+        packages.require("onnx", module)
+    with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
+        made = _convert(request, Path(scratch))
+        try:
+            return _keep(made, beside / name)
+        except OSError:  # a folder that is read-only, or on a medium that is
+            with writing(users):
+                return _keep(made, users / name)
+
+
+def _fingerprint(request: Request) -> str:
+    files = request.model.files
+    total = hashlib.sha256()
+    for path in (files.model, *parameter_files(files, request.program)):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def _convert(request: Request, scratch: Path) -> Path:
+    files, out = request.model.files, scratch / "model.onnx"
+    # paddle2onnx goes by these very names, whatever it is given.
+    program = scratch / ("inference.json" if files.kind == "PIR" else "inference.pdmodel")
+    params = scratch / "inference.pdiparams"
+    shutil.copyfile(files.model, program)
+    params.write_bytes(read_parameters(files, request.program))
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(program), str(params), str(out), str(OPSET)],
+        cwd=scratch,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0 or not out.is_file() or out.stat().st_size == 0:
+        raise UnsupportedModelError(
+            f"paddle2onnx does not convert {request.model.name} ({_why(done.stdout, done.returncode)}); "
+            'use --engine paddle: `pip install "pdserve[paddle]"`.'
+        )
+    return out
+
+
+def _why(output: str, status: int) -> str:
+    if match := re.search(r"Failed to convert PaddlePaddle model: (.+)", output):
+        return match[1].rstrip(". ")[:300]
+    lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
+    return lines[-1][:300] if lines and status >= 0 else f"it ended with status {status}"
+
+
+def _keep(made: Path, target: Path) -> Path:
+    """Copy beside the target and rename, so that nobody sees half a file. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(".part", dir=target.parent)
+    os.close(handle)
+    try:
+        shutil.copyfile(made, part)
+        Path(part).replace(target)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return target

@@ -1,0 +1,207 @@
+"""Paddle Inference: reads every format, runs every operator; CPU with oneDNN, or a GPU with CUDA.
+
+An instance is a predictor; the others are clones of the first and share its weights.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pdserve.engines import packages
+from pdserve.engines.contract import Array, Opened, Request
+from pdserve.engines.device import cores, gpu_problem
+from pdserve.engines.parameters import read_parameters
+from pdserve.errors import DeviceError, SettingsError
+
+_GPU_POOL_MB = 256  # what the memory pool starts with; it grows
+_TENSORRT_WORKSPACE = 1 << 30
+
+
+def open_model(request: Request) -> Opened:
+    """Create the predictors. Raises DeviceError, SettingsError, EngineMissingError, ModelError."""
+    packages.require("paddle", "paddle")
+    _refuse(request)
+    paddle = _import_paddle()
+    if request.device.kind == "gpu":
+        _require_cuda(paddle, request)
+    first = _create(request)
+    # Cloned before the first run: oneDNN then turns the shared weights, and later clones fail.
+    predictors = [first, *(first.clone() for _ in range(request.instances - 1))]
+    return Opened(
+        [_Instance(p, request) for p in predictors],
+        f"Paddle {paddle.__version__} on {_where(request)}, {request.precision}, {request.instances} instances",
+    )
+
+
+def _create(request: Request) -> Any:
+    from paddle import inference
+
+    config = _config(inference, request)
+    if request.device.kind == "gpu":
+        _use_gpu(inference, config, request)
+    else:
+        config.disable_gpu()
+        config.set_cpu_math_library_num_threads(_threads(request))
+        config.enable_mkldnn() if _onednn(request) else config.disable_mkldnn()
+    config.switch_ir_optim(request.options.ir_optim is not False)
+    # The older executor takes twice as long for a batch of one once it has seen a larger batch.
+    config.enable_new_executor()
+    config.disable_glog_info()
+    return inference.create_predictor(config)
+
+
+def _threads(request: Request) -> int:
+    return request.threads or max(1, cores() // request.instances)
+
+
+def _onednn(request: Request) -> bool:
+    return request.options.use_mkldnn is not False
+
+
+def _where(request: Request) -> str:
+    if request.device.kind == "gpu":
+        return f"GPU {request.device.index}{' with TensorRT' if request.options.tensorrt else ''}"
+    return f"CPU{' with oneDNN' if _onednn(request) else ''}, {_threads(request)} threads"
+
+
+def _config(inference: Any, request: Request) -> Any:
+    files = request.model.files
+    if files.params is not None:
+        return inference.Config(str(files.model), str(files.params))
+    config = inference.Config()
+    program, parameters = files.model.read_bytes(), read_parameters(files, request.program)
+    config.set_model_buffer(program, len(program), parameters, len(parameters))
+    return config
+
+
+def _require_cuda(paddle: Any, request: Request) -> None:
+    if not paddle.is_compiled_with_cuda():
+        raise packages.no_cuda("paddle", request.device)
+    if problem := gpu_problem(request.device.index):
+        raise DeviceError(f"{request.device} is not usable: {problem}.")
+
+
+def _use_gpu(inference: Any, config: Any, request: Request) -> None:
+    kinds = inference.PrecisionType
+    precision = kinds.Half if request.precision == "fp16" else kinds.Float32
+    config.enable_use_gpu(_GPU_POOL_MB, request.device.index, precision)
+    if request.options.tensorrt:
+        config.enable_tensorrt_engine(
+            workspace_size=_TENSORRT_WORKSPACE,
+            max_batch_size=1,  # of no account: the shapes are dynamic
+            min_subgraph_size=3,
+            precision_mode=precision,
+            use_static=False,
+            use_calib_mode=False,
+        )
+        config.enable_tuned_tensorrt_dynamic_shape()  # the ranges are those of the runs so far
+
+
+class _Instance:
+    """A predictor, with care about its first run.
+
+    Some operators then write on standard output, which belongs to our caller. And one whose first run
+    fails goes on failing, whatever it is fed (seen with oneDNN): it is replaced.
+    """
+
+    def __init__(self, predictor: Any, request: Request) -> None:
+        self._request = request
+        self._ran = False
+        self._bind(predictor)
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._ran:
+            return self._run(feeds)
+        try:
+            with _stdout_to_stderr():
+                outputs = self._run(feeds)
+        except Exception:
+            self._bind(_create(self._request))
+            raise
+        self._ran = True
+        return outputs
+
+    def _bind(self, predictor: Any) -> None:
+        config = self._request.model.config
+        self._predictor = predictor
+        self._inputs = {v.name: predictor.get_input_handle(v.name) for v in config.feeds}
+        self._outputs = {v.name: predictor.get_output_handle(v.name) for v in config.fetches}
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        for name, array in feeds.items():
+            self._inputs[name].copy_from_cpu(array)
+        self._predictor.run()
+        return {name: handle.copy_to_cpu() for name, handle in self._outputs.items()}
+
+
+_stdout = threading.Lock()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """For the whole process, C++ included."""
+    with _stdout:
+        try:
+            kept = os.dup(1)
+        except OSError:  # a process without standard output
+            yield
+            return
+        try:
+            sys.stdout.flush()
+            os.dup2(2, 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _refuse(request: Request) -> None:
+    gpu = request.device.kind == "gpu"
+    allowed = ("fp32", "fp16") if gpu else ("fp32",)
+    if request.precision not in allowed:
+        raise SettingsError(
+            f"The engine paddle runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
+        )
+    if request.options.tensorrt and not gpu:
+        raise SettingsError("TensorRT needs a GPU; give --gpu 0, or leave TensorRT out.")
+    if request.options.tensorrt and request.model.files.kind == "PIR":
+        raise SettingsError("TensorRT takes .pdmodel files in Paddle Inference, not Paddle 3's .json.")
+
+
+def _import_paddle() -> Any:
+    """Import paddle, and undo what the import does to the rest of the process."""
+    with warnings.catch_warnings(), _undone():
+        warnings.simplefilter("ignore")
+        try:
+            import paddle
+        except (ImportError, OSError) as error:  # OSError: a library of CUDA that is not there
+            raise packages.not_loading("paddle", "paddle", error) from error
+        paddle.disable_signal_handler()
+    return paddle
+
+
+@contextmanager
+def _undone() -> Iterator[None]:
+    """Paddle sets OMP_NUM_THREADS=1, hangs a handler on the root logger and takes over SIGTERM.
+
+    Python's own SIGTERM handler can be put back in the main thread only; elsewhere, one that was set
+    before the first Paddle model was loaded is lost, so a server sets its handlers after loading.
+    """
+    omp = os.environ.get("OMP_NUM_THREADS")
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if omp is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        root.handlers[:] = handlers
+        if threading.current_thread() is threading.main_thread() and on_term is not None:
+            signal.signal(signal.SIGTERM, on_term)

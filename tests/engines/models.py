@@ -1,0 +1,66 @@
+"""Serving models for these tests, and which engines and devices there are to run them."""
+
+from pathlib import Path
+
+import pytest
+
+from pdserve.engines import ENGINES, Device, packages
+from pdserve.engines.device import gpu_problem
+from pdserve.engines.probe import PROBE_MODEL
+from pdserve.program import TensorSpec, find_model_files, read_signature
+from pdserve.prototxt import ModelConfig, Variable
+from pdserve.serving_model import ServingModel
+
+DATA = Path(__file__).parents[1] / "data"
+PROBE = PROBE_MODEL
+PIR = DATA / "engines/pir"
+DETECTOR = DATA / "engines/detector"
+TWO_HEADS = DATA / "programs/two_heads"
+
+# The models' own names -> what the tests call them.
+ALIASES = {"softmax_0.tmp_0": "prediction", "fetch_name_0": "prediction", "fetch_name_1": "best"} | {
+    "top_k_v2_0.tmp_1": "best"
+}
+
+
+def serving_model(folder: Path) -> ServingModel:
+    """A folder with a model as a serving model, all its feeds and fetches under the names above."""
+    files = find_model_files(folder)
+    signature = read_signature(files)
+
+    def variable(spec: TensorSpec) -> Variable:
+        known = tuple(extent for extent in spec.shape if extent > 0)
+        return Variable(spec.name, ALIASES.get(spec.name, spec.name), spec.dtype, known)
+
+    config = ModelConfig(tuple(map(variable, signature.feeds)), tuple(map(variable, signature.fetches)))
+    return ServingModel(folder, folder.name, files, config)
+
+
+def engine_params() -> list[object]:
+    """Every engine on every device, with a skip that says why where there is none."""
+    params = []
+    for name in ENGINES:
+        for device in ("cpu", "gpu:0") if name != "openvino" else ("cpu",):
+            marks = [pytest.mark.gpu] if device != "cpu" else []
+            if why := _lacks(name, device):
+                marks.append(pytest.mark.skip(reason=why))
+            params.append(pytest.param(name, Device.parse(device), id=f"{name}-{device}", marks=marks))
+    return params
+
+
+def _lacks(name: str, device: str) -> str | None:
+    info = packages.engine_info(name)
+    if not info.installed:
+        return f"{name} needs {', '.join(info.missing)}: {info.install}"
+    if device != "cpu":
+        if problem := gpu_problem(0):
+            return problem
+        if not packages.built_for_cuda([name]):
+            return f"{name} is not built for CUDA here"
+    return None
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    """A mark that skips a test where an engine is not installed."""
+    why = _lacks(name, "cpu")
+    return pytest.mark.skipif(why is not None, reason=why or "")

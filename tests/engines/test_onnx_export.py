@@ -1,0 +1,64 @@
+"""The converted model: where it is kept, and when it is made anew."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdserve.engines import Device, load
+from pdserve.engines.onnx_export import FOLDER
+from pdserve.engines.probe import probe_input
+from pdserve.errors import EngineMissingError
+from tests.engines.models import PROBE, needs, serving_model
+
+pytestmark = needs("onnx")
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PROBE, tmp_path / "model"))
+
+
+def run(folder: Path) -> np.ndarray:
+    engine = load(serving_model(folder), engine="onnx", device=Device())
+    try:
+        return engine.run({"image": probe_input(1)})["prediction"]
+    finally:
+        engine.close()
+
+
+def test_converted_once_and_again_for_other_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(folder)
+    (name,) = kept(folder / FOLDER)
+    assert name.endswith("-opset17.onnx")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "paddle2onnx", None)
+        np.testing.assert_array_equal(run(folder), first)  # from the file, without the converter
+
+        params = folder / "inference.pdiparams"
+        data = bytearray(params.read_bytes())
+        data[-4:] = np.float32(9).tobytes()  # the last weight of the linear layer
+        params.write_bytes(data)
+        with pytest.raises(EngineMissingError, match="paddle2onnx"):
+            run(folder)
+    assert np.abs(run(folder) - first).max() > 1e-3
+    assert len(kept(folder / FOLDER)) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX folders")
+def test_a_folder_that_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (folder / FOLDER).write_text("in the way")  # as root, nothing is read-only
+    run(folder)
+    assert len(list(tmp_path.rglob("pdserve/onnx/*.onnx"))) == 1
+    run(folder)
