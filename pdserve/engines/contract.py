@@ -93,6 +93,12 @@ class Opened:
     description: str
 
 
+def shared_out(threads: int, instances: int) -> str:
+    """CPU threads of one instance and the number of instances, in words, for a description."""
+    each = f"{threads} thread{'s' * (threads > 1)}"
+    return each if instances == 1 else f"{instances} instances of {each}"
+
+
 def warm_up(engine: Engine, batch: int = 1, size: tuple[int, int] | None = None) -> None:
     """Run once on made-up input, so that the first caller does not pay for what is prepared lazily.
 

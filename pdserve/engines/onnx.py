@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.engines import packages
-from pdserve.engines.contract import Array, Instance, Opened, Request
+from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
 from pdserve.engines.device import cores, gpu_problem
 from pdserve.engines.onnx_export import onnx_file
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
@@ -44,11 +44,13 @@ def open_model(request: Request) -> Opened:
             '`pip install "onnxruntime-gpu[cuda,cudnn]"`.'
         )
     session.disable_fallback()
-    where = f"GPU {request.device.index}" if request.device.kind == "gpu" else f"CPU, {threads} threads"
+    where = f"CPU, fp32, {shared_out(threads, request.instances)}"
+    if request.device.kind == "gpu":
+        where = f"GPU {request.device.index}, fp32"
     run = _instance(session, request)
     return Opened(
         [run] * request.instances,
-        f"ONNX Runtime {ort.__version__} on {where}, fp32, {request.instances} instances",
+        f"ONNX Runtime {ort.__version__} on {where}",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.engines import packages
-from pdserve.engines.contract import Array, Instance, Opened, Request
+from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
 from pdserve.engines.parameters import read_parameters
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
 
@@ -35,11 +35,11 @@ def open_model(request: Request) -> Opened:
         config["INFERENCE_NUM_THREADS"] = request.threads * request.instances
     compiled = core.compile_model(model, "CPU", config)
     outputs = {v.name: compiled.output(v.name) for v in request.model.config.fetches}
-    threads = compiled.get_property("INFERENCE_NUM_THREADS")
+    threads = max(1, compiled.get_property("INFERENCE_NUM_THREADS") // request.instances)
     return Opened(
         [_instance(compiled, outputs) for _ in range(request.instances)],
-        f"OpenVINO {packages.version('openvino')} on CPU, {hint}, "
-        f"{threads} threads, {request.instances} instances",
+        f"OpenVINO {packages.version('openvino')} on CPU, {request.precision}, "
+        f"{shared_out(threads, request.instances)}",
     )
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pdserve.engines import packages
-from pdserve.engines.contract import Array, Opened, Request
+from pdserve.engines.contract import Array, Opened, Request, shared_out
 from pdserve.engines.device import cores, gpu_problem
 from pdserve.engines.parameters import read_parameters
 from pdserve.errors import DeviceError, SettingsError
@@ -35,7 +35,7 @@ def open_model(request: Request) -> Opened:
     predictors = [first, *(first.clone() for _ in range(request.instances - 1))]
     return Opened(
         [_Instance(p, request) for p in predictors],
-        f"Paddle {paddle.__version__} on {_where(request)}, {request.precision}, {request.instances} instances",
+        f"Paddle {paddle.__version__} on {_where(request)}",
     )
 
 
@@ -66,8 +66,10 @@ def _onednn(request: Request) -> bool:
 
 def _where(request: Request) -> str:
     if request.device.kind == "gpu":
-        return f"GPU {request.device.index}{' with TensorRT' if request.options.tensorrt else ''}"
-    return f"CPU{' with oneDNN' if _onednn(request) else ''}, {_threads(request)} threads"
+        using = " with TensorRT" if request.options.tensorrt else ""
+        return f"GPU {request.device.index}{using}, {request.precision}"
+    using = " with oneDNN" if _onednn(request) else ""
+    return f"CPU{using}, {request.precision}, {shared_out(_threads(request), request.instances)}"
 
 
 def _config(inference: Any, request: Request) -> Any:

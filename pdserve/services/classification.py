@@ -161,5 +161,11 @@ def open_classification(settings: ClassificationSettings, home: Home) -> Classif
     pipeline = ClassificationPipeline(loaded, description, fetch, settings.server.max_pixels)
     pipeline.check()
     for engine in loaded:
-        log.info("%s on %s; preprocessing from %s", model.name, engine.description, description.origin)
+        log.info(
+            "%s on %s (%s); preprocessing from %s",
+            model.name,
+            engine.description,
+            engine.reason,
+            description.origin,
+        )
     return pipeline

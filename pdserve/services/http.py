@@ -62,7 +62,7 @@ def build_app(service: ImageService, settings: ServerSettings) -> FastAPI:
 
     @app.exception_handler(PdserveError)
     async def known(request: Request, error: PdserveError) -> Response:
-        if error.http_status >= 500:
+        if error.http_status == 500:  # full queues and late answers are no news to a log
             log.error("%s %s: %s", request.method, request.url.path, error.message, exc_info=error)
         headers = {"Retry-After": "1"} if error.http_status == 503 else None
         if _is_pipeline(request):

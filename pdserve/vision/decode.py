@@ -43,7 +43,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
             f"The image has {width}×{height} pixels, more than the limit of {max_pixels}; "
             "send a smaller one or raise max_pixels."
         )
-    if not _ends_as_it_should(data, header.format):
+    if header.format == "PNG":
+        _check_chunks(data)
+    elif not _ends_as_it_should(data, header.format):
         _decode_strictly(header)
     try:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -73,11 +75,24 @@ def _ends_as_it_should(data: bytes, image_format: str | None) -> bool:
     if image_format in ("JPEG", "MPO"):
         scan = _first_scan(data)
         return scan is not None and data.rstrip(b"\0").endswith(b"\xff\xd9", scan)
-    if image_format == "PNG":
-        return data.endswith(b"IEND\xaeB`\x82")
     if image_format == "WEBP":
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     return False
+
+
+def _check_chunks(data: bytes) -> None:
+    """See that each chunk of a PNG is inside the file, up to the last.
+
+    OpenCV takes memory for a chunk, up to 4 GiB, by the length that is written there, before it looks
+    for the bytes. Chunks (PNG specification, 5.3) are a length, a name, as many bytes and a checksum.
+    """
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end <= len(data) and data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end
+    raise ImageError("The PNG image is truncated or broken.")
 
 
 def _first_scan(data: bytes) -> int | None:

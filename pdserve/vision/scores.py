@@ -78,6 +78,11 @@ def score_of(value: np.floating[Any] | float) -> float:
     return float(str(np.float32(value)))
 
 
+def _rest_of(value: np.floating[Any] | float) -> float:
+    """The score of "no" where ``value`` is that of "yes"."""
+    return score_of(1 - score_of(value))
+
+
 def _name(names: Sequence[str] | None, class_id: int) -> str:
     return names[class_id] if names is not None else str(class_id)
 
@@ -129,8 +134,8 @@ def _thresh_output(
     def read(scores: Scores, top_k: int | None) -> list[Label]:
         if len(scores) == 2:
             yes = score_of(scores[1]) >= threshold
-            score = scores[1] if yes else 1 - scores[1]
-            return [Label(int(yes), _name(names, int(yes)), score_of(score))]
+            score = score_of(scores[1]) if yes else _rest_of(scores[1])
+            return [Label(int(yes), _name(names, int(yes)), score)]
         best = int(np.argmax(scores))
         chosen = best if score_of(scores[best]) > threshold else default_label_index
         return [Label(chosen, _name(names, chosen), score_of(scores[chosen]))]
@@ -162,7 +167,7 @@ def _either(scores: Scores, index: int, threshold: float, yes: str, no: str) -> 
     score = score_of(scores[index])
     if score > threshold:
         return Label(index, yes, score)
-    return Label(index, no, score_of(1 - scores[index]))
+    return Label(index, no, _rest_of(scores[index]))
 
 
 def _all_above(scores: Scores, first: int, labels: Sequence[str], threshold: float) -> list[Label]:
@@ -182,7 +187,7 @@ def _person_attribute(
     def read(scores: Scores, top_k: int | None) -> list[Label]:
         bag = _choice(scores, 15, ("HandBag", "ShoulderBag", "Backpack"))
         if bag.score <= threshold:
-            bag = Label(bag.class_id, "No bag", score_of(1 - scores[bag.class_id]))
+            bag = Label(bag.class_id, "No bag", _rest_of(scores[bag.class_id]))
         return [
             _either(scores, 22, threshold, "Female", "Male"),
             _choice(scores, 19, ("AgeLess18", "Age18-60", "AgeOver60")),

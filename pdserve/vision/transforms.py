@@ -185,7 +185,6 @@ def _resize(
 
         def within(image: Array) -> Array:
             height, width = image.shape[:2]
-            # Divided first, as PaddleOCR does: the rounding decides about a column of pixels.
             return resize(image, min(wide, math.ceil(high * (width / height))), high)
 
         return within, None

@@ -5,6 +5,8 @@ import json
 import socket
 import struct
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,6 @@ def best(result: dict[str, Any]) -> str:
 
 def huge_png(width: int, height: int) -> bytes:
     """A PNG whose header says this size; there are no pixels behind it."""
-    import zlib
-
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + body + b"\0\0\0\0IEND\xaeB`\x82"
@@ -193,8 +193,6 @@ def test_a_client_that_goes_away_harms_nobody(tiny_server: Server, client: httpx
 
 
 def test_requests_in_parallel_get_their_own_answers(tiny_server: Server) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def ask(i: int) -> bool:
         color = (RED, GREEN, BLUE)[i % 3]
         with httpx.Client(base_url=tiny_server.url, trust_env=False, timeout=60) as client:
@@ -214,3 +212,29 @@ def test_errors_tell_nothing_of_the_machine(client: httpx.Client) -> None:
     for body in bodies:
         assert "Traceback" not in body
         assert "/site-packages" not in json.dumps(body)
+
+
+def test_a_full_queue_answers_at_once(serving: Any) -> None:
+    # The delay holds the first request in the queue, which has room for one image.
+    server = serving("--model", "tiny", "--max-queue-size", "1", "--max-queue-delay-ms", "2000")
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url, trust_env=False) as client:
+        first = pool.submit(httpx.post, f"{server.url}/v1/classification", content=picture(RED), trust_env=False)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        response = client.post("/v1/classification", content=picture(RED))
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+        assert int(response.headers["Retry-After"]) >= 1
+        body = {"key": ["image"], "value": [base64.b64encode(picture(RED)).decode()], "logid": 3}
+        answer = client.post("/imagenet/prediction", json=body).json()
+        assert answer["err_no"] == 10000
+        assert "wait already" in answer["err_msg"]
+        assert client.get("/v2/health/ready").status_code == 200
+        assert time.monotonic() - begun < 1.2
+        assert first.result().status_code == 200
+    assert "Traceback" not in server.log
+
+
+def test_a_late_answer_is_504(serving: Any) -> None:
+    server = serving("--model", "tiny", "--timeout-ms", "1", "--max-queue-delay-ms", "500")
+    response = httpx.post(f"{server.url}/v1/classification", content=picture(RED), trust_env=False)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline")
