@@ -19,11 +19,11 @@ from types import MappingProxyType
 from pdserve import prototxt
 from pdserve.disk import writing
 from pdserve.errors import AliasError, ModelError, UsageError
+from pdserve.parameters import check_parameters
 from pdserve.program import (
     ModelFiles,
     Program,
     TensorSpec,
-    check_parameters,
     find_model_files,
     parameter_files,
     read_program,

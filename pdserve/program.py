@@ -10,13 +10,10 @@ do not: a ProgramDesc fetches variables (``softmax_0.tmp_0``), whereas values ha
 Paddle 3 calls them by their place, ``fetch_name_0``. Order, dtypes and shapes agree.
 """
 
-import os
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from google.protobuf.message import DecodeError
 
@@ -97,6 +94,17 @@ def find_model_files(
     return files
 
 
+def parameter_files(files: ModelFiles, program: Program) -> list[Path]:
+    """The file of all parameters, or one for each. Raises ModelError for a name that leads outside."""
+    if files.params is not None:
+        return [files.params]
+    for spec in program.parameters:
+        path = PureWindowsPath(spec.name)  # which knows both separators, and drives
+        if path.anchor or ".." in path.parts:
+            raise ModelError(f"{files.model} names a parameter file outside its folder: {spec.name!r}.")
+    return [files.model.parent / spec.name for spec in program.parameters]
+
+
 def read_signature(files: ModelFiles) -> Signature:
     """The feeds and fetches. Raises ModelError for a file that is missing, broken or no program."""
     return read_program(files).signature
@@ -140,39 +148,6 @@ def tensor_spec(name: Any, dtype: str, shape: Iterable[Any], lod_level: int = 0)
     if len(dims) > MAX_RANK or any(type(d) is not int or d >= 2**31 for d in dims):
         raise ValueError(f"tensor {name!r} has the shape {dims[: MAX_RANK + 1]}")
     return TensorSpec(name, dtype, tuple(max(d, -1) for d in dims), lod_level)
-
-
-def parameter_files(files: ModelFiles, program: Program) -> list[Path]:
-    """The file of all parameters, or one for each. Raises ModelError for a name that leads outside."""
-    if files.params is not None:
-        return [files.params]
-    for spec in program.parameters:
-        path = PureWindowsPath(spec.name)  # which knows both separators, and drives
-        if path.anchor or ".." in path.parts:
-            raise ModelError(f"{files.model} names a parameter file outside its folder: {spec.name!r}.")
-    return [files.model.parent / spec.name for spec in program.parameters]
-
-
-def check_parameters(files: ModelFiles, program: Program) -> None:
-    """Check that the parameter files hold the program's parameters, all of them and whole.
-
-    Reads the tensors' headers and skips their data. The format is Paddle's: per tensor, by name, uint32
-    version, uint64 number of LoD levels (each: uint64 bytes, data), uint32 version, int32 bytes of a
-    TensorDesc, that message, the data. Raises ModelError for a file cut short, too long, or another model's.
-    """
-    paths = parameter_files(files, program)
-    groups = [program.parameters] if files.params is not None else [(spec,) for spec in program.parameters]
-    for path, specs in zip(paths, groups, strict=True):
-        try:
-            with path.open("rb") as file:
-                _skip_tensors(file, specs)
-        except OSError as error:
-            raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
-        except (ValueError, DecodeError) as error:
-            raise ModelError(
-                f"{path} does not hold the parameters of {files.model.name}: {error}; "
-                "fetch or export both again."
-            ) from error
 
 
 def _is_file(path: Path) -> bool:
@@ -291,49 +266,13 @@ def _spec(variable: Any) -> TensorSpec:
     if not variable.type.HasField("dense_tensor"):
         raise ValueError(f"variable {variable.name!r} is no dense tensor")
     tensor = variable.type.dense_tensor.tensor
-    dtype, _ = _element(tensor)
+    dtype, _ = element(tensor)
     return tensor_spec(variable.name, dtype, tensor.dims, variable.type.dense_tensor.lod_level)
 
 
-def _element(desc: Any) -> tuple[str, int]:
+def element(desc: Any) -> tuple[str, int]:
     """NumPy's name of a TensorDesc's data type, and its bytes."""
     name = desc.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[desc.data_type].name
     if name not in _DTYPES:
         raise ValueError(f"a tensor has the data type {name}")
     return _DTYPES[name]
-
-
-def _skip_tensors(file: BinaryIO, specs: Sequence[TensorSpec]) -> None:
-    size = os.fstat(file.fileno()).st_size
-    for spec in specs:
-        version, levels = _unpack(file, "<IQ", spec)
-        if version != 0 or levels > MAX_RANK:
-            raise ValueError(f"there is no tensor where {spec.name!r} should begin")
-        for _ in range(levels):
-            _skip(file, _unpack(file, "<Q", spec)[0], size, spec)
-        version, length = _unpack(file, "<Ii", spec)
-        desc = message("pdserve.program.VarType.TensorDesc")()
-        if version != 0 or not 0 < length <= 4096:
-            raise ValueError(f"there is no tensor where {spec.name!r} should be")
-        desc.ParseFromString(file.read(length))
-        if any(d < 0 for d in desc.dims):
-            raise ValueError(f"{spec.name!r} has the shape {tuple(desc.dims)}")
-        # Only the count: a scalar is [] or [1], by the release that wrote it.
-        if min(spec.shape, default=0) >= 0 and prod(desc.dims) != prod(spec.shape):
-            raise ValueError(f"{spec.name!r} is {tuple(desc.dims)} and should be {spec.shape}")
-        _skip(file, prod(desc.dims) * _element(desc)[1], size, spec)
-    if file.tell() != size:
-        raise ValueError(f"{size - file.tell()} bytes follow the last parameter")
-
-
-def _unpack(file: BinaryIO, layout: str, spec: TensorSpec) -> tuple[int, ...]:
-    data = file.read(struct.calcsize(layout))
-    if len(data) < struct.calcsize(layout):
-        raise ValueError(f"it ends before {spec.name!r}")
-    return struct.unpack(layout, data)
-
-
-def _skip(file: BinaryIO, length: int, size: int, spec: TensorSpec) -> None:
-    if file.tell() + length > size:
-        raise ValueError(f"it ends inside {spec.name!r}")
-    file.seek(length, os.SEEK_CUR)

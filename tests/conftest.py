@@ -33,7 +33,7 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_server(tiny_home: Path) -> Iterator[Server]:
-    """The real ``pdserve serve classification`` with the tiny classifier, for tests that leave it as it is."""
+    """The real ``pdserve serve classification`` with the tiny classifier, for tests that leave it as is."""
     with start(tiny_home, "--model", "tiny", "--max-images", "4") as server:
         yield server
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     import subprocess
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stderr.strip() == "[]"
 
 
@@ -179,7 +182,7 @@ def test_predict_without_a_server(tiny_home: Path, pictures: Path) -> None:
 
 
 def test_a_proxy_does_not_catch_local_requests(tiny_home: Path, tiny_server: Server, pictures: Path) -> None:
-    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "grpc_proxy")}
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "grpc_proxy"), "http://127.0.0.1:9")
     for where in (("--url", tiny_server.url), ("--rpc", "--url", tiny_server.target)):
         done = pdserve(tiny_home, "predict", str(pictures), "--json", *where, **proxies)
         assert done.returncode == 0

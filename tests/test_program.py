@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from pdserve.errors import ModelError
+from pdserve.parameters import check_parameters
 from pdserve.pir import parse_pir
 from pdserve.program import (
     MAX_PROGRAM_BYTES,
     ModelFiles,
     TensorSpec,
-    check_parameters,
     find_model_files,
     operators,
     read_program,

@@ -11,7 +11,6 @@ from pdserve.engines.contract import Array, Engine, Opened, Options, Request, wa
 from pdserve.engines.device import Device, gpu_problem
 from pdserve.engines.feeds import check_config
 from pdserve.engines.packages import EngineInfo
-from pdserve.engines.parameters import check_parameters
 from pdserve.engines.probe import probe
 from pdserve.engines.runner import Runner, gist
 from pdserve.errors import (
@@ -22,6 +21,7 @@ from pdserve.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from pdserve.parameters import check_parameters
 from pdserve.program import read_program
 from pdserve.serving_model import ServingModel
 

@@ -18,8 +18,9 @@ import platformdirs
 from pdserve.disk import writing
 from pdserve.engines import packages
 from pdserve.engines.contract import Request
-from pdserve.engines.parameters import parameter_files, read_parameters
 from pdserve.errors import UnsupportedModelError
+from pdserve.parameters import read_parameters
+from pdserve.program import parameter_files
 
 OPSET = 17
 FOLDER = ".pdserve"

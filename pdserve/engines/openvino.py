@@ -9,8 +9,8 @@ from typing import Any
 
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
-from pdserve.engines.parameters import read_parameters
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
+from pdserve.parameters import read_parameters
 
 # Operators that OpenVINO runs, but not as Paddle does.
 _INEXACT = {"multiclass_nms3": "it rounds boxes and scores to two decimals"}

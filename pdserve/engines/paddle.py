@@ -16,8 +16,8 @@ from typing import Any
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Opened, Request, shared_out
 from pdserve.engines.device import cores, gpu_problem
-from pdserve.engines.parameters import read_parameters
 from pdserve.errors import DeviceError, SettingsError
+from pdserve.parameters import read_parameters
 
 _GPU_POOL_MB = 256  # what the memory pool starts with; it grows
 _TENSORRT_WORKSPACE = 1 << 30

@@ -43,7 +43,9 @@ def free_ports() -> tuple[int, int]:
 
 def serve(home: Path, *options: str, **environ: str) -> tuple[int, str]:
     """Start a server that must refuse to start: its exit code and what it said."""
-    done = pdserve(home, "serve", "classification", "--http-port", "0", "--rpc-port", "0", *options, **environ)
+    done = pdserve(
+        home, "serve", "classification", "--http-port", "0", "--rpc-port", "0", *options, **environ
+    )
     assert "ready" not in done.stderr
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr

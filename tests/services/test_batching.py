@@ -29,7 +29,12 @@ class Worker:
 
 
 def batcher(*workers: Worker, **settings: float) -> Batcher[int, int]:
-    chosen = {"max_batch_size": 4, "max_queue_delay_ms": 0, "max_queue_size": 100, "timeout_ms": None} | settings
+    chosen = {
+        "max_batch_size": 4,
+        "max_queue_delay_ms": 0,
+        "max_queue_size": 100,
+        "timeout_ms": None,
+    } | settings
     return Batcher(workers, **chosen)  # type: ignore[arg-type]
 
 

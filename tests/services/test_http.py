@@ -17,6 +17,7 @@ from tests.running import Server
 from tests.tiny import NAMES, expected, picture
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+OTHER_FIELD = b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n--x--\r\n"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "images"
 
 
@@ -73,7 +74,11 @@ def test_a_form_of_several(client: httpx.Client) -> None:
 
 def test_json_of_several(client: httpx.Client) -> None:
     text = base64.b64encode(picture(RED)).decode()
-    images = [text, f"data:image/png;base64,{text}", "\n".join(text[i : i + 76] for i in range(0, len(text), 76))]
+    images = [
+        text,
+        f"data:image/png;base64,{text}",
+        "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+    ]
     response = client.post("/v1/classification", json={"images": images})
     assert [best(r) for r in response.json()["results"]] == ["red"] * 3
 
@@ -112,7 +117,17 @@ def test_bad_images(client: httpx.Client, content: bytes, status: int, code: str
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'{"images": "x"}', b'{"images": [1]}', b'{"images": []}', b"{}", b"null", b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"images": "x"}',
+        b'{"images": [1]}',
+        b'{"images": []}',
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+    ],
 )
 def test_malformed_json(client: httpx.Client, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
@@ -126,7 +141,10 @@ def test_malformed_json(client: httpx.Client, body: bytes) -> None:
     [
         ("multipart/form-data", b"x"),
         ("multipart/form-data; boundary=x", b"x"),
-        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n--x--\r\n"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n--x--\r\n",
+        ),
         ("multipart/form-data; boundary=x", b"--x--\r\n"),
     ],
 )
@@ -218,7 +236,9 @@ def test_a_full_queue_answers_at_once(serving: Any) -> None:
     # The delay holds the first request in the queue, which has room for one image.
     server = serving("--model", "tiny", "--max-queue-size", "1", "--max-queue-delay-ms", "2000")
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url, trust_env=False) as client:
-        first = pool.submit(httpx.post, f"{server.url}/v1/classification", content=picture(RED), trust_env=False)
+        first = pool.submit(
+            httpx.post, f"{server.url}/v1/classification", content=picture(RED), trust_env=False
+        )
         time.sleep(0.5)
         begun = time.monotonic()
         response = client.post("/v1/classification", content=picture(RED))

@@ -133,7 +133,11 @@ def test_a_pickle_in_a_tensor_does_not_run(tiny_server: Server, tmp_path: Path) 
     file.write(b"\x93NUMPY\x01\x00v\x00")
     file.write(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n")
     file.write(hostile)
-    body = {"tensors": [{"name": "image", "elem_type": 13, "byte_data": base64.b64encode(file.getvalue()).decode()}]}
+    body = {
+        "tensors": [
+            {"name": "image", "elem_type": 13, "byte_data": base64.b64encode(file.getvalue()).decode()}
+        ]
+    }
     got = exchange_http(
         {"method": "POST", "path": "/imagenet/prediction", "json": body}, tiny_server.http_port
     )

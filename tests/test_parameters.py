@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.engines.parameters import check_parameters, read_parameters
 from pdserve.errors import ModelError
+from pdserve.parameters import check_parameters, read_parameters
 from pdserve.program import find_model_files, read_program
 from tests.engines.models import DETECTOR, PIR, PROBE, TWO_HEADS
 
@@ -42,11 +42,11 @@ def test_every_cut_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data + b"\0", "broken"),
-        (lambda data: data + data, "tensor 13 of 13"),
-        (lambda data: b"\1" + data[1:], "no Paddle tensor"),
-        (lambda data: data[:16] + b"\xff\xff\xff\x7f" + data[20:], "no Paddle tensor"),
-        (lambda data: data[:4] + b"\xff" * 8 + data[12:], "no Paddle tensor"),
+        (lambda data: data + b"\0", "bytes follow the last"),
+        (lambda data: data + data, "bytes follow the last"),
+        (lambda data: b"\1" + data[1:], "there is no tensor where"),
+        (lambda data: data[:16] + b"\xff\xff\xff\x7f" + data[20:], "there is no tensor where"),
+        (lambda data: data[:4] + b"\xff" * 8 + data[12:], "there is no tensor where"),
     ],
     ids=["a byte more", "twice", "version", "description", "levels"],
 )
