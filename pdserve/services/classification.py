@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pdserve import engines
 from pdserve.engines import Engine
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.home import Home
 from pdserve.models import find_serving_model
 from pdserve.services.description import Description, describe
+from pdserve.services.loading import load_engines
 from pdserve.serving_model import ServingModel, open_serving_model
 from pdserve.settings import ClassificationSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
@@ -145,27 +145,9 @@ def open_classification(settings: ClassificationSettings, home: Home) -> Classif
     check_aliases(model, fetch)
     description = describe(model, settings.results)
     check_size(model, description)
-    wanted = settings.model
-    loaded = tuple(
-        engines.load(
-            model,
-            engine=wanted.engine,
-            device=engines.Device.parse(device),
-            threads=wanted.threads,
-            instances=wanted.instances,
-            precision=wanted.precision,
-            options=engines.Options(wanted.ir_optim, wanted.use_mkldnn, wanted.tensorrt),
-        )
-        for device in wanted.devices
+    pipeline = ClassificationPipeline(
+        load_engines(model, settings.model), description, fetch, settings.server.max_pixels
     )
-    pipeline = ClassificationPipeline(loaded, description, fetch, settings.server.max_pixels)
+    log.info("preprocessing of %s from %s", model.name, description.origin)
     pipeline.check()
-    for engine in loaded:
-        log.info(
-            "%s on %s (%s); preprocessing from %s",
-            model.name,
-            engine.description,
-            engine.reason,
-            description.origin,
-        )
     return pipeline

@@ -7,13 +7,10 @@ crop would give answers that look right and are not.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pdserve import catalog, labels
-from pdserve.errors import ModelError, SettingsError
+from pdserve.errors import SettingsError
 from pdserve.serving_model import ServingModel
 from pdserve.settings import ResultSettings
 from pdserve.vision import scores, transforms
@@ -32,7 +29,7 @@ class Description:
 def describe(model: ServingModel, wanted: ResultSettings) -> Description:
     """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
     entry = catalog.load().get(model.name)
-    in_yml = _inference_yml(model.inference_yml) if model.inference_yml else {}
+    in_yml = model.inference_yml()
     ops: transforms.TransformOps | None = in_yml.get("PreProcess", {}).get("transform_ops") or None
     origins = ["inference.yml"] if ops else []
     if ops is None and entry and entry.transforms is not None:
@@ -50,26 +47,6 @@ def describe(model: ServingModel, wanted: ResultSettings) -> Description:
     return Description(
         transforms.build(wanted_ops), scores.build(postprocess, names), names, " and ".join(origins)
     )
-
-
-def _inference_yml(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The sections, each a mapping, PreProcess and PostProcess checked. Raises ModelError with the path."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
-    sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ModelError(f"{path}: {name} is {section!r}; it must be a mapping.")
-    try:
-        transforms.build(sections["PreProcess"].get("transform_ops") or ())
-        scores.build(sections["PostProcess"], None)
-    except SettingsError as error:
-        raise ModelError(f"{path}: {error.message}") from error
-    return sections
 
 
 # Where an operator belongs that a chain does not have.

@@ -1,0 +1,202 @@
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pdserve import predict
+from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
+from pdserve.home import Home
+from pdserve.predict import Outcome, Source, draw, find_sources, predict_all
+from pdserve.vision.scores import Label
+from tests.file_server import Fault, FileServer, serve
+from tests.tiny import expected, picture
+
+LABELS = [Label(0, "cat", 0.5)]
+
+
+@pytest.fixture
+def files() -> Iterator[FileServer]:
+    with serve() as server:
+        yield server
+
+
+def names(named: list[str]) -> list[str]:
+    return [source.name for source in find_sources(named)]
+
+
+def test_files_and_folders_in_order(tmp_path: Path):
+    inside = ["b.jpg", "a/z.PNG", "a/b/c.jpeg", "a.webp", "a/notes.txt", "c.tif"]
+    for name in inside:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "folder.png").mkdir()
+    single = str(tmp_path / "c.tif")
+    found = find_sources([single, str(tmp_path), "missing.jpg"])
+    images = sorted(tmp_path / name for name in inside if name != "a/notes.txt")
+    assert [source.name for source in found] == [single, *map(str, images), "missing.jpg"]
+    assert found[1].read() == images[0].read_bytes()
+
+
+def test_a_file_is_taken_whatever_its_suffix(tmp_path: Path):
+    (tmp_path / "photo").write_bytes(b"bytes")
+    (source,) = find_sources([str(tmp_path / "photo")])
+    assert source.read() == b"bytes"
+
+
+def test_a_folder_without_images(tmp_path: Path):
+    (tmp_path / "notes.txt").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"has no images \(\.bmp, "):
+        find_sources([str(tmp_path)])
+
+
+def test_a_missing_file_is_an_error_of_its_own(tmp_path: Path):
+    (source,) = find_sources([str(tmp_path / "none.jpg")])
+    with pytest.raises(ImageError, match=r"Cannot read .*none\.jpg: No such file"):
+        source.read()
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"an image")))
+    (source,) = find_sources(["-"])
+    assert (source.name, source.read()) == ("-", b"an image")
+    with pytest.raises(UsageError, match="once only"):
+        find_sources(["-", "a.jpg", "-"])
+
+
+def test_urls(files: FileServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a request to this machine goes past it
+    url = files.put("/cat.jpg", b"a cat")
+    (source,) = find_sources([url])
+    assert source.name == url
+    assert source.read() == b"a cat"
+    (upper,) = find_sources(["HTTP" + url.removeprefix("http")])
+    assert upper.read() == b"a cat"
+
+
+def test_urls_that_do_not_answer_well(files: FileServer):
+    broken = files.put("/broken.jpg", b"", faults=[Fault(status=500)])
+    for url, words in (
+        (files.url + "/none.jpg", "404 Not Found"),
+        (broken, "500 Internal Server Error"),
+        ("http://127.0.0.1:1/cat.jpg", "Cannot get http://127.0.0.1:1/cat.jpg"),
+        ("http://127.0.0.1:port/", "Cannot get"),
+        ("http://", "Cannot get"),
+    ):
+        (source,) = find_sources([url])
+        with pytest.raises(ImageError, match=words) as caught:
+            source.read()
+        assert "\n" not in caught.value.message
+
+
+def test_a_url_that_is_cut_short(files: FileServer):
+    (source,) = find_sources([files.put("/cat.jpg", bytes(5000), faults=[Fault(stop=1000)])])
+    with pytest.raises(ImageError, match="Cannot get"):
+        source.read()
+
+
+def sources(count: int) -> list[Source]:
+    return [Source(str(i), lambda i=i: str(i).encode()) for i in range(count)]  # type: ignore[misc]
+
+
+def echo(image: bytes) -> list[Label]:
+    return [Label(int(image), image.decode(), 1.0)]
+
+
+def test_answers_keep_the_order_of_the_sources():
+    def slow_first(image: bytes) -> list[Label]:
+        time.sleep(0.03 if int(image) % 4 == 0 else 0)
+        return echo(image)
+
+    found = list(predict_all(sources(21), slow_first, jobs=4))
+    assert found == [Outcome(str(i), str(i).encode(), [Label(i, str(i), 1.0)]) for i in range(21)]
+
+
+def test_several_are_in_flight():
+    together = threading.Barrier(3, timeout=10)
+
+    def meet(image: bytes) -> list[Label]:
+        together.wait()
+        return echo(image)
+
+    assert len(list(predict_all(sources(6), meet, jobs=3))) == 6
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_all_are_answered(count: int, jobs: int):
+    assert [x.name for x in predict_all(sources(count), echo, jobs)] == [str(i) for i in range(count)]
+
+
+def test_one_that_fails_leaves_the_others_alone(tmp_path: Path):
+    def some(image: bytes) -> list[Label]:
+        if image == b"1":
+            raise ClientError("no")
+        return echo(image)
+
+    missing = find_sources([str(tmp_path / "none.jpg")])
+    first, second, third, fourth = predict_all([*sources(3), *missing], some, jobs=2)
+    assert isinstance(second.answer, ClientError)
+    assert second.data == b"1"
+    assert isinstance(fourth.answer, ImageError)
+    assert fourth.data is None
+    assert (first.answer, third.answer) == (echo(b"0"), echo(b"2"))
+
+
+def test_nobody_there_ends_it_all():
+    asked = []
+
+    def nobody(image: bytes) -> list[Label]:
+        asked.append(image)
+        raise UnreachableError("nobody")
+
+    with pytest.raises(UnreachableError):
+        list(predict_all(sources(500), nobody, jobs=2))
+    assert len(asked) < 20
+
+
+def test_reading_ahead_is_bounded():
+    read = []
+
+    def reader(i: int) -> Source:
+        return Source(str(i), lambda: read.append(i) or str(i).encode())  # type: ignore[func-returns-value]
+
+    answers = predict_all([reader(i) for i in range(100)], echo, jobs=2)
+    next(answers)
+    time.sleep(0.1)
+    assert len(read) <= 6
+    answers.close()  # type: ignore[attr-defined]
+    time.sleep(0.05)
+    assert len(read) <= 6
+
+
+def test_local(tiny_home: Path):
+    flags = {"model": "tiny", "top_k": 1, "threads": 1}
+    with predict.local(flags, {}, Home(tiny_home)) as ask:
+        (label,) = ask(picture((0, 255, 0)))
+        assert (label.class_id, label.label) == (1, "green")
+        assert label.score == pytest.approx(expected((0, 255, 0))[1], abs=1e-5)
+        with pytest.raises(ImageError):
+            ask(b"no image")
+
+
+def test_draw(tmp_path: Path):
+    path = draw(Outcome("cat.png", picture((9, 9, 9), (90, 60)), LABELS), tmp_path)
+    assert path == tmp_path / "cat.png"
+    with Image.open(path) as image:
+        assert image.size == (90, 60)
+        assert (np.asarray(image) != 9).any()
+
+
+def test_nothing_to_draw_on(tmp_path: Path):
+    for outcome in (
+        Outcome("a", None, ImageError("unread")),
+        Outcome("b", picture((0, 0, 0)), ClientError("refused")),
+        Outcome("c", b"in a format that only the server knows", LABELS),
+    ):
+        assert draw(outcome, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
