@@ -10,12 +10,8 @@
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pdserve import prototxt
 from pdserve.errors import ModelError
@@ -33,19 +29,11 @@ class ServingModel:
     files: ModelFiles
     config: prototxt.ModelConfig
 
-    def inference_yml(self) -> Mapping[str, Any]:
-        """The exporter's description of pre- and postprocessing; empty where the folder has none.
-
-        Raises ModelError for a file that cannot be read.
-        """
+    @property
+    def inference_yml(self) -> Path | None:
+        """The exporter's pre- and postprocessing, where the folder has it."""
         path = self.path / "inference.yml"
-        if not path.is_file():
-            return {}
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
-        return content if isinstance(content, dict) else {}
+        return path if path.is_file() else None
 
 
 def open_serving_model(path: Path) -> ServingModel:

@@ -86,7 +86,7 @@ def test_what_a_serving_folder_holds(out: Path) -> None:
     assert contents(out / "server").keys() == expected
     assert contents(out / "client").keys() == set(CLIENT_FILES)
     assert serving.name == "TwoHeads"
-    assert serving.inference_yml() == {"Global": {}}
+    assert serving.inference_yml == out / "server/inference.yml"
     assert serving == open_serving_model(out / "server")
     unnamed = convert(source, out / "Two_serving", out / "client")
     assert unnamed.name == "Two"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pdserve import catalog, labels
 from pdserve.errors import SettingsError
+from pdserve.services.inference_yml import read_inference_yml
 from pdserve.serving_model import ServingModel
 from pdserve.settings import ResultSettings
 from pdserve.vision import scores, transforms
@@ -29,8 +30,8 @@ class Description:
 def describe(model: ServingModel, wanted: ResultSettings) -> Description:
     """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
     entry = catalog.load().get(model.name)
-    in_yml = model.inference_yml()
-    ops: transforms.TransformOps | None = in_yml.get("PreProcess", {}).get("transform_ops") or None
+    in_yml = read_inference_yml(model)
+    ops: transforms.TransformOps | None = in_yml["PreProcess"].get("transform_ops") or None
     origins = ["inference.yml"] if ops else []
     if ops is None and entry and entry.transforms is not None:
         ops, origins = entry.transforms, ["catalog"]
@@ -42,7 +43,7 @@ def describe(model: ServingModel, wanted: ResultSettings) -> Description:
         )
     if wanted_ops is not ops:
         origins.append("settings")
-    postprocess = _postprocess(in_yml.get("PostProcess") or (entry.postprocess if entry else None), wanted)
+    postprocess = _postprocess(in_yml["PostProcess"] or (entry.postprocess if entry else None), wanted)
     names = _names(postprocess, entry, wanted)
     return Description(
         transforms.build(wanted_ops), scores.build(postprocess, names), names, " and ".join(origins)

@@ -16,6 +16,7 @@ from pdserve.engines import Engine
 from pdserve.errors import AliasError, EngineError, SettingsError
 from pdserve.home import Home
 from pdserve.models import find_serving_model
+from pdserve.services.inference_yml import read_inference_yml
 from pdserve.services.loading import load_engines
 from pdserve.serving_model import ServingModel, open_serving_model
 from pdserve.settings import ModelSettings
@@ -102,7 +103,7 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
     """Find, check and load an embedder. Raises ModelError, AliasError, SettingsError, DeviceError."""
     model = open_serving_model(find_serving_model(settings.model, home, base))
     fetch = _fetch(model, settings.fetch_list)
-    ops: transforms.TransformOps | None = (model.inference_yml().get("PreProcess") or {}).get("transform_ops")
+    ops: transforms.TransformOps | None = read_inference_yml(model)["PreProcess"].get("transform_ops")
     entry = catalog.load().get(model.name)
     ops = ops or (entry.transforms if entry else None)
     if ops is None:

@@ -1,0 +1,36 @@
+"""``inference.yml``: what a PaddleClas or PaddleX exporter wrote of a model's pre- and postprocessing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pdserve.errors import ModelError, SettingsError
+from pdserve.serving_model import ServingModel
+from pdserve.vision import scores, transforms
+
+
+def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
+    """The sections PreProcess and PostProcess, each a mapping that compiles; both empty without a file.
+
+    Raises ModelError with the path.
+    """
+    path = model.inference_yml
+    if path is None:
+        return {"PreProcess": {}, "PostProcess": {}}
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
+    sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ModelError(f"{path}: {name} is {section!r}; it must be a mapping.")
+    try:
+        transforms.build(sections["PreProcess"].get("transform_ops") or ())
+        scores.build(sections["PostProcess"], None)
+    except SettingsError as error:
+        raise ModelError(f"{path}: {error.message}") from error
+    return sections
