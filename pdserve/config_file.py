@@ -6,7 +6,7 @@ does not have are refused too, since a misspelt one would otherwise do nothing.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,22 @@ class ConfigFile(_Schema):
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """The settings the file gives, and the notes on keys that mean nothing here."""
+    """The settings the file gives, each model's by its role, and notes on keys that mean nothing here."""
 
     settings: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
 _DEVICE_TYPES = {3: "ARM CPU", 4: "Kunlun XPU", 5: "Ascend 310", 6: "Ascend 910"}
 
 
-def read_config(path: Path) -> ReadConfig:
-    """Read a classification service's ``config.yml``. Raises SettingsError naming file and key."""
+def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | None = None) -> ReadConfig:
+    """Read a service's ``config.yml``. Raises SettingsError naming file and key.
+
+    ``known`` are the settings that the block ``pdserve:`` may hold. ``roles``: operator → the role of its
+    model; None for a service of one model, "model", whose operator gives the service its name.
+    """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -130,27 +135,30 @@ def read_config(path: Path) -> ReadConfig:
                 f"{path}: {key} is no setting that Paddle Serving or pdserve knows."
             ) from error
         raise SettingsError(f"{path}: {key} is {first['input']!r}: {first['msg']}.") from error
-    if len(conf.op) > 1:
-        names = ", ".join(conf.op)
-        raise SettingsError(f"{path}: op has {names}; a classification service has one model.")
     settings: dict[str, Any] = {"http_port": conf.http_port, "rpc_port": conf.rpc_port}
+    if roles is None:
+        if len(conf.op) > 1:
+            raise SettingsError(
+                f"{path}: op has {', '.join(conf.op)}; a classification service has one model."
+            )
+        roles = dict.fromkeys(conf.op, "model")
+        settings |= dict(zip(("name",), conf.op, strict=False))
+    models: dict[str, Mapping[str, Any]] = {}
     notes = _server_notes(conf)
     for name, op in conf.op.items():
-        settings |= {"name": name} | _op(f"{path}: op.{name}", op)
+        if name not in roles:
+            raise SettingsError(
+                f"{path}: op.{name} is no operator of this service; it has {', '.join(roles)}."
+            )
+        models[roles[name]] = _op(f"{path}: op.{name}", op)
         notes += _op_notes(f"op.{name}", op)
     block = {key: value for key, value in conf.pdserve.items() if value is not None}
-    unknown = block.keys() - _block_keys()
+    unknown = block.keys() - set(known)
     if unknown:
         raise SettingsError(f"{path}: pdserve.{min(unknown)} is no setting that pdserve knows.")
     if isinstance(block.get("labels"), str):  # beside the configuration, wherever the server is started
         block["labels"] = path.parent / block["labels"]
-    return ReadConfig(settings | block, tuple(f"{path.name}: {note}" for note in notes))
-
-
-def _block_keys() -> set[str]:
-    from pdserve.settings import ModelSettings, ResultSettings, ServerSettings
-
-    return {key for group in (ModelSettings, ResultSettings, ServerSettings) for key in group.model_fields}
+    return ReadConfig(settings | block, models, tuple(f"{path.name}: {note}" for note in notes))
 
 
 def _op(where: str, op: OpConf) -> dict[str, Any]:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pdserve.predict import Outcome
 
 
+# Of a table in a file or a pipe, whose lines a person or a program wants whole.
+_UNFOLDED = 10_000
+
+
 def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
@@ -51,7 +55,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         out.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in body:
         out.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
-    _console().print(out)
+    console = _console()
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    console.print(out)
 
 
 def line(text: str) -> None:

@@ -65,14 +65,21 @@ def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
     yield Finding("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parent}")
     yield Finding("machine", "Python", "ok", python)
     yield Finding("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
-    root = Home.from_environ(environ).root
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if not os.access(existing, os.W_OK):
+    yield _home(Home.from_environ(environ).root)
+
+
+def _home(root: Path) -> Finding:
+    """Whether the folder of models, or the nearest that exists above it, can be written."""
+    try:
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        writable = existing.is_dir() and os.access(existing, os.W_OK)
+    except (OSError, StopIteration):
+        writable = False
+    if not writable:
         remedy = "set PDSERVE_HOME to a folder of yours"
-        yield Finding("machine", "PDSERVE_HOME", "failed", f"{root} cannot be written", remedy)
-    else:
-        yield Finding("machine", "PDSERVE_HOME", "ok", f"{root}, {free / 2**30:.1f} GiB free")
+        return Finding("machine", "PDSERVE_HOME", "failed", f"{root} cannot be written", remedy)
+    return Finding("machine", "PDSERVE_HOME", "ok", f"{root}, {free / 2**30:.1f} GiB free")
 
 
 def _packages() -> Iterator[Finding]:
@@ -94,6 +101,8 @@ def _engines() -> Iterator[Finding]:
                 text, _, remedy = error.message.partition("`")
                 state: State = "missing" if error.code in ("engine_missing", "device") else "failed"
                 yield Finding("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
+            except Exception as error:  # a broken installation fails in its own ways; the report goes on
+                yield Finding("engine", what, "failed", f"{type(error).__name__}: {error}")
 
 
 def _ports() -> Iterator[Finding]:
@@ -115,13 +124,16 @@ def _ports() -> Iterator[Finding]:
 
 def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Variables that would send other programs' requests to this machine through a proxy."""
-    spared = {part.strip() for key in ("no_proxy", "NO_PROXY") for part in environ.get(key, "").split(",")}
-    for name in _PROXIES:
-        for key in (name, name.upper()):
-            if not environ.get(key):
-                continue
-            if spared & {"*", "127.0.0.1", "localhost"}:
-                yield Finding("proxy", key, "ok", "set; no_proxy spares this machine")
-            else:
-                detail = "set; pdserve passes it by for this machine, other clients would not"
-                yield Finding("proxy", key, "note", detail, "export no_proxy=127.0.0.1,localhost")
+    listed = [part.strip() for key in ("no_proxy", "NO_PROXY") for part in environ.get(key, "").split(",")]
+    spared = dict.fromkeys(part for part in listed if part)
+    local = ("127.0.0.1", "localhost")
+    command = "set" if sys.platform == "win32" else "export"
+    remedy = f"{command} no_proxy={','.join(dict.fromkeys((*spared, *local)))}"
+    for key in (key for name in _PROXIES for key in (name, name.upper())):
+        if key not in set(environ) or not environ[key]:  # on Windows either spelling is the other
+            continue
+        if spared.keys() & {"*", *local}:
+            yield Finding("proxy", key, "ok", "set; no_proxy spares this machine")
+        else:
+            detail = "set; pdserve passes it by for this machine, other clients would not"
+            yield Finding("proxy", key, "note", detail, remedy)

@@ -5,7 +5,7 @@
 ``PDSERVE_`` and the setting in capitals: ``PDSERVE_HTTP_PORT=8080``, ``PDSERVE_ENGINE=onnx``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -83,6 +83,23 @@ class ServerSettings(_Frozen):
     log_file: Path | None = None
 
 
+class RecognitionOptions(_Frozen):
+    """How a picture is recognised; the defaults are the guide's.
+
+    ``index`` is a name or a folder. Of the detector's boxes over ``det_threshold`` the best
+    ``max_det_results`` are looked up, and the whole picture; an answer needs ``score_threshold``;
+    boxes that overlap a better answer's by more than ``nms_threshold`` (IoU) are dropped.
+    """
+
+    index: str
+    det_threshold: float = Field(default=0.2, ge=0, le=1)
+    max_det_results: int = Field(default=5, ge=1)
+    score_threshold: float = 0.5
+    nms_threshold: float = Field(default=0.05, ge=0, le=1)
+    top_k: int = Field(default=1, ge=1)
+    gallery_writes: bool = False
+
+
 @dataclass(frozen=True)
 class ClassificationSettings:
     """All of ``pdserve serve classification``. ``notes`` are said once at start."""
@@ -94,14 +111,35 @@ class ClassificationSettings:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class RecognitionSettings:
+    """All of ``pdserve serve recognition``; without a detector whole pictures are recognised."""
+
+    server: ServerSettings
+    detector: ModelSettings | None
+    embedder: ModelSettings
+    options: RecognitionOptions
+    base: Path = field(default_factory=Path)
+    notes: tuple[str, ...] = ()
+
+
 CLASSIFICATION_DEFAULTS: Mapping[str, Any] = {
     "name": "imagenet",
     "http_port": 18080,
     "rpc_port": 9993,
     "model": "ResNet50_vd",
 }
+RECOGNITION_DEFAULTS: Mapping[str, Any] = {
+    "name": "recognition",
+    "http_port": 18081,
+    "rpc_port": 9994,
+    "detector": "picodet_PPLCNet_x2_5_mainbody_lite_v1.0",
+    "embedder": "general_PPLCNet_x2_5_lite_v1.0",
+    "index": "drink_dataset_v1.0",
+}
+# The operators of the guide's configuration, and what their models are here.
+RECOGNITION_ROLES: Mapping[str, str] = {"det": "detector", "rec": "embedder"}
 
-_GROUPS: tuple[type[_Frozen], ...] = (ServerSettings, ModelSettings, ResultSettings)
 _Group = TypeVar("_Group", bound=_Frozen)
 
 
@@ -113,35 +151,90 @@ def classification(
     ``flags``: setting → value, None where the flag was not given. Raises SettingsError with the
     setting's name, where it came from and what was wrong with it.
     """
-    from pdserve.config_file import read_config
-
-    read = read_config(config) if config else None
-    in_file = dict(read.settings) if read else {}
-    in_environment = {
-        name: _from_environment(name, environ[key])
-        for group in _GROUPS
-        for name in group.model_fields
-        if environ.get(key := f"PDSERVE_{name.upper()}")  # empty is as good as not there
-    }
-    in_flags = {name: value for name, value in flags.items() if value is not None}
-    if {**in_environment, **in_flags}.get("devices") == ("cpu",):
-        in_file.pop("tensorrt", None)  # it goes with the file's GPU, which is put aside
-    merged = {**CLASSIFICATION_DEFAULTS, **in_file, **in_environment, **in_flags}
-    origin = {
-        **dict.fromkeys(in_file, str(config)),
-        **{name: f"PDSERVE_{name.upper()}" for name in in_environment},
-        **{name: f"--{name.replace('_', '-')}" for name in in_flags},
-    }
-    server = _validated(ServerSettings, merged, origin)
-    if server.http_port is None and server.rpc_port is None:
-        raise SettingsError("http_port and rpc_port are both off, so nobody could ask; give one of them.")
+    groups = (ServerSettings, ModelSettings, ResultSettings)
+    given = _Given(CLASSIFICATION_DEFAULTS, flags, environ, config, groups)
     return ClassificationSettings(
-        server,
-        _validated(ModelSettings, merged, origin),
-        _validated(ResultSettings, merged, origin),
-        config.parent if config else Path(),
-        read.notes if read else (),
+        given.server(),
+        given.group(ModelSettings, "model"),
+        given.group(ResultSettings),
+        given.base,
+        given.notes,
     )
+
+
+def recognition(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
+) -> RecognitionSettings:
+    """Settle the settings of a recognition service; see `classification`.
+
+    What is said of engines, devices and batches holds for both models, except that the configuration
+    file may tell them apart. A ``detector`` of "none" leaves it out.
+    """
+    groups = (ServerSettings, ModelSettings, RecognitionOptions)
+    given = _Given(RECOGNITION_DEFAULTS, flags, environ, config, groups, RECOGNITION_ROLES)
+    detector = given.group(ModelSettings, "detector")
+    return RecognitionSettings(
+        given.server(),
+        None if detector.model == "none" else detector,
+        given.group(ModelSettings, "embedder"),
+        given.group(RecognitionOptions),
+        given.base,
+        given.notes,
+    )
+
+
+class _Given:
+    """All that was given for one service, from everywhere."""
+
+    def __init__(
+        self,
+        defaults: Mapping[str, Any],
+        flags: Mapping[str, Any],
+        environ: Mapping[str, str],
+        config: Path | None,
+        groups: Sequence[type[_Frozen]],
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
+        from pdserve.config_file import read_config
+
+        names = {name for group in groups for name in group.model_fields} | set((roles or {}).values())
+        read = read_config(config, names, roles) if config else None
+        self.base = config.parent if config else Path()
+        self.notes = read.notes if read else ()
+        self._config = config
+        self._defaults = defaults
+        self._in_file = dict(read.settings) if read else {}
+        self._models = read.models if read else {}
+        self._in_environment = {
+            name: _from_environment(name, environ[key])
+            for name in sorted(names)
+            if environ.get(key := f"PDSERVE_{name.upper()}")  # empty is as good as not there
+        }
+        self._in_flags = {name: value for name, value in flags.items() if value is not None}
+
+    def server(self) -> ServerSettings:
+        """The doors, at least one of them open."""
+        server = self.group(ServerSettings)
+        if server.http_port is None and server.rpc_port is None:
+            raise SettingsError("http_port and rpc_port are both off, so nobody could ask; give one of them.")
+        return server
+
+    def group(self, group: type[_Group], role: str | None = None) -> _Group:
+        """One group of settings; with a ``role``, those of that model."""
+        in_file = dict(self._models.get(role or "", {})) | self._in_file
+        said = self._in_environment | self._in_flags
+        if said.get("devices") == ("cpu",):
+            in_file.pop("tensorrt", None)  # it goes with the file's GPU, which is put aside
+        merged = {**self._defaults, **in_file, **said}
+        if role:
+            said_model = said.get(role) or in_file.get(role) or in_file.get("model")
+            merged["model"] = said_model or self._defaults[role]
+        origin = {
+            **dict.fromkeys(in_file, str(self._config)),
+            **{name: f"PDSERVE_{name.upper()}" for name in self._in_environment},
+            **{name: f"--{name.replace('_', '-')}" for name in self._in_flags},
+        }
+        return _validated(group, merged, origin)
 
 
 def _from_environment(name: str, text: str) -> Any:

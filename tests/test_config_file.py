@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 
 from pdserve.config_file import ConfigFile, DagConf, LocalServiceConf, OpConf, TracerConf, read_config
 from pdserve.errors import SettingsError
-from pdserve.settings import classification
+from pdserve.settings import ModelSettings, ResultSettings, ServerSettings, classification
 
 # The values of PaddleClas's deploy/paddleserving/config.yml, with the guide's model.
 GUIDE = """
@@ -26,6 +27,14 @@ op:
             client_type: local_predictor
             fetch_list: ["prediction"]
 """
+
+KNOWN = {*ServerSettings.model_fields, *ModelSettings.model_fields, *ResultSettings.model_fields}
+
+
+def read(path: Path) -> SimpleNamespace:
+    """A classification service's file, with all that it says of the service and its model in one."""
+    found = read_config(path, KNOWN)
+    return SimpleNamespace(settings={**found.models.get("model", {}), **found.settings}, notes=found.notes)
 
 
 def written(folder: Path, content: str | dict[str, Any]) -> Path:
@@ -138,7 +147,7 @@ def test_published_defaults_spelt_out_need_no_note(tmp_path: Path):
             }
         },
     }  # fmt: skip
-    assert read_config(written(tmp_path, content)).notes == ()
+    assert read(written(tmp_path, content)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +180,7 @@ def test_published_defaults_spelt_out_need_no_note(tmp_path: Path):
     ],
 )
 def test_keys_without_a_meaning_here_are_noted(tmp_path: Path, content: dict[str, Any], words: str):
-    (note,) = read_config(written(tmp_path, {"http_port": 8001} | content)).notes
+    (note,) = read(written(tmp_path, {"http_port": 8001} | content)).notes
     assert note.startswith("config.yml: ")
     assert words in note
 
@@ -228,32 +237,32 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, content: dic
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "text", "5"])
 def test_no_settings(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match="holds no settings"):
-        read_config(written(tmp_path, text))
+        read(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tx: 1", "!!python/object:os.system {}"])
 def test_not_yaml(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match=r"config\.yml is no YAML"):
-        read_config(written(tmp_path, text))
+        read(written(tmp_path, text))
 
 
 def test_not_text(tmp_path: Path):
     path = tmp_path / "config.yml"
     path.write_bytes(b"\xff\xfe\x80")
     with pytest.raises(SettingsError, match="is no YAML"):
-        read_config(path)
+        read(path)
 
 
 def test_a_file_of_another_system(tmp_path: Path):
     path = tmp_path / "config.yml"
     path.write_bytes(b"\xef\xbb\xbf" + GUIDE.replace("\n", "\r\n").encode("utf-8"))
-    assert read_config(path).settings["http_port"] == 18080
+    assert read(path).settings["http_port"] == 18080
 
 
 def test_missing(tmp_path: Path):
     for path in (tmp_path / "none.yml", tmp_path):
         with pytest.raises(SettingsError, match="Cannot read the configuration"):
-            read_config(path)
+            read(path)
 
 
 def test_pdserves_block_comes_before_the_schemas_keys(tmp_path: Path):

@@ -69,6 +69,13 @@ def test_a_table(capsys: Captured):
     assert err == ""
 
 
+def test_a_table_in_a_pipe_is_not_folded(capsys: Captured):
+    """What is to be typed can be copied."""
+    command = 'pip install "pdserve[paddle-gpu]" ' * 9
+    console.table(("what", "type"), [("paddle", command)])
+    assert command.strip() in capsys.readouterr().out
+
+
 def test_an_empty_table(capsys: Captured):
     console.table(("name", "score"), [])
     assert "name" in capsys.readouterr().out

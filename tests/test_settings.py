@@ -170,7 +170,8 @@ def test_its_list_of_pdserves_own_settings_is_whole_and_true(tmp_path: Path):
     groups = (ServerSettings, ModelSettings, ResultSettings)
     defaults = {key: field.default for group in groups for key, field in group.model_fields.items()}
     assert block == {key: defaults[key] for key in block}
-    in_schema = set(read_config(OWN).settings) | {
+    read = read_config(OWN, defaults)
+    in_schema = set(read.settings) | set(read.models["model"]) | {
         "threads", "ir_optim", "use_mkldnn", "max_queue_delay_ms", "timeout_ms"
     }  # fmt: skip
     assert set(block) == set(defaults) - in_schema

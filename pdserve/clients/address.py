@@ -73,8 +73,6 @@ def is_this_machine(host: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         return name == socket.gethostname().lower() or name == socket.getfqdn().lower()
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
     if address.is_loopback or address.is_unspecified:
         return True
     # Only an own address can be bound to; a host's name often resolves to but one of several.

@@ -1,0 +1,93 @@
+"""``entries.npz``: which image each entry was made of, by the SHA-256 of its file.
+
+Two arrays in the order of the id map: ``ids`` (n, int64) and ``sha256`` (n×32 bytes). A row of zeros is
+an entry whose image is not known, as all are in an index of PaddleClas. 40 MB for a million.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pdserve.index.errors import IndexFolderError
+
+FILE = "entries.npz"
+UNKNOWN = bytes(32)
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """``ids``: n, int64. ``sha256``: n×32, uint8."""
+
+    ids: Ids
+    sha256: npt.NDArray[np.uint8]
+
+    @classmethod
+    def unknown(cls, ids: Iterable[int]) -> "Entries":
+        """Entries of which only the ids are known."""
+        known = np.fromiter(ids, np.int64)
+        return cls(known, np.zeros((len(known), 32), np.uint8))
+
+    @classmethod
+    def of(cls, ids: Iterable[int], digests: Iterable[bytes]) -> "Entries":
+        """Entries with the digests of their images, 32 bytes each."""
+        return cls(np.fromiter(ids, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
+
+    def without(self, gone: Ids) -> "Entries":
+        kept = ~np.isin(self.ids, gone)
+        return Entries(self.ids[kept], self.sha256[kept])
+
+    def plus(self, more: "Entries") -> "Entries":
+        return Entries(np.concatenate([self.ids, more.ids]), np.concatenate([self.sha256, more.sha256]))
+
+
+class Finder:
+    """Finds the entry of an image among a million without an object for each."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        # The first eight bytes of a digest are as good as random; the rest is compared after.
+        keys = np.ascontiguousarray(entries.sha256[:, :8]).view("<u8").ravel()
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def __call__(self, digest: bytes) -> int | None:
+        """The id of the entry made of the image with this SHA-256, None where there is none."""
+        if digest == UNKNOWN:
+            return None
+        key = np.frombuffer(digest, "<u8", 1)[0]
+        at = int(np.searchsorted(self._keys, key))
+        while at < len(self._keys) and self._keys[at] == key:
+            row = self._order[at]
+            if self._entries.sha256[row].tobytes() == digest:
+                return int(self._entries.ids[row])
+            at += 1
+        return None
+
+
+def write(file: BinaryIO, entries: Entries) -> None:
+    """Write the two arrays."""
+    np.savez(file, ids=entries.ids, sha256=entries.sha256)
+
+
+def read(path: Path) -> Entries:
+    """Read what `write` wrote. Raises IndexFolderError, FileNotFoundError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = Entries(arrays["ids"], arrays["sha256"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a zip and NumPy's own format have many ways to be broken
+        raise IndexFolderError(f"{path} cannot be read ({error}); type `pdserve index rollback`.") from error
+    if (
+        found.ids.dtype != np.int64
+        or found.sha256.dtype != np.uint8
+        or found.sha256.shape != (*found.ids.shape, 32)
+    ):
+        raise IndexFolderError(f"{path} has arrays of another form; type `pdserve index rollback`.")
+    return found

@@ -1,0 +1,80 @@
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdserve.clients.address import DEFAULT_PORTS
+from pdserve.doctor import Finding, _home, _ports, _proxies, examine
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
+    return examine({"PDSERVE_HOME": str(tmp_path_factory.mktemp("home"))})
+
+
+def test_what_pdserve_stands_on_is_there(report: list[Finding]):
+    packages = [finding for finding in report if finding.area == "package"]
+    assert len(packages) > 5
+    assert [finding for finding in packages if finding.state != "ok"] == []
+
+
+def test_every_engine_ran_or_says_why_not(report: list[Finding]):
+    engines = {finding.name: finding for finding in report if finding.area == "engine"}
+    assert set(engines) == {f"{e} on {d}" for e in ("openvino", "paddle", "onnx") for d in ("cpu", "gpu:0")}
+    assert engines["openvino on cpu"].state == "ok"
+    assert "OpenVINO" in engines["openvino on cpu"].detail
+    for finding in engines.values():
+        assert finding.state in ("ok", "missing"), finding
+        assert (finding.remedy is None) == (finding.state == "ok"), finding
+
+
+def test_a_finding_as_json(report: list[Finding]):
+    assert set(report[0].described()) == {"area", "name", "state", "detail", "remedy"}
+
+
+def test_a_taken_port():
+    port = DEFAULT_PORTS["classification"][0]
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            pytest.skip(f"port {port} is taken already")
+        taken.listen()
+        (finding,) = (each for each in _ports() if each.name == f"{port} (classification, HTTP)")
+    assert finding.state == "taken"
+    assert finding.remedy is not None
+    assert "pdserve serve classification --http-port" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "state", "remedy"),
+    [
+        ("", "note", "no_proxy=127.0.0.1,localhost"),
+        ("intern.example, 10.0.0.1", "note", "no_proxy=intern.example,10.0.0.1,127.0.0.1,localhost"),
+        ("intern.example,localhost", "ok", None),
+        ("*", "ok", None),
+    ],
+)
+def test_proxies(no_proxy: str, state: str, remedy: str | None):
+    """The remedy keeps what no_proxy has."""
+    environ = {"http_proxy": "http://proxy:3128", "HTTPS_PROXY": "http://proxy:3128", "all_proxy": ""}
+    findings = list(_proxies(environ | {"no_proxy": no_proxy}))
+    assert [finding.name for finding in findings] == ["http_proxy", "HTTPS_PROXY"]
+    for finding in findings:
+        assert finding.state == state
+        assert (finding.remedy or "").partition(" ")[2] == (remedy or "")
+
+
+def test_home(tmp_path: Path):
+    assert _home(tmp_path / "new" / "folder").state == "ok"
+    (tmp_path / "file").write_bytes(b"")
+    blocked = _home(tmp_path / "file")
+    assert (blocked.state, blocked.remedy) == ("failed", "set PDSERVE_HOME to a folder of yours")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a folder closed to this user")
+def test_home_in_a_closed_folder(tmp_path: Path):
+    (tmp_path / "closed").mkdir(mode=0)
+    assert _home(tmp_path / "closed" / "home").state == "failed"
