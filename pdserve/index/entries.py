@@ -1,7 +1,7 @@
-"""``entries.npz``: which image each entry was made of, by the SHA-256 of its file.
+"""``entries.npy``: which image each entry was made of, by the SHA-256 of its file.
 
-Two arrays in the order of the id map: ``ids`` (n, int64) and ``sha256`` (n×32 bytes). A row of zeros is
-an entry whose image is not known, as all are in an index of PaddleClas. 40 MB for a million.
+A row per entry, in the order of the id map: its id (int64) and 32 bytes. Zeros stand for an image that is
+not known, as all are in an index of PaddleClas. 40 MB for a million.
 """
 
 from collections.abc import Iterable
@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from pdserve.index.errors import IndexFolderError
 
-FILE = "entries.npz"
+FILE = "entries.npy"
 UNKNOWN = bytes(32)
+_ROW = np.dtype([("id", "<i8"), ("sha256", "u1", (32,))])
 
 Ids = npt.NDArray[np.int64]
 
@@ -71,23 +72,21 @@ class Finder:
 
 
 def write(file: BinaryIO, entries: Entries) -> None:
-    """Write the two arrays."""
-    np.savez(file, ids=entries.ids, sha256=entries.sha256)
+    """Write NumPy's own format."""
+    rows = np.empty(len(entries.ids), _ROW)
+    rows["id"], rows["sha256"] = entries.ids, entries.sha256
+    np.lib.format.write_array(file, rows, allow_pickle=False)
 
 
 def read(path: Path) -> Entries:
     """Read what `write` wrote. Raises IndexFolderError, FileNotFoundError."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = Entries(arrays["ids"], arrays["sha256"])
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a zip and NumPy's own format have many ways to be broken
-        raise IndexFolderError(f"{path} cannot be read ({error}); type `pdserve index rollback`.") from error
-    if (
-        found.ids.dtype != np.int64
-        or found.sha256.dtype != np.uint8
-        or found.sha256.shape != (*found.ids.shape, 32)
-    ):
-        raise IndexFolderError(f"{path} has arrays of another form; type `pdserve index rollback`.")
-    return found
+    with path.open("rb") as file:
+        try:
+            rows = np.lib.format.read_array(file, allow_pickle=False)
+            if rows.dtype != _ROW or rows.ndim != 1:
+                raise ValueError(f"rows of {rows.dtype}")
+        except (ValueError, OSError, EOFError, MemoryError) as error:
+            raise IndexFolderError(
+                f"{path} is broken ({error}); type `pdserve index rollback` for the version before."
+            ) from error
+    return Entries(rows["id"].astype(np.int64), np.ascontiguousarray(rows["sha256"]))

@@ -7,8 +7,8 @@ removed (faiss's map counts on vectors moving up, and the lists do not move), so
 faiss cannot take a vector out of an HNSW graph, whose other vectors are reached over it. A removed slot
 is therefore filled with the vector and the id of its nearest neighbour: nothing of the removed entry is
 left in the file, whoever reads it gets true entries with true scores, and the graph keeps its ways. What
-is left of it is an id that comes twice, which our search drops. When more than `COMPACT_SHARE` of the slots are such
-tombstones, or the graph is small enough to be built in seconds, it is built anew.
+remains is an id that comes twice, which our search drops. When more than `COMPACT_SHARE` of the slots are
+such tombstones, or the graph is small enough to be built in seconds, it is built anew.
 """
 
 import math
@@ -92,7 +92,8 @@ def read(path: Path) -> Any:
         try:
             return f.read_index(f.PyCallbackIOReader(file.read))
         except (RuntimeError, MemoryError) as error:
-            binary = path.stat().st_size > 4 and path.open("rb").read(2) == b"IB"
+            file.seek(0)
+            binary = file.read(2) == b"IB"
             why = "holds binary vectors, which pdserve does not search" if binary else "is no index of faiss"
             raise IndexFolderError(f"{path} {why}, or is truncated; build it anew.") from error
 
@@ -144,7 +145,15 @@ def extract(index: Any) -> tuple[Ids, Vectors]:
         rows = np.concatenate([some for _, some in pairs])
         order = np.argsort(found, kind="stable")
         found, rows = found[order], rows[order]
-        return (ids(index)[found] if _is_map(index) else found), rows
+        if _is_map(index):
+            names = ids(index)
+            if found[-1] >= len(names):
+                raise IndexFolderError(
+                    "This IVF index lost track of its ids, as faiss's map around one does when an entry is "
+                    "removed; build it anew with `pdserve index build`."
+                )
+            found = names[found]
+        return found, rows
     if not isinstance(inner, f.IndexFlat | f.IndexHNSWFlat):
         raise IndexFolderError(
             f"An index of the type {type(inner).__name__} does not keep the vectors themselves; "

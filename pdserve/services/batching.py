@@ -6,6 +6,7 @@ batch of its own. With a delay of 0 a free worker takes what is there and never 
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pdserve.errors import ClosedError, DeadlineError, OverloadedError
+from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -157,3 +159,21 @@ def _settle(future: "asyncio.Future[list[Result]]", outcome: "list[Result] | Exc
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+def for_engines(infer: Callable[..., Sequence[Result]], model: ModelSettings) -> Batcher[Item, Result]:
+    """A queue before a model's engines: a worker for each instance on each device.
+
+    ``infer(items, engine=N)`` runs a batch on the N-th device's engine.
+    """
+    return Batcher(
+        [
+            functools.partial(infer, engine=number)
+            for number in range(len(model.devices))
+            for _ in range(model.instances)
+        ],
+        max_batch_size=model.max_batch_size,
+        max_queue_delay_ms=model.max_queue_delay_ms,
+        max_queue_size=model.max_queue_size,
+        timeout_ms=model.timeout_ms,
+    )

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from pdserve.protos import message
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
-from pdserve.services.service import ImageService
+from pdserve.services.service import Service
 
 # gRPC's numbers, which the gateway gives in the body beside the HTTP status.
 _CODES = {400: 3, 404: 5, 413: 8, 500: 13, 503: 14, 504: 4}
@@ -23,7 +23,7 @@ class _MalformedError(Exception):
     """The body is no JSON, or a field has the wrong type; the text goes to the caller."""
 
 
-async def handle(service: ImageService, name: str, body: bytes) -> Response:
+async def handle(service: Service, name: str, body: bytes) -> Response:
     """Answer one request to ``/{name}/{method}``."""
     try:
         request = parse(name, body)

@@ -8,11 +8,11 @@ import grpc.aio
 from pdserve.errors import SettingsError
 from pdserve.protos import pipeline
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
-from pdserve.services.service import ImageService
+from pdserve.services.service import Service
 from pdserve.settings import ServerSettings
 
 
-def build_server(service: ImageService, settings: ServerSettings, port: int) -> tuple[grpc.aio.Server, int]:
+def build_server(service: Service, settings: ServerSettings, port: int) -> tuple[grpc.aio.Server, int]:
     """A server bound to the port (0: any free one) and not started yet, and the port it has.
 
     Raises SettingsError where it cannot listen.
@@ -41,7 +41,7 @@ def build_server(service: ImageService, settings: ServerSettings, port: int) -> 
     return server, bound
 
 
-def _inference(service: ImageService) -> Any:
+def _inference(service: Service) -> Any:
     response_class = pipeline.response_class()
 
     async def inference(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:

@@ -9,6 +9,7 @@ import binascii
 import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,13 +22,13 @@ from pdserve import __version__
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
 from pdserve.services import gateway, openapi
 from pdserve.services.results import described, result
-from pdserve.services.service import Answer, ImageService
+from pdserve.services.service import Service
 from pdserve.settings import ServerSettings
 
 log = logging.getLogger("pdserve.http")
 
 
-def build_app(service: ImageService, settings: ServerSettings) -> FastAPI:
+def build_app(service: Service, settings: ServerSettings) -> FastAPI:
     """The application of one service."""
     app = FastAPI(
         title="pdserve",
@@ -51,7 +52,7 @@ def build_app(service: ImageService, settings: ServerSettings) -> FastAPI:
             request, await read_body(request, settings.max_body_bytes), settings.max_images
         )
         answers = await service.answer(images, top_k)
-        return JSONResponse({"results": [result(a) for a in answers]}, _status(answers))
+        return JSONResponse({"results": [result(service, a) for a in answers]}, _status(answers))
 
     @app.post("/{name}/{method}", tags=["pipeline protocol"], **openapi.pipeline_route())
     async def pipeline(name: str, method: str, request: Request) -> Response:
@@ -176,7 +177,7 @@ def _from_base64(text: str) -> bytes | PdserveError:
         return ImageError("The image is not base64.")
 
 
-def _status(answers: Sequence[Answer]) -> int:
+def _status(answers: Sequence[Any]) -> int:
     """200 as long as one image has an answer; else what the first image's error says."""
     errors = [a for a in answers if isinstance(a, PdserveError)]
     return errors[0].http_status if errors and len(errors) == len(answers) else 200

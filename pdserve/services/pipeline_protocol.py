@@ -22,7 +22,7 @@ import numpy as np
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.protos import pipeline
 from pdserve.services.results import result
-from pdserve.services.service import Answer, ImageService
+from pdserve.services.service import Service
 
 log = logging.getLogger("pdserve.pipeline")
 
@@ -65,7 +65,7 @@ class PipelineResponse:
 
 
 async def answer(
-    service: ImageService, request: PipelineRequest, *, full: bool = False, top_k: int | None = None
+    service: Service, request: PipelineRequest, *, full: bool = False, top_k: int | None = None
 ) -> PipelineResponse:
     """Answer a request; never raises. With ``full`` the answer also has pdserve's own results, as JSON."""
     started = time.monotonic_ns()
@@ -93,26 +93,18 @@ async def answer(
     return response
 
 
-def _response(service: ImageService, answers: Sequence[Answer], logid: int, full: bool) -> PipelineResponse:
-    results = json.dumps({"results": [result(a) for a in answers]}, ensure_ascii=False) if full else None
-    extra_key, extra_value = ((pipeline.RESULTS_KEY,), (results,)) if results is not None else ((), ())
-    for each in answers:
-        if isinstance(each, PdserveError):
+def _response(service: Service, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
+    extra = {}
+    if full:
+        results = {"results": [result(service, answer) for answer in answers]}
+        extra[pipeline.RESULTS_KEY] = json.dumps(results, ensure_ascii=False)
+    for answer in answers:
+        if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.
-            failed = _failed(each, logid)
-            return PipelineResponse(failed.err_no, failed.err_msg, extra_key, extra_value)
-    labels: list[Any] = []
-    probabilities: list[Any] = []
-    for each in answers:
-        if isinstance(each, PdserveError):
-            continue
-        names = [label.label.strip().replace(",", "") for label in each]
-        scores = [float(np.float32(label.score)) for label in each]
-        labels.append(names[0] if service.one_label else names)
-        probabilities.append(scores[0] if service.one_label else scores)
-    return PipelineResponse(
-        key=("label", "prob", *extra_key), value=(repr(labels), repr(probabilities), *extra_value)
-    )
+            failed = _failed(answer, logid)
+            return PipelineResponse(failed.err_no, failed.err_msg, tuple(extra), tuple(extra.values()))
+    fields = {**service.fields(answers), **extra}
+    return PipelineResponse(key=tuple(fields), value=tuple(fields.values()))
 
 
 def _failed(error: PdserveError, logid: int) -> PipelineResponse:

@@ -1,11 +1,10 @@
 """Answers and errors as JSON answers carry them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from pdserve.errors import PdserveError
-from pdserve.services.service import Answer
+from pdserve.services.service import Service
 
 
 def described(error: PdserveError) -> Mapping[str, str]:
@@ -13,8 +12,8 @@ def described(error: PdserveError) -> Mapping[str, str]:
     return {"code": error.code, "message": error.message}
 
 
-def result(answer: Answer) -> Mapping[str, Any]:
-    """One image's ``{"labels": […]}`` or ``{"error": …}``."""
+def result(service: Service, answer: Any) -> Mapping[str, Any]:
+    """One image's answer in the service's own form, or ``{"error": …}``."""
     if isinstance(answer, PdserveError):
         return {"error": described(answer)}
-    return {"labels": [asdict(label) for label in answer]}
+    return service.result(answer)

@@ -13,7 +13,8 @@ from pathlib import Path
 from pdserve.errors import SettingsError
 from pdserve.home import Home
 from pdserve.services.classification import open_classification
-from pdserve.services.service import ImageService
+from pdserve.services.classification_service import ClassificationService
+from pdserve.services.service import Service
 from pdserve.settings import ClassificationSettings, ServerSettings
 
 log = logging.getLogger("pdserve")
@@ -31,11 +32,11 @@ def serve_classification(settings: ClassificationSettings, home: Home) -> None:
             if port:  # a taken port is said now, not after a model has loaded
                 _bind(settings.server.host, port).close()
         pipeline = open_classification(settings, home)
-        service = ImageService(pipeline, settings.server, settings.model)
+        service = ClassificationService(pipeline, settings.server, settings.model)
         asyncio.run(_serve(service, settings.server))
 
 
-async def _serve(service: ImageService, settings: ServerSettings) -> None:
+async def _serve(service: Service, settings: ServerSettings) -> None:
     stop = asyncio.Event()
     with _on_signals(stop.set):
         service.start()
@@ -58,7 +59,7 @@ async def _serve(service: ImageService, settings: ServerSettings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _rpc_door(service: ImageService, settings: ServerSettings, port: int) -> AsyncIterator[int]:
+async def _rpc_door(service: Service, settings: ServerSettings, port: int) -> AsyncIterator[int]:
     from pdserve.services.grpc import build_server
 
     _bind(settings.host, port).close()
@@ -72,7 +73,7 @@ async def _rpc_door(service: ImageService, settings: ServerSettings, port: int) 
 
 @contextlib.asynccontextmanager
 async def _http_door(
-    service: ImageService, settings: ServerSettings, port: int, stop: asyncio.Event
+    service: Service, settings: ServerSettings, port: int, stop: asyncio.Event
 ) -> AsyncIterator[int]:
     import uvicorn
 

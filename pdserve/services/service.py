@@ -1,93 +1,79 @@
-"""A running service: a pipeline with a queue before its engines, and threads for the work around them.
-
-Both doors, HTTP and gRPC, hand their images to `ImageService.answer`.
-"""
+"""What both doors, HTTP and gRPC, know of the service behind them."""
 
 import asyncio
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, Protocol, TypeVar
 
 from pdserve.errors import BodyTooLargeError, PdserveError
-from pdserve.services.batching import Batcher
-from pdserve.services.classification import ClassificationPipeline, Tensor
-from pdserve.settings import ModelSettings, ServerSettings
-from pdserve.vision.scores import Label
+from pdserve.settings import ServerSettings
 
-# An image's labels, or why it has none.
-Answer: TypeAlias = "list[Label] | PdserveError"
+Result = TypeVar("Result")
 
 
-class ImageService:
-    """The classification service.
+class Service(Protocol):
+    """A running service.
 
     ``kind`` is its name in pdserve's own routes, ``names`` those it answers to in the pipeline
-    protocol. It is ``ready`` between start and close. ``one_label``: an image's first label says it all.
+    protocol. It is ready between ``start`` and ``close``. An answer is the service's own, or the error
+    of an image that has none.
     """
 
-    kind = "classification"
-
-    def __init__(
-        self, pipeline: ClassificationPipeline, server: ServerSettings, model: ModelSettings
-    ) -> None:
-        self.names = frozenset({server.name, self.kind})
-        self.limits = server
-        self.ready = False
-        self._pipeline = pipeline
-        # Attribute models answer with several labels that belong together, others with alternatives.
-        self.one_label = pipeline.description.postprocess.kind in ("Topk", "ThreshOutput")
-        # Decoding and resizing release the GIL, so one thread a core keeps the engines fed.
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pdserve-image")
-        self._batcher: Batcher[Tensor, Tensor] = Batcher(
-            [
-                functools.partial(pipeline.infer, engine=i)
-                for i in range(len(pipeline.engines))
-                for _ in range(model.instances)
-            ],
-            max_batch_size=model.max_batch_size,
-            max_queue_delay_ms=model.max_queue_delay_ms,
-            max_queue_size=model.max_queue_size,
-            timeout_ms=model.timeout_ms,
-        )
+    kind: str
+    names: frozenset[str]
+    ready: bool
 
     def start(self) -> None:
         """Take requests from now on; called on the running event loop."""
-        self._batcher.start()
-        self.ready = True
 
-    async def answer(self, images: Sequence[bytes | PdserveError], top_k: int | None = None) -> list[Answer]:
-        """Classify the images of one request, in order; they run as one batch.
+    async def answer(self, images: Sequence[bytes | PdserveError], top_k: int | None = None) -> list[Any]:
+        """Answer the images of one request, in order.
 
         An image that the door could not even get at comes as its error and stays in its place, as one
-        that cannot be decoded does. Raises BodyTooLargeError for more than ``max_images``, and what
-        the queue and the engine raise for the request as a whole.
+        that cannot be decoded does. Raises what concerns the request as a whole: BodyTooLargeError,
+        OverloadedError, DeadlineError, ClosedError, EngineError.
         """
-        if len(images) > self.limits.max_images:
-            raise BodyTooLargeError(
-                f"The request has {len(images)} images, more than the limit of {self.limits.max_images}; "
-                "send several requests."
-            )
-        prepared = await asyncio.gather(*(self._prepare(image) for image in images))
-        rows = iter(await self._batcher.submit([t for t in prepared if not isinstance(t, PdserveError)]))
-        return [
-            each if isinstance(each, PdserveError) else self._pipeline.read(next(rows), top_k)
-            for each in prepared
-        ]
 
-    async def _prepare(self, image: bytes | PdserveError) -> "Tensor | PdserveError":
-        if isinstance(image, PdserveError):
-            return image
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self._pipeline.prepare, image)
-        except PdserveError as error:
-            return error
+    def result(self, answer: Any) -> Mapping[str, Any]:
+        """One image's answer, which is no error, as JSON."""
+
+    def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
+        """All images' answers, none an error, as keys and values of the pipeline protocol."""
 
     async def close(self) -> None:
         """Finish what is queued and free the engines."""
-        self.ready = False
-        await self._batcher.close()
-        self._pool.shutdown()
-        self._pipeline.close()
+
+
+class Pool:
+    """Threads for the work around the engines: decoding and resizing release the GIL, so one per core."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pdserve-image")
+
+    async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def attempt(
+        self, work: Callable[[bytes], Result], image: bytes | PdserveError
+    ) -> "Result | PdserveError":
+        """Do one image's work; an error of its own becomes its result."""
+        if isinstance(image, PdserveError):
+            return image
+        try:
+            return await self.run(work, image)
+        except PdserveError as error:
+            return error
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def check_count(images: Sequence[object], limits: ServerSettings) -> None:
+    """Raise BodyTooLargeError for more images than one request may have."""
+    if len(images) > limits.max_images:
+        raise BodyTooLargeError(
+            f"The request has {len(images)} images, more than the limit of {limits.max_images}; "
+            "send several requests."
+        )

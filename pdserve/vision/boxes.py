@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Image8 = npt.NDArray[np.uint8]
 
+_AT_A_TIME = 16  # the fastest on a thousand boxes of which a hundred stay
+
 
 @dataclass(frozen=True)
 class Box:
@@ -194,26 +196,29 @@ def _suppress(boxes: Floats, scores: Floats, settings: Suppression) -> tuple[Ind
 
 
 def _greedy(sides: Floats, threshold: float, whole_pixels: bool, keep: int, eta: float) -> list[int]:
-    """(4, M) x1, y1, x2, y2 of boxes, best first -> the places of those kept."""
-    count = sides.shape[1]
+    """(4, M) x1, y1, x2, y2 of boxes, best first -> the places of those kept.
+
+    Overlaps are computed for a few boxes at a time with all that are left: fewer calls than box by box,
+    less work than for all pairs.
+    """
     limit, factor = np.float32(threshold), np.float32(eta)
     areas = _areas(sides, whole_pixels)
-    worst = np.zeros(count, np.float32)  # overlap with any box kept so far
+    left = np.arange(sides.shape[1])
+    worst = np.zeros(len(left), np.float32)  # overlap with any box kept so far
     kept: list[int] = []
-    at = 0
-    while at < count and len(kept) != keep:
-        kept.append(at)
-        rest = at + 1
-        overlaps = _overlaps(
-            sides[:, at : at + 1], areas[at : at + 1], sides[:, rest:], areas[rest:], whole_pixels
-        )
-        np.maximum(worst[rest:], overlaps, out=worst[rest:])
-        if factor < 1 and limit > 0.5:
-            limit *= factor
-        # The next one free. An overlap of NaN is no freedom: Paddle asks for <= too.
-        free = worst[rest:] <= limit
-        step = int(free.argmax()) if rest < count else 0
-        at = rest + step if rest < count and free[step] else count
+    while len(left) and len(kept) != keep:
+        first = min(_AT_A_TIME, len(left))
+        overlaps = _overlaps(sides[:, :first, None], areas[:first, None], sides[:, None], areas, whole_pixels)
+        for i in range(first):
+            # Not `> limit` to go on: an overlap of NaN is dropped, as Paddle does.
+            if worst[i] <= limit and len(kept) != keep:
+                kept.append(int(left[i]))
+                np.maximum(worst, overlaps[i], out=worst)
+                if factor < 1 and limit > 0.5:
+                    limit *= factor
+        # The limit only falls and the worst only rises, so what is not free now never will be.
+        free = first + np.flatnonzero(worst[first:] <= limit)
+        left, worst, areas, sides = left[free], worst[free], areas[free], sides[:, free]
     return kept
 
 
