@@ -5,12 +5,12 @@ digests of their images, 32 bytes each. Vectors are written first: what has no d
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.disk import writing
 from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder, Vectors
@@ -27,26 +27,24 @@ class Work:
         self._vectors = vectors
         self._digests = digests
         self.rows = _resume(vectors, digests, dimension)
+        """Digest -> row."""
 
     def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
-        """Keep n vectors (n×dimension) under the digests of their images. Raises DiskError."""
+        """Keep n vectors (n×dimension) under the digests of their images, which are new. Raises DiskError."""
         with writing(self._base):
             for file, data in ((self._vectors, vectors.astype("<f4").tobytes()), (self._digests, b"".join(digests))):
                 file.write(data)
                 file.flush()
         for digest in digests:
-            self.rows.setdefault(digest, len(self.rows))
+            self.rows[digest] = len(self.rows)
 
     def gather(self, digests: Sequence[bytes]) -> Vectors:
         """The vectors of these images, n×dimension. Raises KeyError."""
-        return np.asarray(self.all()[[self.rows[digest] for digest in digests]])
-
-    def all(self) -> npt.NDArray[np.float32]:
-        """All vectors in the order of ``rows``, read from the disk as they are used."""
-        if not self.rows:
+        rows = np.fromiter((self.rows[digest] for digest in digests), np.int64, len(digests))
+        if not len(rows):
             return np.zeros((0, self._dimension), np.float32)
-        shape = (len(self.rows), self._dimension)
-        return np.memmap(self._vectors, "<f4", "r", shape=shape)  # type: ignore[no-any-return]
+        kept = np.memmap(self._vectors, "<f4", "r", shape=(len(self.rows), self._dimension))
+        return np.asarray(kept[rows])
 
 
 @contextlib.contextmanager
@@ -56,24 +54,11 @@ def opened(folder: Path, embedder: Embedder) -> Iterator[Work]:
     Another process that embeds for the same index at the same time works in a file of its own.
     Raises DiskError.
     """
-    import filelock
-
     with writing(folder / FOLDER):
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     base = folder / FOLDER / f"{embedder.fingerprint[:16]}-{embedder.dimension}"
     with contextlib.ExitStack() as stack:
-        for number in range(1_000):
-            own = base.with_name(f"{base.name}.{number}" if number else base.name)
-            try:
-                with writing(own):
-                    lock = filelock.FileLock(f"{own}.lock")
-                    try:
-                        stack.enter_context(lock.acquire(blocking=False))
-                        break
-                    except filelock.Timeout:
-                        continue
-            finally:
-                pass
+        own = next(path for path in _candidates(base) if _locked(path, stack))
         paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
         with writing(own):
             files = [stack.enter_context(path.open("a+b")) for path in paths]
@@ -83,6 +68,25 @@ def opened(folder: Path, embedder: Embedder) -> Iterator[Work]:
             file.close()
             with contextlib.suppress(OSError):  # Windows, while the vectors are still looked at
                 path.unlink(missing_ok=True)
+
+
+def _candidates(base: Path) -> Iterator[Path]:
+    yield base
+    for number in itertools.count(1):
+        yield base.with_name(f"{base.name}.{number}")
+
+
+def _locked(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a file's name for as long as ``stack`` lives, unless another has it."""
+    import filelock
+
+    lock = filelock.FileLock(f"{path}.lock")
+    with writing(path):
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except filelock.Timeout:  # an OSError, but not the disk's
+            return False
+    return True
 
 
 def _resume(vectors: BinaryIO, digests: BinaryIO, dimension: int) -> dict[bytes, int]:

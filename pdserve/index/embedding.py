@@ -1,0 +1,130 @@
+"""Gallery images -> vectors: decoded by threads ahead of the embedder, which gets full batches."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from pdserve.errors import EngineError, ImageError
+from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder, Vectors
+from pdserve.index.errors import GalleryError
+from pdserve.index.gallery import GalleryImage, Skipped
+from pdserve.index.work import Work
+from pdserve.progress import Progress
+from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+
+TASK = "embedding"
+
+
+@dataclass(frozen=True)
+class Digested:
+    """A readable image and the SHA-256 of its file, 32 bytes."""
+
+    image: GalleryImage
+    digest: bytes
+
+
+def embed_gallery(
+    images: Sequence[GalleryImage],
+    embedder: Embedder,
+    work: Work,
+    *,
+    known: Callable[[bytes], bool],
+    strict: bool,
+    progress: Progress,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[list[Digested], list[Skipped]]:
+    """See that ``work`` has the vector of every image whose digest is not ``known``.
+
+    Returns the readable images in order, the same file twice as it comes, and those that were skipped.
+    Raises GalleryError at the first unreadable image if ``strict``, EngineError, DiskError.
+    """
+    readable: list[Digested] = []
+    skipped: list[Skipped] = []
+    batch: dict[bytes, Image8] = {}
+
+    def prepare(image: GalleryImage) -> tuple[bytes, Image8 | None]:
+        data = image.read()
+        digest = hashlib.sha256(data).digest()
+        return digest, None if digest in work.rows or known(digest) else decode(data, max_pixels)
+
+    def flush() -> None:
+        if batch:
+            work.add(list(batch), embed(embedder, list(batch.values())))
+            batch.clear()
+
+    progress.start(TASK, len(images), 0)
+    threads = min(8, os.cpu_count() or 1)
+    with _ahead(prepare, images, threads, threads + embedder.batch_size) as results:
+        for image, result in results:
+            try:
+                digest, pixels = result()
+            except (ImageError, OSError) as error:
+                reason = error.message if isinstance(error, ImageError) else str(error.strerror or error)
+                if strict:
+                    raise GalleryError(
+                        f"{image.image}: {reason} Leave out --strict to go on without such images."
+                    ) from error
+                skipped.append(Skipped(image.image, reason))
+                progress.note(image.image, reason)
+            else:
+                readable.append(Digested(image, digest))
+                if pixels is not None and digest not in work.rows:
+                    batch.setdefault(digest, pixels)
+                    if len(batch) >= embedder.batch_size:
+                        flush()
+            progress.advance(TASK, 1)
+        flush()
+    progress.done(TASK)
+    return readable, skipped
+
+
+def embed(embedder: Embedder, images: Sequence[Image8]) -> Vectors:
+    """Embed one batch and see that it is what was promised. Raises EngineError."""
+    vectors = np.asarray(embedder.embed(images), np.float32)
+    if vectors.shape != (len(images), embedder.dimension):
+        raise EngineError(
+            f"{embedder.name} gave an array of {vectors.shape} for {len(images)} images of dimension "
+            f"{embedder.dimension}."
+        )
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.abs(lengths - 1) < LENGTH_TOLERANCE).all():
+        raise EngineError(
+            f"{embedder.name} gave a vector of length {lengths[np.abs(lengths - 1).argmax()]}, where all are "
+            "to be normalised."
+        )
+    return vectors
+
+
+_Result = Callable[[], tuple[bytes, Image8 | None]]
+
+
+@contextmanager
+def _ahead(
+    prepare: Callable[[GalleryImage], tuple[bytes, Image8 | None]],
+    images: Sequence[GalleryImage],
+    threads: int,
+    window: int,
+) -> Iterator[Iterator[tuple[GalleryImage, _Result]]]:
+    """Each image with a call that gives its result, in order, no more than ``window`` of them prepared."""
+    pool = ThreadPoolExecutor(threads, "decode")
+
+    def run() -> Iterator[tuple[GalleryImage, _Result]]:
+        running: deque[tuple[GalleryImage, Future[tuple[bytes, Image8 | None]]]] = deque()
+        for image in images:
+            running.append((image, pool.submit(prepare, image)))
+            if len(running) >= window:
+                first, future = running.popleft()
+                yield first, future.result
+        for image, future in running:
+            yield image, future.result
+
+    try:
+        yield run()
+    finally:
+        pool.shutdown(cancel_futures=True)

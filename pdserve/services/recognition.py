@@ -1,0 +1,183 @@
+"""The recognition pipeline (PP-ShiTu): image files in, recognised objects out.
+
+Detector → boxes, and the whole image → crops → embedder → index → score threshold → suppression across
+boxes. It knows engines and an index, and nothing of sockets.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pdserve.errors import PdserveError
+from pdserve.home import Home
+from pdserve.index.search import LoadedIndex, Match, load
+from pdserve.index import folder as index_folder
+from pdserve.services.embedding import Embedder, Tensor, open_embedder
+from pdserve.services.detection import Detector, open_detector
+from pdserve.settings import RecognitionOptions, RecognitionSettings
+from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
+from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """One object: the whole pixels ``bbox`` (x1, y1, x2, y2; x2 and y2 outside) and the gallery's nearest.
+
+    ``matches``, best first, is never empty. ``detection`` is the detector's own box, None for the whole
+    image.
+    """
+
+    bbox: tuple[int, int, int, int]
+    matches: tuple[Match, ...]
+    detection: Box | None
+
+    @property
+    def label(self) -> str:
+        return self.matches[0].label
+
+    @property
+    def score(self) -> float:
+        return self.matches[0].similarity
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is in one image, the most similar first; the index's version that says so; milliseconds a stage."""
+
+    objects: tuple[Recognized, ...]
+    index_version: int
+    timings_ms: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image to be looked up."""
+
+    box: Box
+    detected: bool
+
+
+def regions(image: Image8, boxes: Sequence[Box]) -> list[Region]:
+    """The detector's boxes, best first, and the whole image."""
+    height, width = image.shape[:2]
+    return [*(Region(box, True) for box in boxes), Region(Box(0, 0, width, height, 1.0), False)]
+
+
+def choose(
+    found: Sequence[Region], matches: Sequence[Sequence[Match]], options: RecognitionOptions
+) -> tuple[Recognized, ...]:
+    """Keep what is similar enough, and of overlapping boxes the most similar."""
+    enough = [
+        (region, near)
+        for region, near in zip(found, matches, strict=True)
+        if near and near[0].similarity >= options.score_threshold
+    ]
+    corners = [crop_corners(region.box) for region, _ in enough]
+    kept = suppress_results(corners, [near[0].similarity for _, near in enough], options.nms_threshold)
+    return tuple(
+        Recognized(corners[i], tuple(enough[i][1]), enough[i][0].box if enough[i][0].detected else None)
+        for i in kept
+    )
+
+
+@dataclass(frozen=True)
+class RecognitionPipeline:
+    """The models and the options; the index comes with each call, since a newer one may be published."""
+
+    detector: Detector | None
+    embedder: Embedder
+    options: RecognitionOptions
+    max_pixels: int = MAX_PIXELS
+
+    def decode(self, data: bytes) -> Image8:
+        """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
+        return decode(data, self.max_pixels)
+
+    def crops(self, image: Image8, found: Sequence[Region]) -> list[Tensor]:
+        """The regions, as the embedder takes them."""
+        return [self.embedder.prepare(crop(image, region.box)) for region in found]
+
+    def predict(
+        self, images: Sequence[bytes], index: LoadedIndex, top_k: int | None = None
+    ) -> list[Answer | PdserveError]:
+        """All stages for several image files, one after the other; a bad one gets its error in its place."""
+        out: list[Answer | PdserveError] = []
+        for data in images:
+            try:
+                out.append(self._one(data, index, top_k))
+            except PdserveError as error:
+                out.append(error)
+        return out
+
+    def _one(self, data: bytes, index: LoadedIndex, top_k: int | None) -> Answer:
+        clock = Clock()
+        image = self.decode(data)
+        clock.lap("decode")
+        boxes: list[Box] = []
+        if self.detector:
+            height, width = image.shape[:2]
+            (raw,) = self.detector.infer([self.detector.prepare(image)])
+            boxes = self.detector.read(raw, width, height)
+            clock.lap("detect")
+        found = regions(image, boxes)
+        vectors = self.embedder.infer(self.crops(image, found))
+        clock.lap("embed")
+        matches = index.search(np.stack(vectors), top_k or self.options.top_k)
+        clock.lap("search")
+        return Answer(choose(found, matches, self.options), index.version, clock.laps)
+
+    def check(self) -> None:
+        """Run every engine once. Raises what is wrong with a model."""
+        blank = np.zeros((64, 64, 3), np.uint8)
+        for number in range(len(self.embedder.engines)):
+            self.embedder.infer([self.embedder.prepare(blank)], number)
+        if self.detector:
+            for number in range(len(self.detector.engines)):
+                self.detector.infer([self.detector.prepare(blank)], number)
+
+    def close(self) -> None:
+        if self.detector:
+            self.detector.close()
+        self.embedder.close()
+
+
+class Clock:
+    """Laps in milliseconds by name; laps of one name add up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Close a lap."""
+        now = time.perf_counter()
+        self.laps[name] = round(self.laps.get(name, 0) + (now - self._since) * 1000, 3)
+        self._since = now
+
+
+def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPipeline:
+    """Find, check, load and warm up detector and embedder.
+
+    Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door is open.
+    """
+    embedder = open_embedder(settings.embedder, home, settings.base)
+    try:
+        detector = open_detector(settings, home) if settings.detector else None
+    except BaseException:
+        embedder.close()
+        raise
+    pipeline = RecognitionPipeline(detector, embedder, settings.options, settings.server.max_pixels)
+    pipeline.check()
+    return pipeline
+
+
+def open_index(settings: RecognitionSettings, home: Home, embedder: Embedder) -> LoadedIndex:
+    """Find and load the index, which must be this embedder's. Raises UsageError, IndexFolderError."""
+    beside = settings.base / settings.options.index
+    wanted = str(beside) if beside.is_dir() else settings.options.index
+    index = load(index_folder.find(wanted, home))
+    index.require(embedder)
+    return index
