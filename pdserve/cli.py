@@ -31,6 +31,10 @@ def main() -> None:
         app()
     except PdserveError as error:
         sys.exit(console.failed(error))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python must not try to flush the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:
@@ -100,7 +104,8 @@ def fetch(
         r.name for r in results if not isinstance(r, PdserveError) and catalog.get(r.name).task != "dataset"
     ]
     if models and not as_json:
-        console.say("Next: " + " && ".join(f"pdserve convert --model {name}" for name in models))
+        one = f" --model {models[0]}" if len(models) == 1 else ""
+        console.say(f"Next: pdserve convert{one}")
 
 
 def _list(words: list[str], as_json: bool) -> None:

@@ -81,12 +81,14 @@ def _write(stream: TextIO, text: str) -> None:
 
 def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
     """One image's answer: a JSON line, or lines of labels under its name."""
+    from pdserve.clients.answers import FoundObject
+
     answer = outcome.answer
     if as_json:
         if isinstance(answer, PdserveError):
             json_line({"image": outcome.name, "error": answer.message})
         else:
-            content: dict[str, Any] = {"image": outcome.name, "labels": [asdict(each) for each in answer]}
+            content = {"image": outcome.name, outcome.kind: [_described(each) for each in answer]}
             json_line(content | ({"picture": str(picture)} if picture else {}))
         return
     if isinstance(answer, PdserveError):
@@ -94,11 +96,20 @@ def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
         return
     line(f"{outcome.name}:")
     for each in answer:
-        line(f"  {each.score:7.4f}  {each.class_id:>5}  {each.label}")
+        where = " ".join(map(str, each.bbox)) if isinstance(each, FoundObject) else f"{each.class_id:>5}"
+        line(f"  {each.score:7.4f}  {where}  {each.label}")
     if not answer:
-        line("  no label")
+        line(f"  no {outcome.kind}")
     if picture:
         line(f"  {picture}")
+
+
+def _described(each: Any) -> dict[str, Any]:
+    content: dict[str, Any] = asdict(each)
+    # The neighbours beyond the best are told where they were asked for.
+    if len(content.get("matches", ())) < 2:
+        content.pop("matches", None)
+    return content
 
 
 def failed(error: PdserveError) -> int:
@@ -192,3 +203,22 @@ class CountBar:
 
     def step(self) -> None:
         self._bars.advance(self._task)
+
+
+@contextmanager
+def image_bars() -> Iterator[DownloadBars]:
+    """Bars that count images on standard error; nothing but notes where that is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = _console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        yield DownloadBars(bars)

@@ -1,5 +1,6 @@
 """``pdserve predict``: what a person names -> image files -> answers, several in flight, in order."""
 
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,17 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
-from pdserve.clients.address import is_this_machine
+from pdserve.clients.address import is_this_machine, rpc_address
+from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.errors import ImageError, PdserveError, UnreachableError, UsageError
 from pdserve.home import Home
-from pdserve.vision.scores import Label
+from pdserve.vision.scores import Label, score_of
+
+Result = TypeVar("Result")
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 STANDARD_INPUT = "-"
 
-Ask = Callable[[bytes], list[Label]]
+Answer: TypeAlias = list[Label] | list[FoundObject]
+Ask = Callable[[bytes], Answer]
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image. ``data`` are its bytes where they could be had."""
+    """What became of one image. ``data`` are its bytes where they could be had; ``kind``: labels, objects."""
 
     name: str
     data: bytes | None
-    answer: list[Label] | PdserveError
+    answer: Answer | PdserveError
+    kind: str = "labels"
 
 
 def find_sources(named: Sequence[str]) -> list[Source]:
@@ -87,7 +93,9 @@ def _url_reader(url: str) -> Callable[[], bytes]:
     return read
 
 
-def predict_all(sources: Sequence[Source], predict: Ask, jobs: int) -> Iterator[Outcome]:
+def predict_all(
+    sources: Sequence[Source], predict: Ask, jobs: int, kind: str = "labels"
+) -> Iterator[Outcome]:
     """Answers in the order of the sources, ``jobs`` in flight at a time.
 
     ``predict`` takes an image file's bytes; what it raises of PdserveError becomes the image's
@@ -98,11 +106,11 @@ def predict_all(sources: Sequence[Source], predict: Ask, jobs: int) -> Iterator[
         data = None
         try:
             data = source.read()
-            return Outcome(source.name, data, predict(data))
+            return Outcome(source.name, data, predict(data), kind)
         except UnreachableError:
             raise
         except PdserveError as error:
-            return Outcome(source.name, data, error)
+            return Outcome(source.name, data, error, kind)
 
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="pdserve-predict")
     try:
@@ -117,37 +125,102 @@ def predict_all(sources: Sequence[Source], predict: Ask, jobs: int) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
+def find_service(url: str | None, rpc: bool) -> str:
+    """Which service runs at ``url``, or at the default ports of this machine.
+
+    Where nobody answers it is classification, whose client then says so. Raises UsageError where both run.
+    """
+    from pdserve.clients.address import DEFAULT_PORTS
+
+    if url is None:
+        door = 1 if rpc else 0
+        there = [service for service, ports in DEFAULT_PORTS.items() if _listens(ports[door])]
+        if len(there) > 1:
+            raise UsageError(f"Here run {' and '.join(there)}; say which to ask with --service.")
+        return there[0] if there else "classification"
+    if rpc:
+        by_port = {ports[1]: service for service, ports in DEFAULT_PORTS.items()}
+        return by_port.get(rpc_address(url).port, "classification")
+    from pdserve.clients import HttpClient
+
+    with HttpClient(url, timeout=5) as client:
+        return client.service_there() or "classification"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def remote(service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None) -> Iterator[Ask]:
     """Ask a running server, at ``url`` or the service's default port on this machine."""
     from pdserve.clients import HttpClient, RpcClient
 
     client = RpcClient(url, service, timeout) if rpc else HttpClient(url, service, timeout)
+    ask = client.recognize if service == "recognition" else client.predict
     with client:
-        yield lambda image: client.predict(image, top_k)
+        yield lambda image: ask(image, top_k)
 
 
 @contextmanager
-def local(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
-    """Run a model in this process, with the settings that ``pdserve serve classification`` would have.
+def local(service: str, flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
+    """Run the models in this process, with the settings that ``pdserve serve SERVICE`` would have.
 
-    Raises what is wrong with the model, its description or the device.
+    Raises what is wrong with a model, its description, the index or the device.
     """
+    with (
+        _local_recognition(flags, environ, home)
+        if service == "recognition"
+        else _local_classification(flags, environ, home) as ask
+    ):
+        yield ask
+
+
+@contextmanager
+def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
     from pdserve import settings
     from pdserve.services.classification import open_classification
 
     pipeline = open_classification(settings.classification(flags, environ), home)
-
-    def ask(image: bytes) -> list[Label]:
-        answer = pipeline.predict([image])[0]
-        if isinstance(answer, PdserveError):
-            raise answer
-        return answer
-
     try:
+        yield lambda image: _raised(pipeline.predict([image])[0])
+    finally:
+        pipeline.close()
+
+
+@contextmanager
+def _local_recognition(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
+    from pdserve import settings
+    from pdserve.services.recognition import open_index, open_recognition
+
+    wanted = settings.recognition(flags, environ)
+    pipeline = open_recognition(wanted, home)
+    try:
+        index = open_index(wanted, home, pipeline.embedder)
+
+        def ask(image: bytes) -> list[FoundObject]:
+            answer = _raised(pipeline.predict([image], index)[0])
+            return [
+                FoundObject(
+                    each.bbox,
+                    each.label,
+                    score_of(each.score),
+                    tuple(FoundMatch(m.label, m.image, score_of(m.similarity)) for m in each.matches),
+                )
+                for each in answer.objects
+            ]
+
         yield ask
     finally:
         pipeline.close()
+
+
+def _raised(answer: Result | PdserveError) -> Result:
+    if isinstance(answer, PdserveError):
+        raise answer
+    return answer
 
 
 def draw(outcome: Outcome, folder: Path) -> Path | None:

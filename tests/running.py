@@ -74,14 +74,16 @@ class Server:
 
 
 @contextmanager
-def start(home: Path, *options: str, ports: Sequence[str] = (), **environ: str) -> Iterator[Server]:
-    """Start ``pdserve serve classification`` on free ports and wait until it is ready."""
+def start(
+    home: Path, *options: str, service: str = "classification", ports: Sequence[str] = (), **environ: str
+) -> Iterator[Server]:
+    """Start ``pdserve serve SERVICE`` on free ports and wait until it is ready."""
     chosen = tuple(ports) or ("--http-port", "0", "--rpc-port", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pdserve", "serve", "classification", *options, *chosen],
+                [sys.executable, "-m", "pdserve", "serve", service, *options, *chosen],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env=environment(home, **environ),

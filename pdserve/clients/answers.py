@@ -1,12 +1,15 @@
-"""What a server answered -> labels or errors."""
+"""What a server answered -> labels, objects, or errors."""
 
 import ast
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from pdserve.clients.address import Address
 from pdserve.errors import ClientError, UnreachableError
 from pdserve.vision.scores import Label
+
+Item = TypeVar("Item")
 
 # Of an answer in the pipeline protocol's own form, which does not carry class ids.
 UNKNOWN_CLASS = -1
@@ -20,7 +23,37 @@ def unreachable(address: Address, service: str) -> UnreachableError:
     )
 
 
-def single(answers: Sequence[list[Label] | ClientError]) -> list[Label]:
+@dataclass(frozen=True)
+class FoundMatch:
+    """An entry of the gallery: its label, its image's path there, the similarity."""
+
+    label: str
+    image: str
+    score: float
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """A recognised object: ``bbox`` x1, y1, x2, y2 in whole pixels (x2 and y2 outside), the gallery's label
+    and the similarity; ``matches``: the nearest entries, best first, where the server tells them.
+    """
+
+    bbox: tuple[int, int, int, int]
+    label: str
+    score: float
+    matches: tuple[FoundMatch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form(Generic[Item]):
+    """How a service's answers are written: one result of /v1, and the fields of the pipeline protocol."""
+
+    service: str
+    of_result: Callable[[Any], list[Item]]
+    of_fields: Callable[[Mapping[str, str], int], list[list[Item]]]
+
+
+def single(answers: Sequence[list[Item] | ClientError]) -> list[Item]:
     """The answer of a request with one image, raised if it is an error."""
     answer = answers[0]
     if isinstance(answer, ClientError):
@@ -28,34 +61,83 @@ def single(answers: Sequence[list[Label] | ClientError]) -> list[Label]:
     return answer
 
 
-def from_results(content: Any, count: int) -> list[list[Label] | ClientError]:
+def from_results(content: Any, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
     """``{"results": […]}`` -> one entry per image. Raises ClientError for anything else."""
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, list) or len(results) != count:
         raise ClientError(f"The server's answer is not {count} results: {str(content)[:200]}")
-    return [_one(result) for result in results]
+    return [_one(result, form) for result in results]
 
 
-def _one(result: Any) -> list[Label] | ClientError:
+def _one(result: Any, form: Form[Item]) -> list[Item] | ClientError:
     try:
         if "error" in result:
             return ClientError(str(result["error"]["message"]))
-        return [Label(int(x["class_id"]), str(x["label"]), float(x["score"])) for x in result["labels"]]
-    except (TypeError, KeyError, ValueError, OverflowError):
+        return form.of_result(result)
+    except (TypeError, KeyError, ValueError, OverflowError, IndexError):
         return ClientError(f"The server's answer cannot be read: {str(result)[:200]}")
 
 
-def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int) -> list[list[Label] | ClientError]:
-    """``label`` and ``prob`` of the pipeline protocol: the reprs of two lists with an entry per image.
-
-    That form has the best label only. Raises ClientError for anything else.
-    """
+def from_pipeline(
+    keys: Sequence[str], values: Sequence[str], count: int, form: Form[Item]
+) -> list[list[Item] | ClientError]:
+    """The pipeline protocol's own fields -> one entry per image. Raises ClientError for anything else."""
     fields = dict(zip(keys, values, strict=False))
     try:
-        names, scores = ast.literal_eval(fields["label"]), ast.literal_eval(fields["prob"])
-        labels = [[Label(UNKNOWN_CLASS, str(n), float(s))] for n, s in zip(names, scores, strict=True)]
-    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ClientError(f"The server's answer has no label and prob: {str(fields)[:200]}") from error
-    if len(labels) != count:
-        raise ClientError(f"The server answered {len(labels)} images of {count}.")
-    return list(labels)
+        answers = form.of_fields(fields, count)
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        raise ClientError(f"The server's answer cannot be read: {str(fields)[:200]}") from error
+    if len(answers) != count:
+        raise ClientError(f"The server answered {len(answers)} images of {count}.")
+    return list(answers)
+
+
+def _labels(result: Any) -> list[Label]:
+    return [Label(int(x["class_id"]), str(x["label"]), float(x["score"])) for x in result["labels"]]
+
+
+def _labels_of_fields(fields: Mapping[str, str], count: int) -> list[list[Label]]:
+    """``label`` and ``prob``: the reprs of two lists with an entry per image, the best label only."""
+    names, scores = ast.literal_eval(fields["label"]), ast.literal_eval(fields["prob"])
+    return [[Label(UNKNOWN_CLASS, str(n), float(s))] for n, s in zip(names, scores, strict=True)]
+
+
+def _corners(values: Any) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = values
+    return int(x1), int(y1), int(x2), int(y2)
+
+
+def _objects(result: Any) -> list[FoundObject]:
+    return [
+        FoundObject(
+            _corners(x["bbox"]),
+            str(x["label"]),
+            float(x["score"]),
+            tuple(
+                FoundMatch(str(m["label"]), str(m["image"]), float(m["score"])) for m in x.get("matches", ())
+            ),
+        )
+        for x in result["objects"]
+    ]
+
+
+def _objects_of_fields(fields: Mapping[str, str], count: int) -> list[list[FoundObject]]:
+    """``result``: the repr of a list of objects, or of such a list per image where there are several."""
+    content = ast.literal_eval(fields["result"])
+    return [
+        [FoundObject(_corners(x["bbox"]), str(x["rec_docs"]), float(x["rec_scores"])) for x in found]
+        for found in ([content] if count == 1 else content)
+    ]
+
+
+LABELS: Form[Label] = Form("classification", _labels, _labels_of_fields)
+OBJECTS: Form[FoundObject] = Form("recognition", _objects, _objects_of_fields)

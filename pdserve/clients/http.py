@@ -14,7 +14,16 @@ from typing import Any
 import httpx
 
 from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine
-from pdserve.clients.answers import from_results, single, unreachable
+from pdserve.clients.answers import (
+    LABELS,
+    OBJECTS,
+    Form,
+    FoundObject,
+    Item,
+    from_results,
+    single,
+    unreachable,
+)
 from pdserve.errors import ClientError
 from pdserve.vision.scores import Label
 
@@ -34,9 +43,9 @@ class _Http:
             "verify": self.address.scheme == "https" and ssl.create_default_context(),
         }
 
-    def _request(self, images: Sequence[bytes], top_k: int | None) -> dict[str, Any]:
+    def _request(self, images: Sequence[bytes], top_k: int | None, service: str) -> dict[str, Any]:
         request: dict[str, Any] = {
-            "url": f"/v1/{self.service}",
+            "url": f"/v1/{service}",
             "params": {"top_k": top_k} if top_k else None,
         }
         if len(images) == 1:
@@ -45,13 +54,13 @@ class _Http:
             request["files"] = [("images", (f"{i}", image)) for i, image in enumerate(images)]
         return request
 
-    def _read(self, response: httpx.Response, count: int) -> list[list[Label] | ClientError]:
+    def _read(self, response: httpx.Response, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
         try:
             content = response.json()
         except ValueError:
             content = None
         if isinstance(content, dict) and "results" in content:
-            return from_results(content, count)
+            return from_results(content, count, form)
         message = response.reason_phrase
         if isinstance(content, dict) and isinstance(content.get("error"), dict):
             message = str(content["error"].get("message", message))
@@ -74,17 +83,32 @@ class HttpClient(_Http):
 
     def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
-        return single(self.predict_batch([image], top_k))
+        return single(self._ask([image], top_k, LABELS))
 
     def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[Label] | ClientError]:
         """Labels of several image files in one request; a bad one gets its error in its place."""
+        return self._ask(images, top_k, LABELS)
+
+    def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
+        """Objects in one image file, by a recognition server. Raises UnreachableError, ClientError."""
+        return single(self._ask([image], top_k, OBJECTS))
+
+    def recognize_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[FoundObject] | ClientError]:
+        """Objects in several image files; a bad one gets its error in its place."""
+        return self._ask(images, top_k, OBJECTS)
+
+    def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
         try:
-            response = self._client.post(**self._request(images, top_k))
+            response = self._client.post(**self._request(images, top_k, form.service))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images))
+        return self._read(response, len(images), form)
 
     def is_ready(self) -> bool:
         """Whether the server would answer a request now."""
@@ -92,6 +116,14 @@ class HttpClient(_Http):
             return self._client.get("/v2/health/ready").status_code == 200
         except httpx.HTTPError:
             return False
+
+    def service_there(self) -> str | None:
+        """The kind of the service that a pdserve server offers; None where there is none to say so."""
+        try:
+            extensions = self._client.get("/v2").json()["extensions"]
+            return next((kind for kind in DEFAULT_PORTS if kind in extensions), None)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
 
     def close(self) -> None:
         self._client.close()
@@ -114,17 +146,32 @@ class AsyncHttpClient(_Http):
 
     async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """See `HttpClient.predict`."""
-        return single(await self.predict_batch([image], top_k))
+        return single(await self._ask([image], top_k, LABELS))
 
     async def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[Label] | ClientError]:
         """See `HttpClient.predict_batch`."""
+        return await self._ask(images, top_k, LABELS)
+
+    async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
+        """See `HttpClient.recognize`."""
+        return single(await self._ask([image], top_k, OBJECTS))
+
+    async def recognize_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[FoundObject] | ClientError]:
+        """See `HttpClient.recognize_batch`."""
+        return await self._ask(images, top_k, OBJECTS)
+
+    async def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
         try:
-            response = await self._client.post(**self._request(images, top_k))
+            response = await self._client.post(**self._request(images, top_k, form.service))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images))
+        return self._read(response, len(images), form)
 
     async def is_ready(self) -> bool:
         """See `HttpClient.is_ready`."""

@@ -14,7 +14,17 @@ import grpc
 import grpc.aio
 
 from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
-from pdserve.clients.answers import from_pipeline, from_results, single, unreachable
+from pdserve.clients.answers import (
+    LABELS,
+    OBJECTS,
+    Form,
+    FoundObject,
+    Item,
+    from_pipeline,
+    from_results,
+    single,
+    unreachable,
+)
 from pdserve.errors import ClientError
 from pdserve.protos import pipeline
 from pdserve.vision.scores import Label
@@ -54,13 +64,13 @@ class _Rpc:
             *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
         )
 
-    def _read(self, response: Any, count: int) -> list[list[Label] | ClientError]:
+    def _read(self, response: Any, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
         fields = dict(zip(response.key, response.value, strict=False))
         if pipeline.RESULTS_KEY in fields:
-            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count)
+            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count, form)
         if response.err_no:
             raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
-        return from_pipeline(response.key, response.value, count)
+        return from_pipeline(response.key, response.value, count, form)
 
     def _failed(self, error: grpc.RpcError) -> ClientError:
         code = error.code()
@@ -90,7 +100,7 @@ class RpcClient(_Rpc):
 
     def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
-        return single(self.predict_batch([image], top_k))
+        return single(self._ask([image], top_k, LABELS))
 
     def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
@@ -99,11 +109,26 @@ class RpcClient(_Rpc):
 
         A published server has no place for that: there the request fails as a whole.
         """
+        return self._ask(images, top_k, LABELS)
+
+    def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
+        """Objects in one image file, by a recognition server. Raises UnreachableError, ClientError."""
+        return single(self._ask([image], top_k, OBJECTS))
+
+    def recognize_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[FoundObject] | ClientError]:
+        """Objects in several image files; a bad one gets its error in its place."""
+        return self._ask(images, top_k, OBJECTS)
+
+    def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
         try:
             response = self._call(self._request(images), timeout=self.timeout, metadata=self._metadata(top_k))
         except grpc.RpcError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images))
+        return self._read(response, len(images), form)
 
     def close(self) -> None:
         self._channel.close()
@@ -133,19 +158,34 @@ class AsyncRpcClient(_Rpc):
 
     async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """See `RpcClient.predict`."""
-        return single(await self.predict_batch([image], top_k))
+        return single(await self._ask([image], top_k, LABELS))
 
     async def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[Label] | ClientError]:
         """See `RpcClient.predict_batch`."""
+        return await self._ask(images, top_k, LABELS)
+
+    async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
+        """See `RpcClient.recognize`."""
+        return single(await self._ask([image], top_k, OBJECTS))
+
+    async def recognize_batch(
+        self, images: Sequence[bytes], top_k: int | None = None
+    ) -> list[list[FoundObject] | ClientError]:
+        """See `RpcClient.recognize_batch`."""
+        return await self._ask(images, top_k, OBJECTS)
+
+    async def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
         try:
             response = await self._call(
                 self._request(images), timeout=self.timeout, metadata=self._metadata(top_k)
             )
         except grpc.RpcError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images))
+        return self._read(response, len(images), form)
 
     async def close(self) -> None:
         await self._channel.close(None)

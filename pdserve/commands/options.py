@@ -16,6 +16,7 @@ class Service(str, Enum):
     """The services there are."""
 
     classification = "classification"
+    recognition = "recognition"
 
 
 class Engine(str, Enum):
@@ -71,6 +72,72 @@ ThresholdOption = Annotated[
 ]
 
 
+DetectorOption = Annotated[
+    str | None,
+    typer.Option("--detector", metavar="NAME|DIR|none", help="The detector; none recognises whole images."),
+]
+EmbedderOption = Annotated[
+    str | None, typer.Option("--embedder", metavar="NAME|DIR", help="The model that makes the features.")
+]
+IndexOption = Annotated[
+    str | None, typer.Option("--index", metavar="NAME|DIR", help="The index of the gallery to search.")
+]
+DetThresholdOption = Annotated[
+    float | None, typer.Option("--det-threshold", min=0, max=1, help="Score that a box needs; 0.2.")
+]
+MaxDetResultsOption = Annotated[
+    int | None, typer.Option("--max-det-results", min=1, help="Boxes that are looked up, at most; 5.")
+]
+ScoreThresholdOption = Annotated[
+    float | None, typer.Option("--score-threshold", help="Similarity that an answer needs; 0.5.")
+]
+NmsThresholdOption = Annotated[
+    float | None,
+    typer.Option("--nms-threshold", min=0, max=1, help="Overlap from which the less similar box goes; 0.05."),
+]
+NeighboursOption = Annotated[
+    int | None, typer.Option("--top-k", min=1, help="Nearest gallery entries told for an object; 1.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="A config.yml in Paddle Serving's form.")
+]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")]
+InstancesOption = Annotated[
+    int | None, typer.Option("--instances", min=1, help="Engine instances per device.")
+]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if not said.")
+]
+HttpPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--http-port", min=0, max=65535, help="HTTP port; the service's own if not said, 0 for any."
+    ),
+]
+RpcPortOption = Annotated[
+    int | None,
+    typer.Option("--rpc-port", min=0, max=65535, help="gRPC port; the service's own if not said, 0 for any."),
+]
+MaxBatchSizeOption = Annotated[int | None, typer.Option("--max-batch-size", min=1, help="Images per batch.")]
+MaxQueueDelayOption = Annotated[
+    float | None,
+    typer.Option("--max-queue-delay-ms", min=0, help="How long a batch waits to fill; 0: never."),
+]
+MaxQueueSizeOption = Annotated[
+    int | None, typer.Option("--max-queue-size", min=1, help="Images that may wait.")
+]
+TimeoutMsOption = Annotated[int | None, typer.Option("--timeout-ms", min=1, help="Time limit of a request.")]
+MaxBodyBytesOption = Annotated[int | None, typer.Option("--max-body-bytes", min=1, help="Limit of a body.")]
+MaxPixelsOption = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Limit of an image.")]
+MaxImagesOption = Annotated[int | None, typer.Option("--max-images", min=1, help="Limit of a request.")]
+GraceOption = Annotated[
+    float | None, typer.Option("--grace-s", min=0, help="Seconds that running requests get at a stop.")
+]
+LogFileOption = Annotated[
+    Path | None, typer.Option("--log-file", metavar="FILE", help="Log there too, rotating.")
+]
+
+
 def devices(gpu: str | None, cpu: bool) -> tuple[str, ...] | None:
     if gpu is not None and cpu:
         raise UsageError("--gpu and --cpu contradict each other; give one of them.")
@@ -92,7 +159,8 @@ def as_settings(given: dict[str, Any]) -> dict[str, Any]:
     """A command's arguments as settings."""
     flags = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
     for name in ("resize", "mean", "std"):
-        flags[name] = _numbers(flags[name])
+        if name in flags:
+            flags[name] = _numbers(flags[name])
     flags["devices"] = devices(flags.pop("gpu"), flags.pop("cpu"))
     flags.pop("config", None)
     return flags

@@ -16,8 +16,8 @@ def predict(
         list[str], typer.Argument(metavar="PATH|URL|DIR|-…", help="Images; - is standard input.")
     ],
     service: Annotated[
-        o.Service, typer.Option("--service", help="Which service to ask.")
-    ] = o.Service.classification,
+        o.Service | None, typer.Option("--service", help="Which to ask; the one that runs if not said.")
+    ] = None,
     rpc: Annotated[bool, typer.Option("--rpc", help="Ask over gRPC instead of HTTP.")] = False,
     url: Annotated[
         str | None,
@@ -32,7 +32,7 @@ def predict(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")
     ] = 60,
-    local: Annotated[bool, typer.Option("--local", help="Run --model in this process; no server.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run the model in this process; no server.")] = False,
     model: o.ModelOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -49,29 +49,37 @@ def predict(
     mean: o.MeanOption = None,
     std: o.StdOption = None,
     channel_order: o.ChannelOption = None,
+    detector: o.DetectorOption = None,
+    embedder: o.EmbedderOption = None,
+    index: o.IndexOption = None,
+    det_threshold: o.DetThresholdOption = None,
+    max_det_results: o.MaxDetResultsOption = None,
+    score_threshold: o.ScoreThresholdOption = None,
+    nms_threshold: o.NmsThresholdOption = None,
 ) -> None:
     """Ask a running server about images; with --local, a model in this process."""
     given = dict(locals())
     from pdserve import predict as predicting
 
     sources = predicting.find_sources(images)
-    own = {k: given[k] for k in _LOCAL_ONLY}
-    if not local:
+    own = {name: given[name] for name in (*_MACHINE, *_CLASSIFICATION, *_RECOGNITION)}
+    if local:
+        if rpc or url:
+            raise UsageError("--local asks no server; leave out --rpc and --url.")
+        kind = _local_kind(service, own)
+        asked: Any = predicting.local(kind, o.as_settings(own | {"top_k": top_k}), os.environ, o.home())
+    else:
         unfit = [name for name, value in own.items() if value not in (None, False)]
         if unfit:
             raise UsageError(
                 f"--{unfit[0].replace('_', '-')} goes with --local; a server has its own settings."
             )
-        asked: Any = predicting.remote(service.value, url, rpc, timeout, top_k)
-    elif rpc or url:
-        raise UsageError("--local asks no server; leave out --rpc and --url.")
-    elif not model:
-        raise UsageError("--local needs --model NAME, the model to run.")
-    else:
-        asked = predicting.local(o.as_settings(own | {"top_k": top_k}), os.environ, o.home())
+        kind = service.value if service else predicting.find_service(url, rpc)
+        asked = predicting.remote(kind, url, rpc, timeout, top_k)
+    what = "objects" if kind == "recognition" else "labels"
     bad = 0
     with asked as ask, console.counted("predicting", len(sources)) as bar:
-        for outcome in predicting.predict_all(sources, ask, jobs):
+        for outcome in predicting.predict_all(sources, ask, jobs, what):
             bar.step()
             picture = predicting.draw(outcome, draw) if draw else None
             bad += isinstance(outcome.answer, PdserveError)
@@ -79,7 +87,25 @@ def predict(
     raise typer.Exit(1 if bad else 0)
 
 
-_LOCAL_ONLY = (
-    "model", "gpu", "cpu", "engine", "threads", "labels", "threshold", "resize_short", "resize",
-    "interpolation", "backend", "crop", "scale", "mean", "std", "channel_order",
+# Options that go with --local, by what they are for.
+_MACHINE = ("gpu", "cpu", "engine", "threads")
+_CLASSIFICATION = (
+    "model", "labels", "threshold", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
+    "mean", "std", "channel_order",
 )  # fmt: skip
+_RECOGNITION = (
+    "detector", "embedder", "index", "det_threshold", "max_det_results", "score_threshold", "nms_threshold",
+)  # fmt: skip
+_OF_KIND = {"classification": _CLASSIFICATION, "recognition": _RECOGNITION}
+
+
+def _local_kind(service: o.Service | None, own: dict[str, Any]) -> str:
+    """The service to be without a server: the one named, else the one that the options are of."""
+    given = {kind: [name for name in names if own[name] is not None] for kind, names in _OF_KIND.items()}
+    kind = service.value if service else next((kind for kind, names in given.items() if names), None)
+    if kind is None or (kind == "classification" and own["model"] is None):
+        raise UsageError("--local needs --model NAME, the model to run (or --service recognition).")
+    for other, names in given.items():
+        if other != kind and names:
+            raise UsageError(f"--{names[0].replace('_', '-')} is for {other}, not for {kind}.")
+    return kind

@@ -1,7 +1,6 @@
 """``pdserve serve``: one command per service."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,52 +13,25 @@ serve_app = typer.Typer(name="serve", help="Start a server.", no_args_is_help=Tr
 @serve_app.command("classification")
 def serve_classification(
     model: o.ModelOption = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="A config.yml in Paddle Serving's form.")
-    ] = None,
+    config: o.ConfigOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
     engine: o.EngineOption = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
+    precision: o.PrecisionOption = None,
     threads: o.ThreadsOption = None,
-    instances: Annotated[
-        int | None, typer.Option("--instances", min=1, help="Engine instances per device.")
-    ] = None,
-    host: Annotated[
-        str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if not said.")
-    ] = None,
-    http_port: Annotated[
-        int | None,
-        typer.Option("--http-port", min=0, max=65535, help="HTTP port; 18080 if not said, 0 for any."),
-    ] = None,
-    rpc_port: Annotated[
-        int | None,
-        typer.Option("--rpc-port", min=0, max=65535, help="gRPC port; 9993 if not said, 0 for any."),
-    ] = None,
-    max_batch_size: Annotated[
-        int | None, typer.Option("--max-batch-size", min=1, help="Images per batch.")
-    ] = None,
-    max_queue_delay_ms: Annotated[
-        float | None,
-        typer.Option("--max-queue-delay-ms", min=0, help="How long a batch waits to fill; 0: never."),
-    ] = None,
-    max_queue_size: Annotated[
-        int | None, typer.Option("--max-queue-size", min=1, help="Images that may wait.")
-    ] = None,
-    timeout_ms: Annotated[
-        int | None, typer.Option("--timeout-ms", min=1, help="Time limit of a request.")
-    ] = None,
-    max_body_bytes: Annotated[
-        int | None, typer.Option("--max-body-bytes", min=1, help="Limit of a body.")
-    ] = None,
-    max_pixels: Annotated[int | None, typer.Option("--max-pixels", min=1, help="Limit of an image.")] = None,
-    max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="Limit of a request.")] = None,
-    grace_s: Annotated[
-        float | None, typer.Option("--grace-s", min=0, help="Seconds that running requests get at a stop.")
-    ] = None,
-    log_file: Annotated[
-        Path | None, typer.Option("--log-file", metavar="FILE", help="Log there too, rotating.")
-    ] = None,
+    instances: o.InstancesOption = None,
+    host: o.HostOption = None,
+    http_port: o.HttpPortOption = None,
+    rpc_port: o.RpcPortOption = None,
+    max_batch_size: o.MaxBatchSizeOption = None,
+    max_queue_delay_ms: o.MaxQueueDelayOption = None,
+    max_queue_size: o.MaxQueueSizeOption = None,
+    timeout_ms: o.TimeoutMsOption = None,
+    max_body_bytes: o.MaxBodyBytesOption = None,
+    max_pixels: o.MaxPixelsOption = None,
+    max_images: o.MaxImagesOption = None,
+    grace_s: o.GraceOption = None,
+    log_file: o.LogFileOption = None,
     labels: o.LabelsOption = None,
     top_k: o.TopKOption = None,
     threshold: o.ThresholdOption = None,
@@ -83,3 +55,48 @@ def serve_classification(
     from pdserve.services.server import serve_classification as serve
 
     serve(settings.classification(o.as_settings(flags), os.environ, config), o.home())
+
+
+@serve_app.command("recognition")
+def serve_recognition(
+    detector: o.DetectorOption = None,
+    embedder: o.EmbedderOption = None,
+    index: o.IndexOption = None,
+    config: o.ConfigOption = None,
+    gpu: o.GpuOption = None,
+    cpu: o.CpuOption = False,
+    engine: o.EngineOption = None,
+    precision: o.PrecisionOption = None,
+    threads: o.ThreadsOption = None,
+    instances: o.InstancesOption = None,
+    host: o.HostOption = None,
+    http_port: o.HttpPortOption = None,
+    rpc_port: o.RpcPortOption = None,
+    max_batch_size: o.MaxBatchSizeOption = None,
+    max_queue_delay_ms: o.MaxQueueDelayOption = None,
+    max_queue_size: o.MaxQueueSizeOption = None,
+    timeout_ms: o.TimeoutMsOption = None,
+    max_body_bytes: o.MaxBodyBytesOption = None,
+    max_pixels: o.MaxPixelsOption = None,
+    max_images: o.MaxImagesOption = None,
+    grace_s: o.GraceOption = None,
+    log_file: o.LogFileOption = None,
+    det_threshold: o.DetThresholdOption = None,
+    max_det_results: o.MaxDetResultsOption = None,
+    score_threshold: o.ScoreThresholdOption = None,
+    nms_threshold: o.NmsThresholdOption = None,
+    top_k: o.NeighboursOption = None,
+    gallery_writes: Annotated[
+        bool | None, typer.Option("--gallery-writes", help="Let callers change the gallery over HTTP.")
+    ] = None,
+) -> None:
+    """Serve image recognition (PP-ShiTu: detect, embed, look up in an index) over HTTP and gRPC.
+
+    Settings come from the options, else from PDSERVE_… in the environment (PDSERVE_INDEX=drinks),
+    else from the configuration file, else from defaults.
+    """
+    flags = dict(locals())
+    from pdserve import settings
+    from pdserve.services.server import serve_recognition as serve
+
+    serve(settings.recognition(o.as_settings(flags), os.environ, config), o.home())

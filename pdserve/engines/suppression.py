@@ -39,7 +39,7 @@ class Fetched:
     """A fetch that the operator's output ``slot`` becomes, cast to each of ``dtypes`` in turn."""
 
     slot: str
-    dtypes: tuple[str, ...]
+    dtypes: tuple[np.dtype[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def complete(cut: Cut, tensors: Mapping[str, Array]) -> dict[str, Array]:
 def _output(found: Suppressed, fetched: Fetched) -> Array:
     array: Array = getattr(found, _SLOTS[fetched.slot])
     for dtype in fetched.dtypes:
-        array = array.astype(np.dtype(dtype))
-    return array.copy()  # two fetches may have one source, and each is the caller's
+        array = array.astype(dtype)
+    copied: Array = array.copy()  # two fetches may have one source, and each is the caller's
+    return copied
 
 
 def _inputs(op: Any, variables: Mapping[str, Any]) -> tuple[str, str]:
@@ -143,7 +144,7 @@ def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[s
             outputs[used[0]] = source
         elif _passes_on(op):
             (out,) = (name for slot in op.outputs for name in slot.arguments)
-            dtype, _ = element(variables[out].type.dense_tensor.tensor)
+            dtype = np.dtype(element(variables[out].type.dense_tensor.tensor)[0])
             known[out] = Fetched(source.slot, (*source.dtypes, dtype) if op.type == "cast" else source.dtypes)
         else:
             raise _refusal(f"{op.type} works on what it returns")

@@ -47,6 +47,7 @@ def embed_gallery(
     readable: list[Digested] = []
     skipped: list[Skipped] = []
     batch: dict[bytes, Image8] = {}
+    empty: set[bytes] = set()
 
     def prepare(image: GalleryImage) -> tuple[bytes, Image8 | None]:
         data = image.read()
@@ -55,8 +56,19 @@ def embed_gallery(
 
     def flush() -> None:
         if batch:
-            work.add(list(batch), embed(embedder, list(batch.values())))
+            vectors = embed(embedder, list(batch.values()))
+            good = vectors.any(axis=1)
+            digests = list(batch)
+            work.add([digests[i] for i in np.flatnonzero(good)], vectors[good])
+            empty.update(digests[i] for i in np.flatnonzero(~good))
             batch.clear()
+
+    def skip(image: GalleryImage, reason: str, cause: Exception | None = None) -> None:
+        if strict:
+            raise GalleryError(
+                f"{image.image}: {reason} Leave out --strict to go on without such images."
+            ) from cause
+        skipped.append(Skipped(image.image, reason))
 
     progress.start(TASK, len(images), 0)
     threads = min(8, os.cpu_count() or 1)
@@ -65,13 +77,7 @@ def embed_gallery(
             try:
                 digest, pixels = result()
             except (ImageError, OSError) as error:
-                reason = error.message if isinstance(error, ImageError) else str(error.strerror or error)
-                if strict:
-                    raise GalleryError(
-                        f"{image.image}: {reason} Leave out --strict to go on without such images."
-                    ) from error
-                skipped.append(Skipped(image.image, reason))
-                progress.note(image.image, reason)
+                skip(image, error.message if isinstance(error, ImageError) else f"{error.strerror}.", error)
             else:
                 readable.append(Digested(image, digest))
                 if pixels is not None and digest not in work.rows:
@@ -80,12 +86,15 @@ def embed_gallery(
                         flush()
             progress.advance(TASK, 1)
         flush()
+    for each in readable:
+        if each.digest in empty:
+            skip(each.image, f"{embedder.name} finds nothing in it, its vector is zero.")
     progress.done(TASK)
-    return readable, skipped
+    return [each for each in readable if each.digest not in empty], skipped
 
 
 def embed(embedder: Embedder, images: Sequence[Image8]) -> Vectors:
-    """Embed one batch and see that it is what was promised. Raises EngineError."""
+    """Embed one batch and see that its vectors are normalised, or zero. Raises EngineError."""
     vectors = np.asarray(embedder.embed(images), np.float32)
     if vectors.shape != (len(images), embedder.dimension):
         raise EngineError(
@@ -93,10 +102,10 @@ def embed(embedder: Embedder, images: Sequence[Image8]) -> Vectors:
             f"{embedder.dimension}."
         )
     lengths = np.linalg.norm(vectors, axis=1)
-    if not (np.abs(lengths - 1) < LENGTH_TOLERANCE).all():
+    odd = ~((np.abs(lengths - 1) < LENGTH_TOLERANCE) | (lengths == 0))
+    if odd.any():
         raise EngineError(
-            f"{embedder.name} gave a vector of length {lengths[np.abs(lengths - 1).argmax()]}, where all are "
-            "to be normalised."
+            f"{embedder.name} gave a vector of length {lengths[odd][0]}, where all are to be normalised."
         )
     return vectors
 

@@ -26,7 +26,7 @@ from pdserve.errors import UsageError
 from pdserve.home import Home
 from pdserve.index import entries as entry_files
 from pdserve.index import id_map, manifest, vectors
-from pdserve.index.entries import Entries
+from pdserve.index.entries import Entries, Ids
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.id_map import IdMap
 from pdserve.index.manifest import Manifest
@@ -134,8 +134,10 @@ def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
     made_of = source / entry_files.FILE
     if known or made_of.is_file():
         entries = entry_files.read(made_of)
-        if len(entries.ids) != len(labels) or set(entries.ids.tolist()) != labels.keys():
-            raise IndexFolderError(f"{made_of} and {ID_MAP} have different ids; type `pdserve index rollback`.")
+        if not np.array_equal(np.sort(entries.ids), _sorted(labels)):
+            raise IndexFolderError(
+                f"{made_of} and {ID_MAP} differ in their ids; type `pdserve index rollback`."
+            )
     else:
         entries = Entries.unknown(labels)
     form = vectors.form(index)
@@ -156,15 +158,14 @@ def check_file(path: Path, size: int, sha256: str, mtime_ns: int | None) -> None
     same = stat.st_size == size and (stat.st_mtime_ns == mtime_ns or checksum.sha256(path) == sha256)
     if not same:
         raise IndexFolderError(
-            f"{path} is not as it was published; type `pdserve index rollback` for the version before, or, if "
-            f"another program changed the index on purpose, delete {manifest.FILE} to accept that."
+            f"{path} is not as it was published; type `pdserve index rollback` for the version before, or "
+            f"delete {manifest.FILE} if another program changed the index on purpose."
         )
 
 
 def _check_ids(source: Path, index: Any, labels: IdMap) -> None:
     there = np.unique(vectors.ids(index))
-    named = np.fromiter(labels, np.int64, len(labels))
-    named.sort()
+    named = _sorted(labels)
     if np.array_equal(there, named):
         return
     missing = np.setdiff1d(there, named)
@@ -178,3 +179,7 @@ def _check_ids(source: Path, index: Any, labels: IdMap) -> None:
         f"{source / ID_MAP} has {len(named)} entries and {VECTORS} {len(there)}: no vector for "
         f"the entry {extra[0]}; the two do not belong together, build the index anew."
     )
+
+
+def _sorted(labels: IdMap) -> Ids:
+    return np.sort(np.fromiter(labels, np.int64, len(labels)))

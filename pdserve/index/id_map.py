@@ -21,7 +21,7 @@ IdMap = dict[int, str]
 MAX_BYTES = 4 << 30
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle holds what an id map has no use for."""
 
 
@@ -36,7 +36,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> IdMap:
         raise IndexFolderError(f"{path} has {size} bytes, more than the limit of {max_bytes} for an id map.")
     try:
         return loads(path.read_bytes())
-    except _Refused as error:
+    except _RefusedError as error:
         raise IndexFolderError(
             f"{path} is no id map, it {error}; it may hold a dict of int and str and nothing else."
         ) from None
@@ -79,13 +79,13 @@ _NONE, _TRUE, _FALSE = 0x4E, 0x88, 0x89
 
 
 def loads(data: bytes) -> IdMap:
-    """The id map in a pickle of protocol 2 to 5. Raises _Refused, which `read` translates."""
+    """The id map in a pickle of protocol 2 to 5. Raises _RefusedError, which `read` translates."""
     try:
         return _run(data)
     except UnicodeDecodeError:
-        raise _Refused("has a text that is not UTF-8") from None
+        raise _RefusedError("has a text that is not UTF-8") from None
     except (IndexError, KeyError, ValueError, TypeError):
-        raise _Refused("is truncated or broken") from None
+        raise _RefusedError("is truncated or broken") from None
 
 
 def _run(data: bytes) -> IdMap:
@@ -135,7 +135,7 @@ def _run(data: bytes) -> IdMap:
         elif op == _LONG1:
             end = at + 1 + data[at]
             if end - at > 9:
-                raise _Refused("has an integer of more than 64 bits")
+                raise _RefusedError("has an integer of more than 64 bits")
             stack.append(int.from_bytes(data[at + 1 : end], "little", signed=True))
             at = end
         elif op in (_TUPLE1, _TUPLE2, _TUPLE3):
@@ -156,7 +156,7 @@ def _run(data: bytes) -> IdMap:
             _fill(stack[-1], [key, value])
         elif op == _BUILD:
             if not isinstance(stack.pop(), tuple) or stack[-1] is not _INT64:
-                raise _Refused("sets the state of an object")
+                raise _RefusedError("sets the state of an object")
         elif op == _STACK_GLOBAL:
             name, module = stack.pop(), stack.pop()
             stack.append(_named(module, name))
@@ -167,7 +167,7 @@ def _run(data: bytes) -> IdMap:
             at = middle + len(name) + 2
         elif op == _EMPTY_DICT:
             if made:
-                raise _Refused("holds more than one dict")
+                raise _RefusedError("holds more than one dict")
             stack.append(made)
         elif op in (_NONE, _TRUE, _FALSE):
             stack.append({_NONE: None, _TRUE: True, _FALSE: False}[op])
@@ -176,25 +176,26 @@ def _run(data: bytes) -> IdMap:
         elif op == _FRAME:
             at += 8
         elif op == _STOP:
-            if stack.pop() is not made or stack:
-                raise _Refused("holds something other than a dict")
+            complete = len(stack) == 1 and stack[0] is made
+            if not complete:
+                raise _RefusedError("holds something other than a dict")
             return made
         else:
-            raise _Refused(f"uses the pickle instruction 0x{op:02x} at byte {at - 1}")
+            raise _RefusedError(f"uses the pickle instruction 0x{op:02x} at byte {at - 1}")
 
 
 def _pack(stack: list[Any], start: int) -> None:
     if start < 0:
-        raise _Refused("is truncated or broken")
+        raise _RefusedError("is truncated or broken")
     stack[start:] = [tuple(stack[start:])]
 
 
 def _fill(made: Any, items: list[Any]) -> None:
     if not isinstance(made, dict) or len(items) % 2:
-        raise _Refused("is truncated or broken")
+        raise _RefusedError("is truncated or broken")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) is not int or type(value) is not str:
-            raise _Refused(f"maps {type(key).__name__} to {type(value).__name__}")
+            raise _RefusedError(f"maps {type(key).__name__} to {type(value).__name__}")
         made[key] = value
 
 
@@ -206,7 +207,7 @@ def _named(module: Any, name: Any) -> object:
 
 
 def _refuse_name(module: Any, name: Any) -> NoReturn:
-    raise _Refused(f"asks for {str(module)[:60]}.{str(name)[:60]}, which is not run")
+    raise _RefusedError(f"asks for {str(module)[:60]}.{str(name)[:60]}, which is not run")
 
 
 def _call(function: Any, arguments: Any) -> object:
@@ -217,4 +218,4 @@ def _call(function: Any, arguments: Any) -> object:
         kind, value = arguments
         if kind is _INT64 and isinstance(value, bytes) and len(value) == 8:
             return int.from_bytes(value, "little", signed=True)
-    raise _Refused("calls a function, which is not run")
+    raise _RefusedError("calls a function, which is not run")

@@ -161,7 +161,8 @@ def extract(index: Any) -> tuple[Ids, Vectors]:
         )
     rows = _stored(inner)
     found, first = np.unique(ids(index), return_index=True)
-    return (found, rows) if len(found) == len(rows) and (first[:-1] < first[1:]).all() else (found, rows[first])
+    in_order = len(found) == len(rows) and bool((first[:-1] < first[1:]).all())
+    return found, rows if in_order else rows[first]
 
 
 def search(index: Any, queries: Vectors, k: int) -> tuple[Vectors, Ids]:

@@ -32,7 +32,10 @@ class Work:
     def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
         """Keep n vectors (n×dimension) under the digests of their images, which are new. Raises DiskError."""
         with writing(self._base):
-            for file, data in ((self._vectors, vectors.astype("<f4").tobytes()), (self._digests, b"".join(digests))):
+            for file, data in (
+                (self._vectors, vectors.astype("<f4").tobytes()),
+                (self._digests, b"".join(digests)),
+            ):
                 file.write(data)
                 file.flush()
         for digest in digests:

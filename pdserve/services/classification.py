@@ -56,6 +56,8 @@ class ClassificationPipeline:
                 raise EngineError(
                     f"The model's {self.fetch!r} has the shape {scores.shape}, not (images, classes)."
                 )
+            if not np.isfinite(scores).all():
+                raise EngineError(f"The model's {self.fetch!r} has values that are no numbers.")
             for i, row in zip(among, scores, strict=True):
                 rows[i] = row
         return [row for row in rows if row is not None]

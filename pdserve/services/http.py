@@ -4,23 +4,19 @@ Bodies are read with a limit before anything is parsed, and parsed by hand: a re
 picture or carries several, and the routes take three forms of it.
 """
 
-import base64
-import binascii
-import json
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from pdserve import __version__
-from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
+from pdserve.errors import PdserveError, RequestError
 from pdserve.services import gateway, openapi
+from pdserve.services.bodies import read_body, read_images
 from pdserve.services.results import described, result
 from pdserve.services.service import Service
 from pdserve.settings import ServerSettings
@@ -37,6 +33,10 @@ def build_app(service: Service, settings: ServerSettings) -> FastAPI:
         redirect_slashes=False,
     )
 
+    @app.get("/v2", tags=["health"], summary="What server is this?")
+    async def metadata() -> dict[str, Any]:
+        return {"name": "pdserve", "version": __version__, "extensions": [service.kind]}
+
     @app.get("/v2/health/live", tags=["health"], summary="Is the process up?")
     async def live() -> dict[str, bool]:
         return {"live": True}
@@ -48,7 +48,7 @@ def build_app(service: Service, settings: ServerSettings) -> FastAPI:
     @app.post(f"/v1/{service.kind}", tags=[service.kind], **openapi.images_route(service.kind))
     async def v1(request: Request) -> Response:
         top_k = _top_k(request.query_params.get("top_k"))
-        images = await _images(
+        images = await read_images(
             request, await read_body(request, settings.max_body_bytes), settings.max_images
         )
         answers = await service.answer(images, top_k)
@@ -95,86 +95,12 @@ def _is_pipeline(request: Request) -> bool:
     return not request.url.path.startswith(("/v1/", "/v2/"))
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLargeError as soon as more than ``limit`` bytes are announced or come."""
-    too_large = BodyTooLargeError(
-        f"The body is larger than the limit of {limit} bytes; send less at once or raise max_body_bytes."
-    )
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
 def _top_k(text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise RequestError(f"top_k is {text!r}; it must be a whole number above 0.")
     return int(text)
-
-
-async def _images(request: Request, body: bytes, max_images: int) -> list[bytes | PdserveError]:
-    """The images of a /v1 request, in order, by the body's type. Raises RequestError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return list(await _from_form(request, body, max_images))
-    if kind == "application/json":
-        return _from_json(body)
-    if not body:
-        raise ImageError("The body is empty; send an image file.")
-    return [body]
-
-
-async def _from_form(request: Request, body: bytes, max_images: int) -> Sequence[bytes]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        parser = MultiPartParser(request.headers, stream(), max_files=max_images + 1, max_fields=16)
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise RequestError(f"The multipart form cannot be read: {error}.") from error
-    try:
-        files = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
-        if not files:
-            raise RequestError("The form has no file in a field called images.")
-        return [await file.read() for file in files]
-    finally:
-        await form.close()
-
-
-def _from_json(body: bytes) -> list[bytes | PdserveError]:
-    wanted = 'a JSON object {"images": [base64, …]}'
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"The body is no JSON; send {wanted}.") from error
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise RequestError(f"The body must be {wanted}.")
-    if not images:
-        raise RequestError("The list of images is empty.")
-    return [_from_base64(image) for image in images]
-
-
-def _from_base64(text: str) -> bytes | PdserveError:
-    """A base64 string, or a ``data:`` URL of one."""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            return ImageError("The data: URL is not base64.")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return ImageError("The image is not base64.")
 
 
 def _status(answers: Sequence[Any]) -> int:

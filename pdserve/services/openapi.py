@@ -70,6 +70,13 @@ def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
+_GALLERY_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: _json(_ERROR, "the request is malformed, or an image cannot be read"),
+    403: _json(_ERROR, "the server was started without --gallery-writes"),
+    404: _json(_ERROR, "there is no such entry"),
+}
+
+
 def images_route(kind: str) -> dict[str, Any]:
     """Arguments of the ``/v1/{kind}`` route's decorator."""
     file = {"type": "string", "format": "binary"}
@@ -114,6 +121,52 @@ def images_route(kind: str) -> dict[str, Any]:
                     "application/json": {"schema": json_body},
                 },
             },
+        },
+    }
+
+
+def gallery_append() -> dict[str, Any]:
+    """Arguments of the decorator of ``POST /v1/gallery``."""
+    entry = {
+        "type": "object",
+        "required": ["image", "label"],
+        "properties": {"image": {"type": "string", "description": "base64"}, "label": {"type": "string"}},
+    }
+    form = {
+        "type": "object",
+        "required": ["images", "label"],
+        "properties": {
+            "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
+            "label": {**_STRINGS, "description": "one for all images, or one for each"},
+        },
+    }
+    json_body = {"type": "object", "properties": {"images": {"type": "array", "items": entry}}}
+    return {
+        "summary": "Add images with their labels",
+        "responses": {200: _json({"type": "object"}, "what changed"), **_GALLERY_ERRORS},
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {"schema": form},
+                    "application/json": {"schema": json_body},
+                },
+            }
+        },
+    }
+
+
+def gallery_remove() -> dict[str, Any]:
+    """Arguments of the decorator of ``DELETE /v1/gallery``."""
+    strings = {"type": "array", "items": {"type": "string"}}
+    return {
+        "summary": "Remove entries by label, image or id",
+        "responses": {200: _json({"type": "object"}, "what changed"), **_GALLERY_ERRORS},
+        "openapi_extra": {
+            "parameters": [
+                {"name": name, "in": "query", "required": False, "schema": strings}
+                for name in ("label", "image", "id")
+            ]
         },
     }
 

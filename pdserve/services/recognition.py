@@ -7,19 +7,21 @@ boxes. It knows engines and an index, and nothing of sockets.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from pdserve.errors import PdserveError
 from pdserve.home import Home
-from pdserve.index.search import LoadedIndex, Match, load
 from pdserve.index import folder as index_folder
+from pdserve.index.search import LoadedIndex, Match, load
+from pdserve.models import find_serving_model
 from pdserve.services.embedding import Embedder, Tensor, open_embedder
-from pdserve.services.detection import Detector, open_detector
+from pdserve.services.loading import load_engines
+from pdserve.serving_model import open_serving_model
 from pdserve.settings import RecognitionOptions, RecognitionSettings
-from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
+from pdserve.vision.boxes import Box, Floats, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+from pdserve.vision.detection import Detector, DetectorSettings, Prepared, check_aliases, open_detector
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Recognized:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is in one image, the most similar first; the index's version that says so; milliseconds a stage."""
+    """What is in an image, the most similar first; the version of the index that says so; ms per stage."""
 
     objects: tuple[Recognized, ...]
     index_version: int
@@ -85,9 +87,12 @@ def choose(
 
 @dataclass(frozen=True)
 class RecognitionPipeline:
-    """The models and the options; the index comes with each call, since a newer one may be published."""
+    """The models and the options; the index comes with each call, since a newer one may be published.
 
-    detector: Detector | None
+    ``detectors``: one per device, none to recognise whole images.
+    """
+
+    detectors: tuple[Detector, ...]
     embedder: Embedder
     options: RecognitionOptions
     max_pixels: int = MAX_PIXELS
@@ -96,9 +101,17 @@ class RecognitionPipeline:
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
         return decode(data, self.max_pixels)
 
+    def detect(self, prepared: Sequence[Prepared], engine: int = 0) -> list[Floats]:
+        """Prepared images -> the detector's rows of each, on one of its devices. Raises EngineError."""
+        return self.detectors[engine].infer(prepared)
+
+    def crop_images(self, image: Image8, found: Sequence[Region]) -> list[Image8]:
+        """The regions of an image, views."""
+        return [crop(image, region.box) for region in found]
+
     def crops(self, image: Image8, found: Sequence[Region]) -> list[Tensor]:
         """The regions, as the embedder takes them."""
-        return [self.embedder.prepare(crop(image, region.box)) for region in found]
+        return [self.embedder.prepare(part) for part in self.crop_images(image, found)]
 
     def predict(
         self, images: Sequence[bytes], index: LoadedIndex, top_k: int | None = None
@@ -117,10 +130,10 @@ class RecognitionPipeline:
         image = self.decode(data)
         clock.lap("decode")
         boxes: list[Box] = []
-        if self.detector:
+        if self.detectors:
             height, width = image.shape[:2]
-            (raw,) = self.detector.infer([self.detector.prepare(image)])
-            boxes = self.detector.read(raw, width, height)
+            (rows,) = self.detect([self.detectors[0].prepare(image)])
+            boxes = self.detectors[0].read(rows, width, height)
             clock.lap("detect")
         found = regions(image, boxes)
         vectors = self.embedder.infer(self.crops(image, found))
@@ -130,17 +143,16 @@ class RecognitionPipeline:
         return Answer(choose(found, matches, self.options), index.version, clock.laps)
 
     def check(self) -> None:
-        """Run every engine once. Raises what is wrong with a model."""
+        """Run every engine once. Raises ModelError, EngineError."""
         blank = np.zeros((64, 64, 3), np.uint8)
         for number in range(len(self.embedder.engines)):
             self.embedder.infer([self.embedder.prepare(blank)], number)
-        if self.detector:
-            for number in range(len(self.detector.engines)):
-                self.detector.infer([self.detector.prepare(blank)], number)
+        for detector in self.detectors:
+            detector.check()
 
     def close(self) -> None:
-        if self.detector:
-            self.detector.close()
+        for detector in self.detectors:
+            detector.engine.close()
         self.embedder.close()
 
 
@@ -165,13 +177,23 @@ def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPi
     """
     embedder = open_embedder(settings.embedder, home, settings.base)
     try:
-        detector = open_detector(settings, home) if settings.detector else None
+        detectors = _open_detectors(settings, home)
     except BaseException:
         embedder.close()
         raise
-    pipeline = RecognitionPipeline(detector, embedder, settings.options, settings.server.max_pixels)
+    pipeline = RecognitionPipeline(detectors, embedder, settings.options, settings.server.max_pixels)
     pipeline.check()
     return pipeline
+
+
+def _open_detectors(settings: RecognitionSettings, home: Home) -> tuple[Detector, ...]:
+    if settings.detector is None:
+        return ()
+    model = open_serving_model(find_serving_model(settings.detector.model, home, settings.base))
+    check_aliases(model.config.feeds, str(model.path))
+    options = settings.options
+    wanted = DetectorSettings(threshold=options.det_threshold, max_results=options.max_det_results)
+    return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings.detector))
 
 
 def open_index(settings: RecognitionSettings, home: Home, embedder: Embedder) -> LoadedIndex:

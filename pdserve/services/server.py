@@ -7,15 +7,24 @@ import logging.handlers
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pdserve.errors import SettingsError
 from pdserve.home import Home
 from pdserve.services.classification import open_classification
 from pdserve.services.classification_service import ClassificationService
+from pdserve.services.gallery import add_gallery
+from pdserve.services.http import build_app
+from pdserve.services.live_index import LiveIndex
+from pdserve.services.recognition import open_index, open_recognition
+from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.service import Service
-from pdserve.settings import ClassificationSettings, ServerSettings
+from pdserve.settings import ClassificationSettings, RecognitionSettings, ServerSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger("pdserve")
 
@@ -25,18 +34,37 @@ def serve_classification(settings: ClassificationSettings, home: Home) -> None:
 
     Raises what is wrong before a port is opened.
     """
-    with _logging(settings.server.log_file):
-        for note in settings.notes:
-            log.warning("%s", note)
-        for port in (settings.server.http_port, settings.server.rpc_port):
-            if port:  # a taken port is said now, not after a model has loaded
-                _bind(settings.server.host, port).close()
+    with _prepared(settings.server, settings.notes):
         pipeline = open_classification(settings, home)
         service = ClassificationService(pipeline, settings.server, settings.model)
-        asyncio.run(_serve(service, settings.server))
+        asyncio.run(_serve(service, settings.server, build_app(service, settings.server)))
 
 
-async def _serve(service: Service, settings: ServerSettings) -> None:
+def serve_recognition(settings: RecognitionSettings, home: Home) -> None:
+    """The same for recognition."""
+    with _prepared(settings.server, settings.notes):
+        pipeline = open_recognition(settings, home)
+        index = open_index(settings, home, pipeline.embedder)
+        log.info("index %s: %d entries", index.folder, index.count)
+        service = RecognitionService(pipeline, LiveIndex(index.folder, index, pipeline.embedder), settings)
+        app = build_app(service, settings.server)
+        add_gallery(app, service, settings)
+        asyncio.run(_serve(service, settings.server, app))
+
+
+@contextlib.contextmanager
+def _prepared(settings: ServerSettings, notes: Sequence[str]) -> Iterator[None]:
+    """The log is open, the notes are said, the ports are free."""
+    with _logging(settings.log_file):
+        for note in notes:
+            log.warning("%s", note)
+        for port in (settings.http_port, settings.rpc_port):
+            if port:  # a taken port is said now, not after a model has loaded
+                _bind(settings.host, port).close()
+        yield
+
+
+async def _serve(service: Service, settings: ServerSettings, app: "FastAPI") -> None:
     stop = asyncio.Event()
     with _on_signals(stop.set):
         service.start()
@@ -47,9 +75,7 @@ async def _serve(service: Service, settings: ServerSettings) -> None:
                 port = await stack.enter_async_context(_rpc_door(service, settings, settings.rpc_port))
                 doors.append(f"gRPC on {_shown(settings.host)}:{port}")
             if settings.http_port is not None:
-                port = await stack.enter_async_context(
-                    _http_door(service, settings, settings.http_port, stop)
-                )
+                port = await stack.enter_async_context(_http_door(app, settings, settings.http_port, stop))
                 doors.insert(0, f"http://{_shown(settings.host)}:{port}")
             log.info("ready: %s at %s", service.kind, " and ".join(doors))
             await stop.wait()
@@ -73,11 +99,9 @@ async def _rpc_door(service: Service, settings: ServerSettings, port: int) -> As
 
 @contextlib.asynccontextmanager
 async def _http_door(
-    service: Service, settings: ServerSettings, port: int, stop: asyncio.Event
+    app: "FastAPI", settings: ServerSettings, port: int, stop: asyncio.Event
 ) -> AsyncIterator[int]:
     import uvicorn
-
-    from pdserve.services.http import build_app
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -86,7 +110,7 @@ async def _http_door(
 
     opened = _bind(settings.host, port)
     config = uvicorn.Config(
-        build_app(service, settings),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -169,7 +193,8 @@ def _logging(file: Path | None) -> Iterator[None]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of its start and stop, as we do
+    for told_by_us in ("uvicorn", "faiss"):  # they tell of their start and stop
+        logging.getLogger(told_by_us).setLevel(logging.WARNING)
     try:
         yield
     finally:

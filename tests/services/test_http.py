@@ -189,7 +189,8 @@ def test_health(client: httpx.Client) -> None:
 
 def test_openapi_describes_the_routes(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/classification", "/v2/health/live", "/v2/health/ready", "/{name}/{method}"}
+    health = {"/v2", "/v2/health/live", "/v2/health/ready"}
+    assert set(paths) == {"/v1/classification", "/{name}/{method}", *health}
     bodies = paths["/v1/classification"]["post"]["requestBody"]["content"]
     assert {"image/*", "multipart/form-data", "application/json"} <= set(bodies)
     assert client.get("/docs").status_code == 200

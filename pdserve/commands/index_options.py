@@ -1,0 +1,82 @@
+"""What the commands of ``pdserve index`` share: their options, and the embedder these mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pdserve.commands import options as o
+
+if TYPE_CHECKING:
+    from pdserve.services.embedding import Embedder
+
+DEFAULT = "drink_dataset_v1.0"
+
+
+class Type(str, Enum):
+    """What faiss builds."""
+
+    Flat = "Flat"
+    HNSW32 = "HNSW32"
+    IVF = "IVF"
+
+
+class Metric(str, Enum):
+    """How vectors are compared."""
+
+    IP = "IP"
+    L2 = "L2"
+
+
+IndexOption = Annotated[
+    str,
+    typer.Option("--index", metavar="NAME|DIR", help="A data set's name or folder, or an index's folder."),
+]
+GalleryOption = Annotated[
+    Path | None,
+    typer.Option("--gallery", metavar="DIR", help="The images; without --labels, folders are labels."),
+]
+ListOption = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="Image, tab and label per line, as PaddleClas has it."),
+]
+DelimiterOption = Annotated[
+    str, typer.Option("--delimiter", metavar="TEXT", help="What parts image and label in --labels.")
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME|DIR", help="The embedder; the index's own if not said."),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images embedded at once.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")]
+
+
+@contextmanager
+def embedder(
+    model: str | None,
+    gpu: str | None,
+    cpu: bool,
+    engine: o.Engine | None,
+    threads: int | None,
+    batch_size: int,
+    folder: Path | None = None,
+) -> Iterator["Embedder"]:
+    """The embedder asked for, else the one that made the index in ``folder``, else the default one."""
+    from pdserve.index import manifest
+    from pdserve.services.embedding import open_embedder
+    from pdserve.settings import RECOGNITION_DEFAULTS, ModelSettings
+
+    known = manifest.read(folder) if folder and not model else None
+    own = known.embedder.name if known and known.embedder else None
+    settings = ModelSettings(
+        model=model or own or RECOGNITION_DEFAULTS["embedder"],
+        engine=engine.value if engine else "auto",
+        devices=o.devices(gpu, cpu) or ("cpu",),
+        threads=threads,
+        max_batch_size=batch_size,
+    )
+    with open_embedder(settings, o.home()) as opened:
+        yield opened

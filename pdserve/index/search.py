@@ -1,0 +1,145 @@
+"""One version of an index, loaded to be searched, and what is found in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdserve.errors import UsageError
+from pdserve.index import folder as folders
+from pdserve.index import id_map, manifest, vectors
+from pdserve.index.embedder import Embedder, EmbedderId, Vectors, identify, require_same
+from pdserve.index.errors import IndexFolderError
+from pdserve.index.folder import Snapshot
+from pdserve.index.id_map import IdMap
+
+
+@dataclass(frozen=True)
+class Match:
+    """An entry that was found.
+
+    ``similarity``: the inner product of two unit vectors, 1 for the same picture. It is faiss's own score
+    where the metric is inner product; where it is L2, faiss's is the squared distance d², and the
+    similarity is 1 - d²/2, which for unit vectors is the same number, so that one threshold serves both.
+    """
+
+    label: str
+    image: str
+    similarity: float
+    id: int
+
+
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LoadedIndex:
+    """One version, whole, in memory. Never changes; may be searched from several threads.
+
+    ``version`` is 0 for an index without manifest, whose ``embedder`` is not known (None).
+    """
+
+    folder: Path
+    version: int
+    type: str
+    metric: str
+    dimension: int
+    count: int
+    embedder: EmbedderId | None
+    _index: Any
+    _id_map: IdMap
+    _stamps: tuple[_Stamp | None, ...]
+
+    def search(self, queries: Vectors, top_k: int) -> list[list[Match]]:
+        """The ``top_k`` entries nearest to each query, the most similar first; fewer if there are fewer.
+
+        ``queries``: n×dimension float32, rows L2-normalised. Raises IndexFolderError for another
+        dimension, UsageError for ``top_k`` below 1.
+        """
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            raise IndexFolderError(
+                f"The index {self.folder} has vectors of {self.dimension} numbers and was asked about an "
+                f"array of {queries.shape}; search with the embedder that it was built with."
+            )
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; ask for one neighbour at least.")
+        wanted = min(top_k, self.count)
+        if not wanted or not len(queries):
+            return [[] for _ in queries]
+        # In a graph from which entries were removed, an id may come more than once.
+        slots, asked = self._index.ntotal, wanted
+        while True:
+            scores, ids = vectors.search(self._index, queries, asked)
+            answers = [self._matches(*row, wanted) for row in zip(scores, ids, strict=True)]
+            if asked >= slots or slots == self.count or all(len(answer) == wanted for answer in answers):
+                return answers
+            asked = min(slots, asked * 2)
+
+    def _matches(self, scores: Any, ids: Any, wanted: int) -> list[Match]:
+        found: dict[int, Match] = {}
+        for score, i in zip(scores.tolist(), ids.tolist(), strict=True):
+            if i >= 0 and i not in found and len(found) < wanted:
+                image, label = id_map.split(self._id_map[i])
+                found[i] = Match(label, image, score if self.metric == "IP" else 1 - score / 2, i)
+        return list(found.values())
+
+    def require(self, embedder: Embedder) -> None:
+        """Raise OtherEmbedderError unless this is the embedder that the index was built with."""
+        require_same(self.embedder, identify(embedder), (self.dimension, embedder.dimension), self.folder)
+
+
+def load(folder: Path) -> LoadedIndex:
+    """Load the version in force. Raises IndexFolderError, EngineMissingError."""
+    stamps = _stamps(folder)  # before reading, so that what is published meanwhile shows as changed
+    return of(folders.read(folder), stamps)
+
+
+def of(snapshot: Snapshot, stamps: tuple[_Stamp | None, ...] = ()) -> LoadedIndex:
+    """A version that was read, to be searched. Raises IndexFolderError."""
+    form = snapshot.form
+    if form.metric not in vectors.METRICS:
+        raise IndexFolderError(
+            f"The index {snapshot.folder} has the metric {form.metric} of faiss; pdserve knows "
+            f"{' and '.join(vectors.METRICS)}."
+        )
+    vectors.search_wider(snapshot.index)
+    return LoadedIndex(
+        snapshot.folder,
+        snapshot.version,
+        form.type,
+        form.metric,
+        form.dimension,
+        len(snapshot.id_map),
+        snapshot.manifest.embedder if snapshot.manifest else None,
+        snapshot.index,
+        snapshot.id_map,
+        stamps,
+    )
+
+
+def changed(folder: Path, loaded: LoadedIndex) -> bool:
+    """Whether a version other than ``loaded`` is in force now. Costs a look at the folder.
+
+    Raises IndexFolderError for a manifest that cannot be read.
+    """
+    if _stamps(folder) == loaded._stamps:
+        return False
+    known = manifest.read(folder)
+    return known is None or known.version != loaded.version
+
+
+def _stamps(folder: Path) -> tuple[_Stamp | None, ...]:
+    with_manifest = _stamp(folder / manifest.FILE)
+    if with_manifest:
+        return (with_manifest,)
+    return tuple(_stamp(folder / name) for name in (folders.VECTORS, folders.ID_MAP))
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

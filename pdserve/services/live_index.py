@@ -1,0 +1,58 @@
+"""The index of a running service: a newly published version takes the old one's place between two images."""
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+from pdserve.errors import PdserveError
+from pdserve.index.search import LoadedIndex, changed, load
+from pdserve.services.embedding import Embedder
+
+log = logging.getLogger("pdserve")
+
+# How often the folder is looked at, in seconds.
+INTERVAL_S = 0.5
+
+
+class LiveIndex:
+    """``loaded`` is the version in force; who took it may go on using it when another takes its place."""
+
+    def __init__(self, folder: Path, loaded: LoadedIndex, embedder: Embedder) -> None:
+        self.folder = folder
+        self.loaded = loaded
+        self._embedder = embedder
+        self._task: asyncio.Task[None] | None = None
+        self._refused: object = None
+
+    def start(self) -> None:
+        """Watch the folder, on the running event loop."""
+        self._task = asyncio.create_task(self._watch())
+
+    async def refresh(self) -> None:
+        """Load what is published now, if that is not loaded. A broken one is said once and passed by."""
+        try:
+            if await asyncio.to_thread(changed, self.folder, self.loaded):
+                newer = await asyncio.to_thread(load, self.folder)
+                newer.require(self._embedder)
+                log.info("index version %d in force: %d entries", newer.version, newer.count)
+                self.loaded = newer
+            self._refused = None
+        except PdserveError as error:
+            if str(error) != self._refused:
+                log.error(
+                    "the published index is not taken, version %d stays: %s", self.loaded.version, error
+                )
+                self._refused = str(error)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            await self.refresh()
+
+    async def close(self) -> None:
+        """Stop watching."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
