@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pdserve import __version__, console
+from pdserve.commands.index import index_app
 from pdserve.commands.options import Json, home
 from pdserve.commands.predict import predict
 from pdserve.commands.serve import serve_app
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(serve_app)
+app.add_typer(index_app)
 app.command()(predict)
 
 

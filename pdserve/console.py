@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdserve.errors import PdserveError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from pdserve.predict import Outcome
+    from pdserve.predict import Outcome, Picture
 
 
 # Of a table in a file or a pipe, whose lines a person or a program wants whole.
@@ -79,7 +78,7 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
 
 
-def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
+def outcome(outcome: "Outcome", picture: "Picture | None", as_json: bool) -> None:
     """One image's answer: a JSON line, or lines of labels under its name."""
     from pdserve.clients.answers import FoundObject
 
@@ -89,7 +88,8 @@ def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
             json_line({"image": outcome.name, "error": answer.message})
         else:
             content = {"image": outcome.name, outcome.kind: [_described(each) for each in answer]}
-            json_line(content | ({"picture": str(picture)} if picture else {}))
+            json_line(content | ({"picture": str(picture.path)} if picture else {}))
+            _legend(picture)
         return
     if isinstance(answer, PdserveError):
         say(f"{outcome.name}: {answer.message}")
@@ -101,7 +101,13 @@ def outcome(outcome: "Outcome", picture: Path | None, as_json: bool) -> None:
     if not answer:
         line(f"  no {outcome.kind}")
     if picture:
-        line(f"  {picture}")
+        line(f"  {picture.path}")
+        _legend(picture)
+
+
+def _legend(picture: "Picture | None") -> None:
+    for text in picture.legend if picture else ():
+        say(f"  {text}")
 
 
 def _described(each: Any) -> dict[str, Any]:

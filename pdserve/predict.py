@@ -1,5 +1,6 @@
 """``pdserve predict``: what a person names -> image files -> answers, several in flight, in order."""
 
+import os
 import socket
 import sys
 from collections import deque
@@ -223,13 +224,29 @@ def _raised(answer: Result | PdserveError) -> Result:
     return answer
 
 
-def draw(outcome: Outcome, folder: Path) -> Path | None:
-    """Write an image with its labels into a folder and say where; None where there is nothing to draw on.
+@dataclass(frozen=True)
+class Picture:
+    """A written picture: where it is, and the lines that could not be written into it."""
 
-    That is a failed image, or one that a server read and this machine cannot. Raises DiskError.
+    path: Path
+    legend: tuple[str, ...]
+
+
+def check_font() -> None:
+    """Raise SettingsError where PDSERVE_FONT is no font."""
+    from pdserve.vision.fonts import Places, find_fonts
+
+    find_fonts((), Places.from_environ(os.environ))
+
+
+def draw(outcome: Outcome, folder: Path) -> Picture | None:
+    """Write an image with its labels, or boxes and labels, into a folder and say where.
+
+    None where there is nothing to draw on: a failed image, or one that a server read and this machine
+    cannot. Raises DiskError, and SettingsError for a font that is none.
     """
     from pdserve.vision.decode import decode
-    from pdserve.vision.draw import draw_labels, save
+    from pdserve.vision.draw import draw_labels, draw_objects, save
 
     if outcome.data is None or isinstance(outcome.answer, PdserveError):
         return None
@@ -237,4 +254,8 @@ def draw(outcome: Outcome, folder: Path) -> Path | None:
         image = decode(outcome.data, sys.maxsize)  # the limit is the server's, who has let it pass
     except ImageError:
         return None
-    return save(draw_labels(image, outcome.answer), folder, outcome.name)
+    if outcome.kind == "objects":
+        drawn = draw_objects(image, [each for each in outcome.answer if isinstance(each, FoundObject)])
+    else:
+        drawn = draw_labels(image, [each for each in outcome.answer if isinstance(each, Label)])
+    return Picture(save(drawn.picture, folder, outcome.name), drawn.legend)

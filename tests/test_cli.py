@@ -47,7 +47,6 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
         " 'requests', 'httpx', 'PIL', 'yaml', 'google.protobuf'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
-    import subprocess
 
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pdserve import console
+from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.errors import DeviceError, ImageError, UsageError
-from pdserve.predict import Outcome
+from pdserve.predict import Outcome, Picture
 from pdserve.vision.scores import Label
 
 LABELS = [Label(7, "Egyptian cat", 0.93), Label(12, "猫", 0.05)]
@@ -83,7 +84,7 @@ def test_an_empty_table(capsys: Captured):
 
 def test_an_outcome_as_json(capsys: Captured, tmp_path: Path):
     console.outcome(Outcome("cat.jpg", b"", LABELS), None, as_json=True)
-    console.outcome(Outcome("cat.jpg", b"", LABELS[:1]), tmp_path / "cat.png", as_json=True)
+    console.outcome(Outcome("cat.jpg", b"", LABELS[:1]), Picture(tmp_path / "cat.png", ()), as_json=True)
     console.outcome(Outcome("no.jpg", None, ImageError("No image.")), None, as_json=True)
     out, err = capsys.readouterr()
     assert [json.loads(line) for line in out.splitlines()] == [
@@ -105,7 +106,9 @@ def test_an_outcome_as_json(capsys: Captured, tmp_path: Path):
 
 
 def test_an_outcome_for_a_person(capsys: Captured, tmp_path: Path):
-    console.outcome(Outcome("cat.jpg", b"", LABELS), tmp_path / "cat.png", as_json=False)
+    console.outcome(
+        Outcome("cat.jpg", b"", LABELS), Picture(tmp_path / "cat.png", ("1: 猫 0.93",)), as_json=False
+    )
     out, err = capsys.readouterr()
     head, *labels, picture = out.splitlines()
     assert head == "cat.jpg:"
@@ -159,3 +162,15 @@ def test_bars_are_silent_where_nobody_watches(capsys: Captured):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split() == ["a:", "again", "in", "2", "s"]
+
+
+def test_found_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    one = FoundObject((1, 2, 30, 40), "茶", 0.5, (FoundMatch("茶", "tea/0.jpg", 0.5),))
+    two = FoundObject((0, 0, 9, 9), "cola", 0.9, (FoundMatch("cola", "c", 0.9), FoundMatch("茶", "t", 0.2)))
+    outcome = Outcome("a.jpg", b"", [one, two], "objects")
+    console.outcome(outcome, None, as_json=True)
+    first, second = json.loads(capsys.readouterr().out)["objects"]
+    assert first == {"bbox": [1, 2, 30, 40], "label": "茶", "score": 0.5}
+    assert [match["label"] for match in second["matches"]] == ["cola", "茶"]
+    console.outcome(outcome, None, as_json=False)
+    assert "1 2 30 40  茶" in capsys.readouterr().out

@@ -176,7 +176,7 @@ def test_reading_ahead_is_bounded():
 
 def test_local(tiny_home: Path):
     flags = {"model": "tiny", "top_k": 1, "threads": 1}
-    with predict.local(flags, {}, Home(tiny_home)) as ask:
+    with predict.local("classification", flags, {}, Home(tiny_home)) as ask:
         (label,) = ask(picture((0, 255, 0)))
         assert (label.class_id, label.label) == (1, "green")
         assert label.score == pytest.approx(expected((0, 255, 0))[1], abs=1e-5)
@@ -185,9 +185,10 @@ def test_local(tiny_home: Path):
 
 
 def test_draw(tmp_path: Path):
-    path = draw(Outcome("cat.png", picture((9, 9, 9), (90, 60)), LABELS), tmp_path)
-    assert path == tmp_path / "cat.png"
-    with Image.open(path) as image:
+    drawn = draw(Outcome("cat.png", picture((9, 9, 9), (90, 60)), LABELS), tmp_path)
+    assert drawn is not None
+    assert drawn.path == tmp_path / "cat.png"
+    with Image.open(drawn.path) as image:
         assert image.size == (90, 60)
         assert (np.asarray(image) != 9).any()
 

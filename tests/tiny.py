@@ -56,6 +56,30 @@ def build_serving_model(folder: Path, name: str = "tiny") -> ServingModel:
     )
 
 
+def build_embedder(folder: Path, name: str = "tiny_embedder") -> ServingModel:
+    """An embedder whose features are the means of the colours, so that colours alone decide."""
+    program = ProgramBuilder()
+    x = program.feed("x", (-1, 3, SIZE, SIZE))
+    x = program.conv2d(x, np.eye(3)[:, :, None, None], np.zeros(3), stride=1, groups=1)
+    program.fetch(program.global_average_pool(x))
+    source = folder / f"{name}_infer"
+    source.mkdir(parents=True)
+    program.write(source)
+    ops = [
+        {"ResizeImage": {"size": [SIZE, SIZE]}},
+        {"NormalizeImage": {"scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1], "order": ""}},
+        {"ToCHWImage": None},
+    ]
+    (source / "inference.yml").write_text(yaml.safe_dump({"PreProcess": {"transform_ops": ops}}), "utf-8")
+    return convert(
+        source,
+        folder / f"{name}_serving",
+        folder / f"{name}_client",
+        fetch_aliases={"fetch_name_0": "features"},
+        name=name,
+    )
+
+
 def picture(color: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
     """A PNG of one colour."""
     out = io.BytesIO()

@@ -76,6 +76,8 @@ def predict(
             )
         kind = service.value if service else predicting.find_service(url, rpc)
         asked = predicting.remote(kind, url, rpc, timeout, top_k)
+    if draw:
+        predicting.check_font()  # a wrong one is said now, not after a thousand answers
     what = "objects" if kind == "recognition" else "labels"
     bad = 0
     with asked as ask, console.counted("predicting", len(sources)) as bar:

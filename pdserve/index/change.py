@@ -98,7 +98,7 @@ def remove(
         if missing:
             named = ", ".join(f"{kind} {value!r}" for kind, value in missing[:5])
             raise NoSuchEntryError(
-                f"The index {folder} has no {named}; `pdserve index info --entries` shows what it has."
+                f"The index has no {named}; `pdserve index info --entries` shows what it has."
             )
         unique = list(dict.fromkeys(gone))
         plan = Plan(gone=unique, removed=len(unique))

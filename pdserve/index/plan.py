@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pdserve.index import id_map, vectors
 from pdserve.index.embedding import Digested
 from pdserve.index.entries import Finder
@@ -11,6 +13,9 @@ from pdserve.index.id_map import IdMap
 
 VECTOR = b"vector "
 """With the vector itself after it, this takes the place of the digest of an image that is not known."""
+
+# Two engines differ in the last digits of a vector.
+_SAME = 0.9999
 
 
 @dataclass
@@ -28,28 +33,30 @@ class Plan:
 def add_images(base: Snapshot, given: Sequence[Digested], plan: Plan, *, by_path: bool) -> None:
     """Plan to add images to ``base``; with ``by_path``, an entry of the same path is replaced."""
     finder = Finder(base.entries)
-    wanted = {each.image.image for each in given} if by_path else set()
+    content = {each.image.image: each.digest for each in given} if by_path else {}
     paths: dict[str, list[int]] = {}
-    for i, entry in base.id_map.items() if wanted else ():
+    for i, entry in base.id_map.items() if content else ():
         image = id_map.split(entry)[0]
-        if image in wanted:
+        if image in content:
             paths.setdefault(image, []).append(i)
-    gone = set(plan.gone)
+    kept: set[int] = set()
     for each in given:
         known = finder(each.digest)
-        if known is not None and known not in gone:
-            image = id_map.split(base.id_map[known])[0]
-            plan.present += 1
-            plan.labels[known] = id_map.join(image, each.image.label)
+        if known is None:
+            plan.present += each.digest in plan.new
+            plan.new[each.digest] = each
             continue
-        if each.digest in plan.new:
-            plan.present += 1
-        plan.new[each.digest] = each
-        stale = [i for i in paths.get(each.image.image, ()) if i not in gone]
-        gone.update(stale)
+        plan.present += 1
+        kept.add(known)
+        image = id_map.split(base.id_map[known])[0]
+        if content.get(image, each.digest) != each.digest:  # its path is another image's now
+            image = each.image.image
+        plan.labels[known] = id_map.join(image, each.image.label)
+    for image, digest in content.items():
+        stale = [i for i in paths.get(image, ()) if i not in kept] if digest in plan.new else []
         plan.gone += stale
         plan.replaced += bool(stale)
-    plan.labels = {i: entry for i, entry in plan.labels.items() if i not in gone and base.id_map[i] != entry}
+    plan.labels = {i: entry for i, entry in plan.labels.items() if base.id_map[i] != entry}
 
 
 def is_vector(key: bytes) -> bool:
@@ -58,13 +65,19 @@ def is_vector(key: bytes) -> bool:
 
 
 def drop_same_vectors(base: Snapshot, plan: Plan) -> None:
-    """Entries without a known image that base has with the same vector are there already."""
-    unknown = [key for key in plan.new if is_vector(key)]
+    """Of entries without a known image, those are there already that have path, label and vector of one."""
+    unknown = {key: each.image for key, each in plan.new.items() if is_vector(key)}
     if not unknown:
         return
+    wanted = {id_map.join(image.image, image.label) for image in unknown.values()}
+    ids_of: dict[str, list[int]] = {}
+    for i, entry in base.id_map.items():
+        if entry in wanted:
+            ids_of.setdefault(entry, []).append(i)
     found, rows = vectors.extract(base.index)
-    there = {VECTOR + rows[i].tobytes() for i in range(len(found))}
-    for key in unknown:
-        if key in there:
+    for key, image in unknown.items():
+        vector = np.frombuffer(key[len(VECTOR) :], np.float32)
+        same = ids_of.get(id_map.join(image.image, image.label), [])
+        if any(rows[i] @ vector > _SAME for i in np.searchsorted(found, same)):
             del plan.new[key]
             plan.present += 1

@@ -133,7 +133,7 @@ def ids(index: Any) -> Ids:
 def extract(index: Any) -> tuple[Ids, Vectors]:
     """Ids and vectors (n×d, float32, as they are stored), each id once. Copies, except from a Flat.
 
-    A Flat's vectors are a view of its memory: keep the index while they are used.
+    A Flat's vectors are a view of its memory, good until the index is changed.
     """
     f = faiss()
     inner = _inner(index)
@@ -159,7 +159,7 @@ def extract(index: Any) -> tuple[Ids, Vectors]:
             f"An index of the type {type(inner).__name__} does not keep the vectors themselves; "
             "build it anew with `pdserve index build`."
         )
-    rows = _stored(inner)
+    rows = _stored(inner, index)
     found, first = np.unique(ids(index), return_index=True)
     in_order = len(found) == len(rows) and bool((first[:-1] < first[1:]).all())
     return found, rows if in_order else rows[first]
@@ -231,7 +231,7 @@ def wants_compacting(index: Any, gone: int) -> bool:
 def _retire(index: Any, gone: Ids) -> None:
     f = faiss()
     inner, names = _inner(index), ids(index).copy()
-    rows = _stored(inner)
+    rows = _stored(inner, index)
     lost = np.flatnonzero(np.isin(names, gone))
     lives = np.ones(len(names), bool)
     lives[lost] = False
@@ -266,14 +266,22 @@ def _is_map(index: Any) -> bool:
     return isinstance(index, faiss().IndexIDMap)
 
 
-def _stored(inner: Any) -> Vectors:
-    """A writable view of the vectors of a Flat or an HNSW graph."""
+class _Memory:
+    """An array of faiss's memory and the index that must live as long as it."""
+
+    def __init__(self, rows: Vectors, owner: Any) -> None:
+        self.__array_interface__ = rows.__array_interface__
+        self._owner = owner
+
+
+def _stored(inner: Any, owner: Any) -> Vectors:
+    """A writable view of the vectors of a Flat or an HNSW graph, which belongs to ``owner``."""
     f = faiss()
     flat = f.downcast_index(inner.storage) if isinstance(inner, f.IndexHNSW) else inner
     if not flat.ntotal:
         return np.zeros((0, inner.d), np.float32)
-    rows: Vectors = f.rev_swig_ptr(flat.get_xb(), flat.ntotal * inner.d).reshape(-1, inner.d)
-    return rows
+    rows = f.rev_swig_ptr(flat.get_xb(), flat.ntotal * inner.d).reshape(-1, inner.d)
+    return np.asarray(_Memory(rows, owner))
 
 
 def _lists(index: Any) -> Iterator[tuple[Ids, Vectors]]:

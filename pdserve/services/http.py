@@ -5,7 +5,7 @@ picture or carries several, and the routes take three forms of it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,8 +24,10 @@ from pdserve.settings import ServerSettings
 log = logging.getLogger("pdserve.http")
 
 
-def build_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """The application of one service."""
+def build_app(
+    service: Service, settings: ServerSettings, more: Callable[[FastAPI], None] = lambda app: None
+) -> FastAPI:
+    """The application of one service; ``more`` adds routes of the service's own under /v1."""
     app = FastAPI(
         title="pdserve",
         version=__version__,
@@ -53,6 +55,8 @@ def build_app(service: Service, settings: ServerSettings) -> FastAPI:
         )
         answers = await service.answer(images, top_k)
         return JSONResponse({"results": [result(service, a) for a in answers]}, _status(answers))
+
+    more(app)  # before the route that takes any two segments
 
     @app.post("/{name}/{method}", tags=["pipeline protocol"], **openapi.pipeline_route())
     async def pipeline(name: str, method: str, request: Request) -> Response:

@@ -4,6 +4,7 @@ Detector → boxes, and the whole image → crops → embedder → index → sco
 boxes. It knows engines and an index, and nothing of sockets.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from pdserve.settings import RecognitionOptions, RecognitionSettings
 from pdserve.vision.boxes import Box, Floats, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, Image8, decode
 from pdserve.vision.detection import Detector, DetectorSettings, Prepared, check_aliases, open_detector
+
+log = logging.getLogger("pdserve")
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ def _open_detectors(settings: RecognitionSettings, home: Home) -> tuple[Detector
         return ()
     model = open_serving_model(find_serving_model(settings.detector.model, home, settings.base))
     check_aliases(model.config.feeds, str(model.path))
+    if settings.detector.fetch_list:
+        log.warning("the detector's fetch_list has no effect: its outputs are told by what they hold")
     options = settings.options
     wanted = DetectorSettings(threshold=options.det_threshold, max_results=options.max_det_results)
     return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings.detector))

@@ -47,8 +47,7 @@ def serve_recognition(settings: RecognitionSettings, home: Home) -> None:
         index = open_index(settings, home, pipeline.embedder)
         log.info("index %s: %d entries", index.folder, index.count)
         service = RecognitionService(pipeline, LiveIndex(index.folder, index, pipeline.embedder), settings)
-        app = build_app(service, settings.server)
-        add_gallery(app, service, settings)
+        app = build_app(service, settings.server, lambda app: add_gallery(app, service, settings))
         asyncio.run(_serve(service, settings.server, app))
 
 

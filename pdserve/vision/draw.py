@@ -64,7 +64,7 @@ def draw_objects(image: Image8, objects: Sequence[DrawnObject], places: Places |
     pen = ImageDraw.Draw(picture)
     if not texts:
         _write_lines(picture, ["no object"], fonts)
-    thickness = max(2, min(picture.size) // 200)
+    thickness = max(2, min(picture.size) // 150)
     boxes = [_inside(each.bbox, picture.size) for each in objects]
     for number, (x1, y1, x2, y2) in enumerate(boxes):
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=_colour(number), width=thickness)

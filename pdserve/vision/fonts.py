@@ -93,9 +93,9 @@ OWN = Face(None)
 
 
 def find_fonts(texts: Iterable[str], places: Places) -> Fonts:
-    """Find faces for all printable characters of some texts: one for all that Pillow's own lacks, if any
-    has them all, else as few as come first.
+    """Find faces for all printable characters of some texts.
 
+    What Pillow's own font lacks comes from one other if any has it all, else from those that come first.
     What files hold is remembered: the first search may read up to a few thousand of them, later ones none.
     A broken file is passed over. Raises SettingsError if PDSERVE_FONT is not a font that can be used.
     """
@@ -127,8 +127,10 @@ def _search(wanted: frozenset[str], folders: tuple[Path, ...]) -> dict[str, Face
         return {}
     paths = _files(folders)
     for path in paths:
-        if len(faces := _best_face(path, wanted)) == len(wanted):
-            return faces
+        if any(_has(face, wanted) == wanted for face in _faces(path)):
+            faces = _best_face(path, wanted)
+            if len(faces) == len(wanted):
+                return faces
     found: dict[str, Face] = {}
     for path in paths:
         found |= _best_face(path, wanted.difference(found))
@@ -137,13 +139,17 @@ def _search(wanted: frozenset[str], folders: tuple[Path, ...]) -> dict[str, Face
 
 def _best_face(path: Path, wanted: frozenset[str]) -> dict[str, Face]:
     """Of the faces of a file, the one with the most of the characters; simplified Chinese among equals."""
-    faces = [Face(path, index) for index in range(len(_held(path)))]
+    faces = _faces(path)
     counts = [len(_has(face, wanted)) for face in faces]
     best = [face for face, count in zip(faces, counts, strict=True) if count and count == max(counts)]
     if not best:
         return {}
     face = next((face for face in best if _is_simplified_chinese(face)), best[0]) if best[1:] else best[0]
     return dict.fromkeys(_drawn(face, wanted), face)
+
+
+def _faces(path: Path) -> list[Face]:
+    return [Face(path, index) for index in range(len(_held(path)))]
 
 
 def _is_simplified_chinese(face: Face) -> bool:

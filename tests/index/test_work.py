@@ -1,0 +1,81 @@
+"""What was embedded and not yet published."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdserve.index.work import FOLDER, opened
+from tests.index.galleries import GridEmbedder, clustered
+
+ROWS = clustered(6, 16)
+DIGESTS = [bytes([i]) * 32 for i in range(6)]
+
+
+class _KilledError(Exception):
+    pass
+
+
+def interrupted(folder: Path, embedder: GridEmbedder, count: int) -> None:
+    with pytest.raises(_KilledError), opened(folder, embedder) as work:
+        work.add(DIGESTS[:count], ROWS[:count])
+        raise _KilledError
+
+
+def files(folder: Path, ending: str) -> list[Path]:
+    return sorted((folder / FOLDER).glob(f"*{ending}"))
+
+
+def test_kept_after_an_error_and_gone_after_success(tmp_path: Path) -> None:
+    embedder = GridEmbedder()
+    interrupted(tmp_path, embedder, 4)
+    with opened(tmp_path, embedder) as work:
+        assert list(work.rows) == DIGESTS[:4]
+        work.add(DIGESTS[4:], ROWS[4:])
+        order = [5, 0, 3, 3]
+        np.testing.assert_array_equal(work.gather([DIGESTS[i] for i in order]), ROWS[order])
+    assert not files(tmp_path, ".f32")
+    with opened(tmp_path, embedder) as work:
+        assert not work.rows
+        assert work.gather([]).shape == (0, 16)
+
+
+def test_another_embedder_has_its_own(tmp_path: Path) -> None:
+    interrupted(tmp_path, GridEmbedder(), 4)
+    with opened(tmp_path, GridEmbedder(name="other")) as work:
+        assert not work.rows
+    with opened(tmp_path, GridEmbedder()) as work:
+        assert len(work.rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("vectors", "digests", "left"), [(10, 0, 3), (0, 10, 3), (16 * 4 * 2, 0, 2), (0, 96, 1)]
+)
+def test_half_written_rows_do_not_count(tmp_path: Path, vectors: int, digests: int, left: int) -> None:
+    interrupted(tmp_path, GridEmbedder(), 4)
+    for ending, cut in ((".f32", vectors), (".sha256", digests)):
+        path = files(tmp_path, ending)[0]
+        path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+    with opened(tmp_path, GridEmbedder()) as work:
+        assert list(work.rows) == DIGESTS[:left]
+        work.add(DIGESTS[5:], ROWS[5:])
+        np.testing.assert_array_equal(work.gather(DIGESTS[:left]), ROWS[:left])
+        np.testing.assert_array_equal(work.gather(DIGESTS[5:]), ROWS[5:])
+
+
+def test_rows_of_zeros_after_a_power_cut_are_not_trusted(tmp_path: Path) -> None:
+    interrupted(tmp_path, GridEmbedder(), 4)
+    path = files(tmp_path, ".f32")[0]
+    path.write_bytes(path.read_bytes()[:100].ljust(path.stat().st_size, b"\0"))
+    with opened(tmp_path, GridEmbedder()) as work:
+        assert not work.rows
+        work.add(DIGESTS[:1], ROWS[:1])
+        np.testing.assert_array_equal(work.gather(DIGESTS[:1]), ROWS[:1])
+
+
+def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
+    embedder = GridEmbedder()
+    with opened(tmp_path, embedder) as one, opened(tmp_path, embedder) as two:
+        one.add(DIGESTS[:2], ROWS[:2])
+        two.add(DIGESTS[2:3], ROWS[2:3])
+        assert (len(one.rows), len(two.rows)) == (2, 1)
