@@ -4,15 +4,14 @@
 
 The vectors are made of ``count / 20`` centres with noise, as the images of one thing lie around each
 other; queries are more of the same. Recall@1 is the share of queries whose first answer is as near as the
-nearest of all. "build" and "save" are from the vectors to a published index; memory is the peak of the process
-(resident set) above what Python and the packages take.
+nearest of all. "build" and "save" are from the vectors to a published index; memory is the peak of the
+process (resident set) above what Python and the packages take.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -122,12 +121,14 @@ def _read(path: Path, dimension: int, start: int, n: int) -> Vectors:
 
 def _peak_mb() -> float:
     """The peak of this process's resident set; NaN where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose getrusage tells the parent's peak where that was higher
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3
     try:
         import resource
     except ImportError:
         return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _alone(function: Any, *arguments: Any) -> dict[str, float]:
@@ -163,15 +164,14 @@ def main() -> None:
             )
             for left in sorted(folder.rglob("*"), reverse=True):
                 left.rmdir() if left.is_dir() else left.unlink()
-    columns = list(rows[0])
-    shown = [
-        [
-            f"{v:.3g}" if isinstance(v, float) and v < 10 else f"{v:.0f}" if isinstance(v, float) else v
-            for v in row.values()
-        ]
-        for row in rows
-    ]
-    console.table(columns, shown, title=f"{os.cpu_count()} CPUs, {given.queries} queries")
+    shown = [[_short(value) for value in row.values()] for row in rows]
+    console.table(list(rows[0]), shown, title=f"{os.cpu_count()} CPUs, {given.queries} queries")
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.0f}"
 
 
 if __name__ == "__main__":

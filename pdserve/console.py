@@ -99,7 +99,7 @@ def outcome(outcome: "Outcome", picture: "Picture | None", as_json: bool) -> Non
         where = " ".join(map(str, each.bbox)) if isinstance(each, FoundObject) else f"{each.class_id:>5}"
         line(f"  {each.score:7.4f}  {where}  {each.label}")
     if not answer:
-        line(f"  no {outcome.kind}")
+        line(f"  no {outcome.kind.removesuffix('s')}")
     if picture:
         line(f"  {picture.path}")
         _legend(picture)

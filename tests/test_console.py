@@ -106,9 +106,7 @@ def test_an_outcome_as_json(capsys: Captured, tmp_path: Path):
 
 
 def test_an_outcome_for_a_person(capsys: Captured, tmp_path: Path):
-    console.outcome(
-        Outcome("cat.jpg", b"", LABELS), Picture(tmp_path / "cat.png", ("1: 猫 0.93",)), as_json=False
-    )
+    console.outcome(Outcome("cat.jpg", b"", LABELS), Picture(tmp_path / "cat.png", ()), as_json=False)
     out, err = capsys.readouterr()
     head, *labels, picture = out.splitlines()
     assert head == "cat.jpg:"
@@ -174,3 +172,11 @@ def test_found_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert [match["label"] for match in second["matches"]] == ["cola", "茶"]
     console.outcome(outcome, None, as_json=False)
     assert "1 2 30 40  茶" in capsys.readouterr().out
+
+
+def test_what_no_font_could_write_is_said(capsys: Captured, tmp_path: Path):
+    picture = Picture(tmp_path / "cat.png", ("1: 猫 0.93", "No font has these."))
+    console.outcome(Outcome("cat.jpg", b"", LABELS), picture, as_json=True)
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert err.splitlines() == ["  1: 猫 0.93", "  No font has these."]
