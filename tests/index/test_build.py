@@ -105,8 +105,8 @@ def test_an_image_in_which_the_embedder_finds_nothing(tmp_path: Path) -> None:
 def test_no_gallery_and_nothing_readable(tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match="gallery is empty"):
         build([], tmp_path / "index", GridEmbedder())
+    missing = [GalleryImage(f"{name}.png", "tea", tmp_path / f"{name}.png") for name in "ab"]
     with pytest.raises(GalleryError, match=r"None of the 2 images could be read \(a.png: "):
-        missing = [GalleryImage(f"{name}.png", "tea", tmp_path / f"{name}.png") for name in "ab"]
         build(missing, tmp_path / "index", GridEmbedder())
 
 
@@ -180,7 +180,11 @@ build(write_gallery(base / "gallery"), base / "index", Slow(batch_size=2))
 
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", _SLOW_BUILD, str(tmp_path)], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_BUILD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
     assert child.stdout
     for _ in range(4):
         assert child.stdout.readline()
