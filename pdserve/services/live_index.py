@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
 
 from pdserve.errors import PdserveError
+from pdserve.index import gpu
 from pdserve.index.search import LoadedIndex, changed, load
 from pdserve.services.embedding import Embedder
 
@@ -16,12 +16,16 @@ INTERVAL_S = 0.5
 
 
 class LiveIndex:
-    """``loaded`` is the version in force; who took it may go on using it when another takes its place."""
+    """``loaded`` is the version in force; who took it may go on using it when another takes its place.
 
-    def __init__(self, folder: Path, loaded: LoadedIndex, embedder: Embedder) -> None:
-        self.folder = folder
-        self.loaded = loaded
+    ``gpu`` is the number of the GPU to search on, where faiss can; None for the CPU.
+    """
+
+    def __init__(self, loaded: LoadedIndex, embedder: Embedder, gpu: int | None = None) -> None:
+        self.folder = loaded.folder
         self._embedder = embedder
+        self._gpu = gpu
+        self.loaded = self._placed(loaded)
         self._task: asyncio.Task[None] | None = None
         self._refused: object = None
 
@@ -35,8 +39,8 @@ class LiveIndex:
             if await asyncio.to_thread(changed, self.folder, self.loaded):
                 newer = await asyncio.to_thread(load, self.folder)
                 newer.require(self._embedder)
+                self.loaded = await asyncio.to_thread(self._placed, newer)
                 log.info("index version %d in force: %d entries", newer.version, newer.count)
-                self.loaded = newer
             self._refused = None
         except PdserveError as error:
             if str(error) != self._refused:
@@ -44,6 +48,9 @@ class LiveIndex:
                     "the published index is not taken, version %d stays: %s", self.loaded.version, error
                 )
                 self._refused = str(error)
+
+    def _placed(self, loaded: LoadedIndex) -> LoadedIndex:
+        return loaded if self._gpu is None else gpu.moved(loaded, self._gpu)
 
     async def _watch(self) -> None:
         while True:

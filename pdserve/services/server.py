@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pdserve import engines
 from pdserve.errors import SettingsError
 from pdserve.home import Home
 from pdserve.services.classification import open_classification
@@ -46,7 +47,9 @@ def serve_recognition(settings: RecognitionSettings, home: Home) -> None:
         pipeline = open_recognition(settings, home)
         index = open_index(settings, home, pipeline.embedder)
         log.info("index %s: %d entries", index.folder, index.count)
-        service = RecognitionService(pipeline, LiveIndex(index.folder, index, pipeline.embedder), settings)
+        device = engines.Device.parse(settings.embedder.devices[0])
+        gpu = device.index if device.kind == "gpu" else None
+        service = RecognitionService(pipeline, LiveIndex(index, pipeline.embedder, gpu), settings)
         app = build_app(service, settings.server, lambda app: add_gallery(app, service, settings))
         asyncio.run(_serve(service, settings.server, app))
 

@@ -3,7 +3,17 @@ from typing import Any
 import pytest
 
 from pdserve.clients.address import Address
-from pdserve.clients.answers import UNKNOWN_CLASS, from_pipeline, from_results, single, unreachable
+from pdserve.clients.answers import (
+    LABELS,
+    OBJECTS,
+    UNKNOWN_CLASS,
+    FoundMatch,
+    FoundObject,
+    from_pipeline,
+    from_results,
+    single,
+    unreachable,
+)
 from pdserve.errors import ClientError, UnreachableError
 from pdserve.vision.scores import Label
 
@@ -21,7 +31,7 @@ def test_results():
             {"labels": []},
         ]
     }
-    first, second, third = from_results(content, 3)
+    first, second, third = from_results(content, 3, LABELS)
     assert first == [Label(3, "cat", 0.5), Label(1, "dog", 0.0)]
     assert isinstance(second, ClientError)
     assert second.message == "No image."
@@ -33,7 +43,7 @@ def test_results():
 )
 def test_no_results(content: Any):
     with pytest.raises(ClientError, match="answer is not 1 results"):
-        from_results(content, 1)
+        from_results(content, 1, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,7 @@ def test_no_results(content: Any):
 )  # fmt: skip
 def test_a_result_that_cannot_be_read_is_an_error_of_its_own(result: Any):
     good = {"labels": [{"class_id": 1, "label": "cat", "score": 0.5}]}
-    broken, whole = from_results({"results": [result, good]}, 2)
+    broken, whole = from_results({"results": [result, good]}, 2, LABELS)
     assert isinstance(broken, ClientError)
     assert "cannot be read" in broken.message
     assert whole == [Label(1, "cat", 0.5)]
@@ -55,7 +65,7 @@ def test_a_result_that_cannot_be_read_is_an_error_of_its_own(result: Any):
 
 def test_pipeline():
     keys, values = ["prob", "label"], ["[0.9341, 0.5]", "['daisy', \"dog's\"]"]
-    assert from_pipeline(keys, values, 2) == [
+    assert from_pipeline(keys, values, 2, LABELS) == [
         [Label(UNKNOWN_CLASS, "daisy", 0.9341)],
         [Label(UNKNOWN_CLASS, "dog's", 0.5)],
     ]
@@ -79,12 +89,12 @@ def test_pipeline():
 )
 def test_no_pipeline_answer(keys: list[str], values: list[str]):
     with pytest.raises(ClientError, match="has no label and prob"):
-        from_pipeline(keys, values, 1)
+        from_pipeline(keys, values, 1, LABELS)
 
 
 def test_pipeline_answer_of_too_few():
     with pytest.raises(ClientError, match="answered 1 images of 2"):
-        from_pipeline(["label", "prob"], ["['a']", "[0.1]"], 2)
+        from_pipeline(["label", "prob"], ["['a']", "[0.1]"], 2, LABELS)
 
 
 def test_single():
@@ -98,3 +108,39 @@ def test_unreachable_says_how_to_start_the_server():
     assert isinstance(error, UnreachableError)
     assert "http://127.0.0.1:18080" in error.message
     assert "`pdserve serve classification`" in error.message
+
+
+def test_objects():
+    content = {
+        "results": [
+            {
+                "objects": [
+                    {
+                        "bbox": [1, 2, 3, 4],
+                        "label": "茶",
+                        "score": 0.5,
+                        "matches": [{"label": "茶", "image": "tea/0.jpg", "score": 0.5}],
+                    }
+                ]
+            },
+            {"objects": []},
+            {"objects": [{"bbox": [1, 2, 3], "label": "x", "score": 1}]},
+            {"labels": []},
+        ]
+    }
+    first, second, third, fourth = from_results(content, 4, OBJECTS)
+    assert first == [FoundObject((1, 2, 3, 4), "茶", 0.5, (FoundMatch("茶", "tea/0.jpg", 0.5),))]
+    assert second == []
+    assert isinstance(third, ClientError)
+    assert isinstance(fourth, ClientError)
+
+
+def test_objects_of_a_published_server():
+    one = "[{'bbox': [1, 2, 3, 4], 'rec_docs': '茶', 'rec_scores': 0.5}]"
+    assert from_pipeline(["result"], [one], 1, OBJECTS) == [[FoundObject((1, 2, 3, 4), "茶", 0.5)]]
+    assert from_pipeline(["result"], [f"[{one}, []]"], 2, OBJECTS) == [
+        [FoundObject((1, 2, 3, 4), "茶", 0.5)],
+        [],
+    ]
+    with pytest.raises(ClientError):
+        from_pipeline(["result"], ["[{}]"], 1, OBJECTS)
