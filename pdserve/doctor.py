@@ -18,12 +18,13 @@ from pdserve.home import Home
 
 State = Literal["ok", "missing", "failed", "taken", "note"]
 
-# What pdserve itself stands on, as it is called on the package index.
+# What pdserve itself stands on, as it is called on the package index; of alternatives one is enough.
 _PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "pillow",
     "openvino",
+    "faiss-cpu|faiss-gpu",
     "fastapi",
     "uvicorn",
     "grpcio",
@@ -83,11 +84,16 @@ def _home(root: Path) -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in _PACKAGES:
-        try:
-            yield Finding("package", name, "ok", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("package", name, "missing", "not installed", f"pip install {name}")
+    for names in _PACKAGES:
+        first = names.partition("|")[0]
+        for name in names.split("|"):
+            try:
+                yield Finding("package", name, "ok", importlib.metadata.version(name))
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        else:
+            yield Finding("package", first, "missing", "not installed", f"pip install {first}")
 
 
 def _engines() -> Iterator[Finding]:

@@ -131,14 +131,13 @@ def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
     index = vectors.read(source / VECTORS)
     labels = id_map.read(source / ID_MAP)
     _check_ids(source, index, labels)
-    made_of = source / entry_files.FILE
-    if known or made_of.is_file():
+    if known:
+        made_of = source / entry_files.FILE
         entries = entry_files.read(made_of)
         if not np.array_equal(np.sort(entries.ids), _sorted(labels)):
-            raise IndexFolderError(
-                f"{made_of} and {ID_MAP} differ in their ids; type `pdserve index rollback`."
-            )
+            raise IndexFolderError(f"{made_of} and {ID_MAP} have other ids; type `pdserve index rollback`.")
     else:
+        # One that lies there is of another time: whoever wrote the rest does not know of it.
         entries = Entries.unknown(labels)
     form = vectors.form(index)
     if known and (form.dimension, form.type, form.metric) != (known.dimension, known.type, known.metric):

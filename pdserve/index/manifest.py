@@ -14,6 +14,8 @@ were made for.
 """
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from pdserve.record import Stamp
 
 FILE = "index.json"
 FORMAT = 1
+_BUSY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def read(folder: Path) -> Manifest | None:
     """A folder's manifest, None where there is none. Raises IndexFolderError."""
     path = folder / FILE
     try:
-        return _parsed(json.loads(path.read_text("utf-8")))
+        return _parsed(json.loads(_text(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -65,6 +68,18 @@ def read(folder: Path) -> Manifest | None:
             f"The manifest {path} cannot be read ({error}); if the files beside it are good, delete it and "
             "they are read without."
         ) from error
+
+
+def _text(path: Path) -> str:
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return path.read_text("utf-8")
+        except PermissionError:
+            # Windows refuses for the moment in which another file takes the place.
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _parsed(fields: dict[str, Any]) -> Manifest:

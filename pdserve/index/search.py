@@ -54,6 +54,7 @@ class LoadedIndex:
     def search(self, queries: Vectors, top_k: int) -> list[list[Match]]:
         """The ``top_k`` entries nearest to each query, the most similar first; fewer if there are fewer.
 
+        An IVF looks at the lists nearest to a query and may find fewer, too.
         ``queries``: n×dimension float32, rows L2-normalised. Raises IndexFolderError for another
         dimension, UsageError for ``top_k`` below 1.
         """

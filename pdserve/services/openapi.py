@@ -22,26 +22,66 @@ _ERROR = {
         }
     },
 }
-_RESULTS = {
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_MATCH = {
     "type": "object",
-    "required": ["results"],
+    "required": ["label", "image", "score"],
     "properties": {
-        "results": {
-            "type": "array",
-            "description": "one for each image, in order",
-            "items": {
-                "oneOf": [
-                    {
-                        "type": "object",
-                        "required": ["labels"],
-                        "properties": {"labels": {"type": "array", "items": _LABEL}},
-                    },
-                    _ERROR,
-                ]
-            },
-        }
+        "label": {"type": "string"},
+        "image": {"type": "string", "description": "its path in the gallery"},
+        "score": {"type": "number", "description": "similarity"},
     },
 }
+_OBJECT = {
+    "type": "object",
+    "required": ["bbox", "label", "score", "matches", "detection"],
+    "properties": {
+        "bbox": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "x1, y1, x2, y2 in pixels; x2 and y2 are outside",
+        },
+        "label": {"type": "string"},
+        "score": {"type": "number", "description": "similarity of the best match"},
+        "matches": {"type": "array", "items": _MATCH},
+        "detection": {
+            "nullable": True,
+            "type": "object",
+            "properties": {"bbox": _NUMBERS, "score": {"type": "number"}},
+            "description": "the detector's own box; null for the whole image",
+        },
+    },
+}
+# What an image's result holds, by the kind of the service.
+_RESULT = {
+    "classification": {
+        "type": "object",
+        "required": ["labels"],
+        "properties": {"labels": {"type": "array", "items": _LABEL}},
+    },
+    "recognition": {
+        "type": "object",
+        "required": ["objects", "index_version", "timings_ms"],
+        "properties": {
+            "objects": {"type": "array", "items": _OBJECT},
+            "index_version": {"type": "integer"},
+            "timings_ms": {"type": "object", "additionalProperties": {"type": "number"}},
+        },
+    },
+}
+
+
+def _results(kind: str) -> dict[str, Any]:
+    each = {"oneOf": [_RESULT[kind], _ERROR]}
+    return {
+        "type": "object",
+        "required": ["results"],
+        "properties": {
+            "results": {"type": "array", "description": "one for each image, in order", "items": each}
+        },
+    }
+
+
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 _PIPELINE_REQUEST = {
     "type": "object",
@@ -90,11 +130,12 @@ def images_route(kind: str) -> dict[str, Any]:
         "required": ["images"],
         "properties": {"images": {"type": "array", "minItems": 1, "items": file}},
     }
-    either = {"oneOf": [_RESULTS, _ERROR]}
+    results = _results(kind)
+    either = {"oneOf": [results, _ERROR]}
     return {
         "summary": f"{kind.capitalize()} of one image or several",
         "responses": {
-            200: _json(_RESULTS, "at least one image has an answer"),
+            200: _json(results, "at least one image has an answer"),
             400: _json(either, "no image could be read, or the request is malformed"),
             413: _json(either, "too many bytes, images or pixels"),
             503: _json(
@@ -109,7 +150,7 @@ def images_route(kind: str) -> dict[str, Any]:
                     "in": "query",
                     "required": False,
                     "schema": {"type": "integer", "minimum": 1},
-                    "description": "how many labels; what the model's settings say without it",
+                    "description": "how many labels, or gallery entries for each object",
                 }
             ],
             "requestBody": {

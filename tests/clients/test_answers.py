@@ -88,7 +88,7 @@ def test_pipeline():
     ],
 )
 def test_no_pipeline_answer(keys: list[str], values: list[str]):
-    with pytest.raises(ClientError, match="has no label and prob"):
+    with pytest.raises(ClientError, match="cannot be read"):
         from_pipeline(keys, values, 1, LABELS)
 
 

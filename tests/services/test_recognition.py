@@ -91,6 +91,16 @@ def test_what_is_recognised(client: httpx.Client) -> None:
     assert {match["image"] for match in found["matches"]} >= {"green/0.png", "green/1.png", "green/2.png"}
 
 
+def test_openapi_describes_what_comes(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()["paths"]
+    assert set(described["/v1/gallery"]) == {"get", "post", "delete"}
+    schema = described["/v1/recognition"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    wanted = schema["properties"]["results"]["items"]["oneOf"][0]
+    result = recognised(client, shade("red", 0.9))
+    assert set(result) == set(wanted["required"])
+    assert set(result["objects"][0]) == set(wanted["properties"]["objects"]["items"]["required"])
+
+
 def test_nothing_similar_is_no_object(home: Path) -> None:
     with (
         start(home, *OPTIONS, "--score-threshold", "0.9", service="recognition") as server,
