@@ -8,24 +8,19 @@
 
 import ssl
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import httpx
 
 from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine
 from pdserve.clients.answers import (
-    LABELS,
-    OBJECTS,
     Form,
-    FoundObject,
     Item,
     from_results,
-    single,
     unreachable,
 )
+from pdserve.clients.asking import Asking, AsyncAsking
 from pdserve.errors import ClientError
-from pdserve.vision.scores import Label
 
 
 class _Http:
@@ -74,32 +69,12 @@ class _Http:
         return ClientError(f"The request to {self.address} failed: {error}.")
 
 
-class HttpClient(_Http):
+class HttpClient(_Http, Asking):
     """A client that may be shared by threads. ``timeout`` is in seconds, per request."""
 
     def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
         super().__init__(url, service, timeout)
         self._client = httpx.Client(**self._options)
-
-    def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
-        """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
-        return single(self._ask([image], top_k, LABELS))
-
-    def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
-        """Labels of several image files in one request; a bad one gets its error in its place."""
-        return self._ask(images, top_k, LABELS)
-
-    def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
-        """Objects in one image file, by a recognition server. Raises UnreachableError, ClientError."""
-        return single(self._ask([image], top_k, OBJECTS))
-
-    def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
-        """Objects in several image files; a bad one gets its error in its place."""
-        return self._ask(images, top_k, OBJECTS)
 
     def _ask(
         self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
@@ -128,41 +103,13 @@ class HttpClient(_Http):
     def close(self) -> None:
         self._client.close()
 
-    def __enter__(self) -> "HttpClient":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncHttpClient(_Http):
+class AsyncHttpClient(_Http, AsyncAsking):
     """The same for asyncio; use it with ``async with``."""
 
     def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
         super().__init__(url, service, timeout)
         self._client = httpx.AsyncClient(**self._options)
-
-    async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
-        """See `HttpClient.predict`."""
-        return single(await self._ask([image], top_k, LABELS))
-
-    async def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
-        """See `HttpClient.predict_batch`."""
-        return await self._ask(images, top_k, LABELS)
-
-    async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
-        """See `HttpClient.recognize`."""
-        return single(await self._ask([image], top_k, OBJECTS))
-
-    async def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
-        """See `HttpClient.recognize_batch`."""
-        return await self._ask(images, top_k, OBJECTS)
 
     async def _ask(
         self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
@@ -182,11 +129,3 @@ class AsyncHttpClient(_Http):
 
     async def close(self) -> None:
         await self._client.aclose()
-
-    async def __aenter__(self) -> "AsyncHttpClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

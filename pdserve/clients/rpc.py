@@ -7,7 +7,6 @@ the key ``results``; a published Paddle Serving server ignores the metadata and 
 import base64
 import json
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -15,19 +14,15 @@ import grpc.aio
 
 from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
 from pdserve.clients.answers import (
-    LABELS,
-    OBJECTS,
     Form,
-    FoundObject,
     Item,
     from_pipeline,
     from_results,
-    single,
     unreachable,
 )
+from pdserve.clients.asking import Asking, AsyncAsking
 from pdserve.errors import ClientError
 from pdserve.protos import pipeline
-from pdserve.vision.scores import Label
 
 
 class _Rpc:
@@ -81,7 +76,7 @@ class _Rpc:
         return ClientError(f"{self.address} answers {code.name}: {error.details()}")
 
 
-class RpcClient(_Rpc):
+class RpcClient(_Rpc, Asking):
     """A client that may be shared by threads. ``timeout`` is in seconds, per request.
 
     ``name`` is the service's name on a published server that checks it; empty is accepted by all.
@@ -98,29 +93,6 @@ class RpcClient(_Rpc):
         self._channel = grpc.insecure_channel(self.address.netloc, self._options)
         self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
 
-    def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
-        """Labels of one image file's bytes. Raises UnreachableError, ClientError."""
-        return single(self._ask([image], top_k, LABELS))
-
-    def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
-        """Labels of several image files in one request; a bad one gets its error in its place.
-
-        A published server has no place for that: there the request fails as a whole.
-        """
-        return self._ask(images, top_k, LABELS)
-
-    def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
-        """Objects in one image file, by a recognition server. Raises UnreachableError, ClientError."""
-        return single(self._ask([image], top_k, OBJECTS))
-
-    def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
-        """Objects in several image files; a bad one gets its error in its place."""
-        return self._ask(images, top_k, OBJECTS)
-
     def _ask(
         self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
     ) -> list[list[Item] | ClientError]:
@@ -133,16 +105,8 @@ class RpcClient(_Rpc):
     def close(self) -> None:
         self._channel.close()
 
-    def __enter__(self) -> "RpcClient":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncRpcClient(_Rpc):
+class AsyncRpcClient(_Rpc, AsyncAsking):
     """The same for asyncio; use it with ``async with``."""
 
     def __init__(
@@ -155,26 +119,6 @@ class AsyncRpcClient(_Rpc):
         super().__init__(target, service, timeout, name)
         self._channel = grpc.aio.insecure_channel(self.address.netloc, self._options)
         self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
-
-    async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
-        """See `RpcClient.predict`."""
-        return single(await self._ask([image], top_k, LABELS))
-
-    async def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
-        """See `RpcClient.predict_batch`."""
-        return await self._ask(images, top_k, LABELS)
-
-    async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
-        """See `RpcClient.recognize`."""
-        return single(await self._ask([image], top_k, OBJECTS))
-
-    async def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
-        """See `RpcClient.recognize_batch`."""
-        return await self._ask(images, top_k, OBJECTS)
 
     async def _ask(
         self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
@@ -189,11 +133,3 @@ class AsyncRpcClient(_Rpc):
 
     async def close(self) -> None:
         await self._channel.close(None)
-
-    async def __aenter__(self) -> "AsyncRpcClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
