@@ -25,6 +25,8 @@
     ├── OverloadedError              the queue is full
     ├── DeadlineError                the answer would come too late
     ├── ClosedError                  the server is stopping, or not ready
+    ├── IndexFolderError             an index is broken, or not this embedder's (pdserve.index.errors)
+    ├── GalleryError                 images or labels that cannot become entries (pdserve.index.errors)
     └── ClientError                  a client got no usable answer
         └── UnreachableError         nobody answers at that address
 
