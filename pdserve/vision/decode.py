@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000
 # (EPS) would run another program on a stranger's file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+_JPEG = b"\xff\xd8\xff"  # start of image, and of the first segment (ITU T.81)
+
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     """Decode one image file.
@@ -67,6 +69,8 @@ def _open(data: bytes) -> "ImageFile":
     try:
         return Image.open(io.BytesIO(data), formats=known)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile headers
+        if data.startswith(_JPEG):  # Pillow 12 does not get past the header of one that is cut there
+            raise ImageError("The JPEG image is truncated or broken.") from error
         raise ImageError(f"The {len(data)} bytes are no image in a known format.") from error
 
 

@@ -174,7 +174,7 @@ def test_a_preview_at_the_very_end_of_the_header_does_not_hide_a_cut():
     preview = encoded("jpeg", photo((16, 12)))
     comment = b"\xff\xfe" + struct.pack(">H", 2 + len(preview)) + preview
     assert (decode(whole[:scan] + comment + whole[scan:]) == decode(whole)).all()
-    with pytest.raises(ImageError, match=r"truncated or broken|no image in a known format"):
+    with pytest.raises(ImageError, match="JPEG image is truncated or broken"):
         decode(whole[:scan] + comment)
 
 
