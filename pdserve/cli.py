@@ -226,7 +226,7 @@ def alias(
     as_json: Json = False,
 ) -> None:
     """Show feeds and fetches, or give them aliases, in the prototxt files: text and stream alike."""
-    from pdserve.convert import patch_aliases, read_configs
+    from pdserve.aliases import patch_aliases, read_configs
 
     feeds, fetches = _pairs(feed, "--feed"), _pairs(fetch, "--fetch")
     files = patch_aliases(dirs, feeds, fetches) if feeds or fetches else read_configs(dirs)

@@ -1,4 +1,4 @@
-"""An inference model becomes a serving model; aliases are patched.
+"""An inference model becomes a serving model, its aliases patched on the way.
 
 The prototxt files are those of Paddle Serving's converter 0.9.0 byte for byte: feeds in the program's
 order, fetches by name, free extents left out, -1 for a tensor with LoD. For PIR, which that converter
@@ -12,13 +12,12 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from pdserve import prototxt
 from pdserve.disk import writing
-from pdserve.errors import AliasError, ModelError, UsageError
+from pdserve.errors import ModelError, UsageError
 from pdserve.parameters import check_parameters
 from pdserve.program import (
     ModelFiles,
@@ -75,11 +74,11 @@ def convert(
                     shutil.copyfile(dirname / note, new_server / note)
             if name is not None:
                 (new_server / NOTE).write_text(json.dumps({"name": name}) + "\n", "utf-8")
-            (new_server / SERVER_TEXT).write_bytes(_text(config))
+            (new_server / SERVER_TEXT).write_bytes(config_bytes(config))
             (new_server / SERVER_STREAM).write_bytes(prototxt.dump_stream(config))
         built = open_serving_model(new_server)
         with writing(serving_client):
-            (new_client / CLIENT_TEXT).write_bytes(_text(config))
+            (new_client / CLIENT_TEXT).write_bytes(config_bytes(config))
             (new_client / CLIENT_STREAM).write_bytes(prototxt.dump_stream(config))
         with writing(serving_server):
             _publish([(new_server, server), (new_client, client)])
@@ -112,7 +111,8 @@ def _by_name(program: Program, aliases: Mapping[str, str]) -> dict[str, str]:
     return {key if key in names else places.get(key, key): alias for key, alias in aliases.items()}
 
 
-def _text(config: ModelConfig) -> bytes:
+def config_bytes(config: ModelConfig) -> bytes:
+    """The text file's content as it is written, the same on every system."""
     return prototxt.dump_text(config).encode("utf-8")  # bytes: no \r\n on Windows
 
 
@@ -161,7 +161,7 @@ def _check_target(target: Path, text: str, source: Path) -> None:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to build in; it and the parents made for it go if it was not moved away."""
-    folder = _beside(target)
+    folder = beside(target)
     parents: list[Path] = []
     try:
         with writing(target):
@@ -175,7 +175,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
     """A new hidden name in the same folder, hence on the same disk: renaming needs that."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
 
@@ -200,7 +200,7 @@ def _publish(pairs: Sequence[tuple[Path, Path]]) -> None:
 def _swap(built: Path, target: Path) -> Path | None:
     """Rename ``built`` to ``target``; what was there before is returned under a name beside it."""
     while True:
-        old = _beside(target)
+        old = beside(target)
         with suppress(FileNotFoundError):
             target.rename(old)
         try:
@@ -223,92 +223,3 @@ def _remove(folder: Path) -> None:
             with suppress(OSError):
                 path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class ConfigFiles:
-    """A configuration as a folder keeps it. ``disagreement`` says how the stream differs from the text."""
-
-    text: Path
-    stream: Path
-    config: ModelConfig
-    disagreement: str | None
-
-
-def read_configs(dirs: Sequence[Path]) -> list[ConfigFiles]:
-    """The server's or client's configuration in each folder, or both.
-
-    People edit aliases in the text file alone, as guides tell them to; so the text is believed, and a
-    stream with other aliases, or none, is a disagreement that patching mends.
-    Raises ModelError for a folder without configuration, and for files that differ in more.
-    """
-    found: dict[Path, ConfigFiles] = {}
-    for folder in dirs:
-        pairs = ((SERVER_TEXT, SERVER_STREAM), (CLIENT_TEXT, CLIENT_STREAM))
-        present = [(folder / t, folder / s) for t, s in pairs if (folder / t).is_file()]
-        if not present:
-            raise ModelError(f"{folder} has neither {SERVER_TEXT} nor {CLIENT_TEXT}; name a serving folder.")
-        for text, stream in present:
-            config = prototxt.read(text)
-            found.setdefault(text.resolve(), ConfigFiles(text, stream, config, _disagreement(config, stream)))
-    return list(found.values())
-
-
-def patch_aliases(
-    dirs: Sequence[Path], feeds: Mapping[str, str], fetches: Mapping[str, str]
-) -> list[ConfigFiles]:
-    """Give feeds and fetches, known by name or present alias, new aliases in text and stream alike.
-
-    Every folder is checked before any file is written, and all files are written or none.
-    Returns what read_configs would give now, ``disagreement`` as it was before.
-    Raises ModelError, AliasError, DiskError.
-    """
-    patched = []
-    for old in read_configs(dirs):
-        try:
-            config = old.config.with_aliases(feeds, fetches)
-        except AliasError as error:
-            raise AliasError(f"{old.text.parent}: {error.message}") from error
-        patched.append(ConfigFiles(old.text, old.stream, config, old.disagreement))
-    contents: dict[Path, bytes] = {}
-    for new in patched:
-        contents |= {new.text: _text(new.config), new.stream: prototxt.dump_stream(new.config)}
-    _write_all(contents)
-    return patched
-
-
-def _disagreement(config: ModelConfig, stream: Path) -> str | None:
-    if not stream.is_file():
-        return f"{stream} is missing"
-    other = prototxt.read(stream)
-    mine, theirs = (*config.feeds, *config.fetches), (*other.feeds, *other.fetches)
-    without = [[(v.name, v.dtype, v.shape, v.lod) for v in side] for side in (mine, theirs)]
-    if without[0] != without[1] or len(config.feeds) != len(other.feeds):
-        raise ModelError(f"{stream} and the text beside it are of different models; convert the model again.")
-    pairs = [f"{a.name} is {b.alias}, not {a.alias}" for a, b in zip(mine, theirs, strict=True) if a != b]
-    return f"in {stream} {'; '.join(pairs)}" if pairs else None
-
-
-def _write_all(contents: Mapping[Path, bytes]) -> None:
-    """Replace each file in one step; after an error those already replaced get their old content back."""
-    new = {path: _beside(path) for path in contents}
-    replaced: list[tuple[Path, bytes | None]] = []
-    try:
-        for path, data in contents.items():
-            with writing(path):
-                new[path].write_bytes(data)
-        for path in contents:
-            with writing(path):
-                before = path.read_bytes() if path.exists() else None
-                new[path].replace(path)
-                replaced.append((path, before))
-    except BaseException:
-        for path, before in replaced:
-            if before is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.write_bytes(before)
-        raise
-    finally:
-        for path in new.values():
-            path.unlink(missing_ok=True)

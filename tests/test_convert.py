@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdserve import prototxt
-from pdserve.convert import convert, patch_aliases, read_configs
+from pdserve.aliases import patch_aliases, read_configs
+from pdserve.convert import convert
 from pdserve.errors import AliasError, DiskError, ModelError, UsageError
 from pdserve.program import find_model_files
 from pdserve.serving_model import NOTE, open_serving_model

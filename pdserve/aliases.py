@@ -1,0 +1,100 @@
+"""``pdserve alias``: the aliases in prototxt files that lie in folders, shown and patched."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdserve import prototxt
+from pdserve.convert import beside, config_bytes
+from pdserve.disk import writing
+from pdserve.errors import AliasError, ModelError
+from pdserve.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """A configuration as a folder keeps it. ``disagreement`` says how the stream differs from the text."""
+
+    text: Path
+    stream: Path
+    config: ModelConfig
+    disagreement: str | None
+
+
+def read_configs(dirs: Sequence[Path]) -> list[ConfigFiles]:
+    """The server's or client's configuration in each folder, or both.
+
+    People edit aliases in the text file alone, as guides tell them to; so the text is believed, and a
+    stream with other aliases, or none, is a disagreement that patching mends.
+    Raises ModelError for a folder without configuration, and for files that differ in more.
+    """
+    found: dict[Path, ConfigFiles] = {}
+    for folder in dirs:
+        pairs = ((SERVER_TEXT, SERVER_STREAM), (CLIENT_TEXT, CLIENT_STREAM))
+        present = [(folder / t, folder / s) for t, s in pairs if (folder / t).is_file()]
+        if not present:
+            raise ModelError(f"{folder} has neither {SERVER_TEXT} nor {CLIENT_TEXT}; name a serving folder.")
+        for text, stream in present:
+            config = prototxt.read(text)
+            found.setdefault(text.resolve(), ConfigFiles(text, stream, config, _disagreement(config, stream)))
+    return list(found.values())
+
+
+def patch_aliases(
+    dirs: Sequence[Path], feeds: Mapping[str, str], fetches: Mapping[str, str]
+) -> list[ConfigFiles]:
+    """Give feeds and fetches, known by name or present alias, new aliases in text and stream alike.
+
+    Every folder is checked before any file is written, and all files are written or none.
+    Returns what read_configs would give now, ``disagreement`` as it was before.
+    Raises ModelError, AliasError, DiskError.
+    """
+    patched = []
+    for old in read_configs(dirs):
+        try:
+            config = old.config.with_aliases(feeds, fetches)
+        except AliasError as error:
+            raise AliasError(f"{old.text.parent}: {error.message}") from error
+        patched.append(ConfigFiles(old.text, old.stream, config, old.disagreement))
+    contents: dict[Path, bytes] = {}
+    for new in patched:
+        contents |= {new.text: config_bytes(new.config), new.stream: prototxt.dump_stream(new.config)}
+    _write_all(contents)
+    return patched
+
+
+def _disagreement(config: ModelConfig, stream: Path) -> str | None:
+    if not stream.is_file():
+        return f"{stream} is missing"
+    other = prototxt.read(stream)
+    mine, theirs = (*config.feeds, *config.fetches), (*other.feeds, *other.fetches)
+    without = [[(v.name, v.dtype, v.shape, v.lod) for v in side] for side in (mine, theirs)]
+    if without[0] != without[1] or len(config.feeds) != len(other.feeds):
+        raise ModelError(f"{stream} and the text beside it are of different models; convert the model again.")
+    pairs = [f"{a.name} is {b.alias}, not {a.alias}" for a, b in zip(mine, theirs, strict=True) if a != b]
+    return f"in {stream} {'; '.join(pairs)}" if pairs else None
+
+
+def _write_all(contents: Mapping[Path, bytes]) -> None:
+    """Replace each file in one step; after an error those already replaced get their old content back."""
+    new = {path: beside(path) for path in contents}
+    replaced: list[tuple[Path, bytes | None]] = []
+    try:
+        for path, data in contents.items():
+            with writing(path):
+                new[path].write_bytes(data)
+        for path in contents:
+            with writing(path):
+                before = path.read_bytes() if path.exists() else None
+                new[path].replace(path)
+                replaced.append((path, before))
+    except BaseException:
+        for path, before in replaced:
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(before)
+        raise
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
