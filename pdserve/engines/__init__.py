@@ -63,15 +63,15 @@ def load(
     engine: str = "auto",
     device: Device,
     threads: int | None = None,
-    instances: int = 1,
+    instances: int | None = 1,
     precision: str = "fp32",
     options: Options | None = None,
 ) -> Engine:
     """Load a serving model with the named engine, or with the best one that is installed and can run it.
 
     ``threads`` are CPU threads per instance (None: what the machine has), ``instances`` how many runs go
-    on at once, ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``. The device is the one asked for
-    or an error, never another.
+    on at once (None: what suits the engine), ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+    The device is the one asked for or an error, never another.
 
     Raises ModelError for files that are missing, broken or at odds with the prototxt; EngineMissingError
     for a package that is not installed; DeviceError; UnsupportedModelError; SettingsError for an option

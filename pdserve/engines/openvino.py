@@ -32,16 +32,20 @@ def open_model(request: Request) -> Opened:
         program, fetches = cut.program, cut.fetches
     # In memory, since by path OpenVINO knows a model by its file's ending, and __model__ has none.
     model = core.read_model(program, read_parameters(files, request.program))
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": request.instances}
-    if request.threads:
-        config["INFERENCE_NUM_THREADS"] = request.threads * request.instances
+    # Two instances that may each use all cores: one request alone is as fast as it can be, and under load
+    # one fills the gaps that the other leaves (ResNet50_vd, two cores: 1.1 to 1.2 times the throughput).
+    threads, instances = request.cpu_shares(2)
+    config = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "NUM_STREAMS": instances,
+        "INFERENCE_NUM_THREADS": threads * instances,
+    }
     compiled = core.compile_model(model, "CPU", config)
     outputs = {name: compiled.output(name) for name in fetches}
-    threads = max(1, compiled.get_property("INFERENCE_NUM_THREADS") // request.instances)
     return Opened(
-        [_instance(compiled, outputs, cut) for _ in range(request.instances)],
+        [_instance(compiled, outputs, cut) for _ in range(instances)],
         f"OpenVINO {packages.version('openvino')} on CPU, {request.precision}, "
-        f"{shared_out(threads, request.instances)}",
+        f"{shared_out(threads, instances)}",
     )
 
 

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from pdserve.engines import Engine
+from pdserve.engines.device import cores
 from pdserve.errors import ClosedError, DeadlineError, OverloadedError
 from pdserve.settings import ModelSettings
 
@@ -161,7 +163,9 @@ def _settle(future: "asyncio.Future[list[Result]]", outcome: "list[Result] | Exc
         future.set_result(outcome)
 
 
-def for_engines(infer: Callable[..., Sequence[Result]], model: ModelSettings) -> Batcher[Item, Result]:
+def for_engines(
+    infer: Callable[..., Sequence[Result]], engines: Sequence[Engine], model: ModelSettings
+) -> Batcher[Item, Result]:
     """A queue before a model's engines: a worker for each instance on each device.
 
     ``infer(items, engine=N)`` runs a batch on the N-th device's engine.
@@ -169,11 +173,18 @@ def for_engines(infer: Callable[..., Sequence[Result]], model: ModelSettings) ->
     return Batcher(
         [
             functools.partial(infer, engine=number)
-            for number in range(len(model.devices))
-            for _ in range(model.instances)
+            for number, engine in enumerate(engines)
+            for _ in range(engine.instances)
         ],
-        max_batch_size=model.max_batch_size,
+        max_batch_size=_batch_size(engines[0], model),
         max_queue_delay_ms=model.max_queue_delay_ms,
         max_queue_size=model.max_queue_size,
         timeout_ms=model.timeout_ms,
     )
+
+
+def _batch_size(engine: Engine, model: ModelSettings) -> int:
+    """What was asked for; else one that a GPU needs, or what the cores can share out."""
+    if model.max_batch_size != "auto":
+        return model.max_batch_size
+    return 32 if engine.device.kind == "gpu" else min(8, cores())

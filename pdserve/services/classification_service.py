@@ -30,7 +30,7 @@ class ClassificationService:
         # Attribute models answer with several labels that belong together, others with alternatives.
         self._one_label = pipeline.description.postprocess.kind in ("Topk", "ThreshOutput")
         self._pool = Pool()
-        self._batcher: Batcher[Tensor, Tensor] = for_engines(pipeline.infer, model)
+        self._batcher: Batcher[Tensor, Tensor] = for_engines(pipeline.infer, pipeline.engines, model)
 
     def start(self) -> None:
         self._batcher.start()

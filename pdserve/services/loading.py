@@ -23,8 +23,8 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
                     model,
                     engine=settings.engine,
                     device=engines.Device.parse(device),
-                    threads=settings.threads,
-                    instances=settings.instances,
+                    threads=_said(settings.threads),
+                    instances=_said(settings.instances),
                     precision=settings.precision,
                     options=engines.Options(settings.ir_optim, settings.use_mkldnn, settings.tensorrt),
                 )
@@ -35,3 +35,7 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
             engine.close()
         raise
     return tuple(loaded)
+
+
+def _said(number: int | str) -> int | None:
+    return None if isinstance(number, str) else number

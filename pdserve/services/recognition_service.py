@@ -50,8 +50,11 @@ class RecognitionService:
         self._pool = Pool()
         self._detect: Batcher[Prepared, Floats] | None = None
         if settings.detector:
-            self._detect = for_engines(pipeline.detect, settings.detector)
-        self._embed: Batcher[Tensor, Tensor] = for_engines(pipeline.embedder.infer, settings.embedder)
+            engines = [detector.engine for detector in pipeline.detectors]
+            self._detect = for_engines(pipeline.detect, engines, settings.detector)
+        self._embed: Batcher[Tensor, Tensor] = for_engines(
+            pipeline.embedder.infer, pipeline.embedder.engines, settings.embedder
+        )
 
     def start(self) -> None:
         if self._detect:
