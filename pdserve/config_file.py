@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pdserve import yaml_file
 from pdserve.errors import SettingsError
 
 
@@ -108,6 +108,8 @@ class ReadConfig:
     notes: tuple[str, ...]
 
 
+# Settings of the block ``pdserve:`` that name files.
+_FILES = {"labels", "api_key_file", "tls_cert", "tls_key"}
 _DEVICE_TYPES = {3: "ARM CPU", 4: "Kunlun XPU", 5: "Ascend 310", 6: "Ascend 910"}
 
 
@@ -118,11 +120,11 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
     model; None for a service of one model, "model", whose operator gives the service its name.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml_file.read(path)
     except OSError as error:
         raise SettingsError(f"Cannot read the configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    except yaml_file.YamlError as error:
+        raise SettingsError(f"{path} is no YAML that can be read: {error}.") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} holds no settings; it should begin with keys such as http_port and op.")
     try:
@@ -156,8 +158,9 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
     unknown = block.keys() - set(known)
     if unknown:
         raise SettingsError(f"{path}: pdserve.{min(unknown)} is no setting that pdserve knows.")
-    if isinstance(block.get("labels"), str):  # beside the configuration, wherever the server is started
-        block["labels"] = path.parent / block["labels"]
+    for key in _FILES & block.keys():  # beside the configuration, wherever the server is started
+        if isinstance(block[key], str):
+            block[key] = path.parent / block[key]
     return ReadConfig(settings | block, models, tuple(f"{path.name}: {note}" for note in notes))
 
 
@@ -210,7 +213,7 @@ def _devices(here: str, local: LocalServiceConf) -> tuple[str, ...]:
     numbers = [part.strip() for part in local.devices.split(",") if part.strip()]
     if local.device_type == 0 or (local.device_type == -1 and not numbers):
         return ("cpu",)
-    if not numbers or not all(part.isdecimal() for part in numbers):
+    if not numbers or not all(part.isdecimal() and len(part) < 10 for part in numbers):
         raise SettingsError(
             f'{here}.devices is {local.devices!r}; give the GPUs\' numbers, as in "0" or "0,1".'
         )

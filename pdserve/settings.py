@@ -272,6 +272,7 @@ def _validated(group: type[_Group], merged: Mapping[str, Any], origin: Mapping[s
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise SettingsError(
-            f"{origin.get(name, name)}: {name} is {first['input']!r}: {first['msg']}."
-        ) from error
+        where = origin.get(name, name)
+        if name == "api_key":  # which no message tells
+            raise SettingsError(f"{where}: {name} is no text; put it in quotation marks.") from None
+        raise SettingsError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error

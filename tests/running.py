@@ -75,15 +75,21 @@ class Server:
 
 @contextmanager
 def start(
-    home: Path, *options: str, service: str = "classification", ports: Sequence[str] = (), **environ: str
+    home: Path,
+    *options: str,
+    service: str = "classification",
+    ports: Sequence[str] = (),
+    module: str = "pdserve",
+    **environ: str,
 ) -> Iterator[Server]:
-    """Start ``pdserve serve SERVICE`` on free ports and wait until it is ready."""
+    """Start ``pdserve serve SERVICE`` on free ports and wait until it is ready; ``module`` is the program."""
     chosen = tuple(ports) or ("--http-port", "0", "--rpc-port", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pdserve", "serve", service, *options, *chosen],
+                [sys.executable, "-m", module, "serve", service, *options, *chosen],
+                cwd=Path(__file__).parents[1],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env=environment(home, **environ),

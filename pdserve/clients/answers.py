@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pdserve.api_keys import VARIABLE
 from pdserve.clients.address import Address
-from pdserve.errors import ClientError, UnreachableError
+from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
 from pdserve.vision.scores import Label
 
 Item = TypeVar("Item")
@@ -21,6 +22,37 @@ def unreachable(address: Address, service: str) -> UnreachableError:
         f"Nobody answers at {address}; start the server with `pdserve serve {service}`, "
         "or say where it is with --url."
     )
+
+
+def no_tls(address: Address, detail: str) -> UnreachableError | None:
+    """Why TLS came to nothing, from an engine room's words; None where it was something else.
+
+    OpenSSL's names, which Python's ssl and gRPC's BoringSSL share, and gRPC's own for a wrong name.
+    """
+    if "CERTIFICATE_VERIFY_FAILED" in detail or "is not in peer certificate" in detail:
+        words = detail.rpartition("CERTIFICATE_VERIFY_FAILED")[2].strip("] :") or detail
+        return UnreachableError(
+            f"The certificate of {address} is not trusted ({words}); give its authority with --ca FILE, and "
+            "in --url a name that it is for."
+        )
+    if "WRONG_VERSION_NUMBER" in detail:
+        return UnreachableError(f"{address} speaks no TLS; ask it without.")
+    return None
+
+
+def key_refused(address: Address, shown: bool) -> KeyRefusedError:
+    """A 401: what to give."""
+    if shown:
+        return KeyRefusedError(
+            f"{address} does not take the key that was shown; give another with --api-key FILE, or in "
+            f"{VARIABLE}."
+        )
+    return KeyRefusedError(f"{address} wants a key; give it with --api-key FILE, or in {VARIABLE}.")
+
+
+def busy(address: Address, said: str) -> BusyError:
+    """A full queue."""
+    return BusyError(f"{address} is overloaded; ask again in a moment ({said.rstrip('.')}).")
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,19 @@ PrometheusPortOption = Annotated[
 LogFileOption = Annotated[
     Path | None, typer.Option("--log-file", metavar="FILE", help="Log there too, rotating.")
 ]
+ShownKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key",
+        metavar="FILE",
+        help="A file whose first line is the key to show; else the one in PDSERVE_API_KEY.",
+    ),
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Ask over TLS; https:// in --url says so, too.")]
+CaOption = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="A private authority's certificate (PEM); asks over TLS."),
+]
 
 
 def devices(gpu: str | None, cpu: bool) -> tuple[str, ...] | None:

@@ -65,7 +65,8 @@ def serve_classification(
     from pdserve import settings
     from pdserve.services.server import serve_classification as serve
 
-    serve(settings.classification(o.as_settings(flags), os.environ, config), o.home())
+    given = o.as_settings(flags)
+    serve(lambda: settings.classification(given, os.environ, config), o.home())
 
 
 @serve_app.command("recognition")
@@ -121,4 +122,5 @@ def serve_recognition(
     from pdserve import settings
     from pdserve.services.server import serve_recognition as serve
 
-    serve(settings.recognition(o.as_settings(flags), os.environ, config), o.home())
+    given = o.as_settings(flags)
+    serve(lambda: settings.recognition(given, os.environ, config), o.home())

@@ -15,7 +15,7 @@ from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.service import Service
 
 # gRPC's numbers, which the gateway gives in the body beside the HTTP status.
-_CODES = {400: 3, 404: 5, 413: 8, 500: 13, 503: 14, 504: 4}
+_CODES = {400: 3, 401: 16, 404: 5, 413: 8, 500: 13, 503: 14, 504: 4}
 _INT64 = re.compile(r"-?(0|[1-9]\d*)")
 
 

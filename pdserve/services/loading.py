@@ -1,6 +1,7 @@
 """Loads a serving model's engines as the settings say, one for each device."""
 
 import logging
+from collections.abc import Hashable, Iterable
 
 from pdserve import engines
 from pdserve.engines import Engine
@@ -39,3 +40,22 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
 
 def _said(number: int | str) -> int | None:
     return None if isinstance(number, str) else number
+
+
+def stamp(models: Iterable[ServingModel]) -> Hashable:
+    """What tells the files of these models from those that were there before: names, sizes, times, inodes.
+
+    A file that goes while one looks counts as not there.
+    """
+    found = []
+    for model in models:
+        # Optimised forms of the model are kept below.
+        for pattern in ("*", ".pdserve/*/*.json"):
+            for path in model.path.glob(pattern):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                if path.is_file():
+                    found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(sorted(found))

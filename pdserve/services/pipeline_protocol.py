@@ -14,13 +14,14 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.protos import pipeline
+from pdserve.services.call import current
 from pdserve.services.results import result
 from pdserve.services.service import Service
 
@@ -56,18 +57,28 @@ class PipelineRequest:
 
 @dataclass(frozen=True)
 class PipelineResponse:
-    """An answer; ``err_no`` 0 is success."""
+    """An answer; ``err_no`` 0 is success. ``error`` is what a request failed of as a whole."""
 
     err_no: int = 0
     err_msg: str = ""
     key: tuple[str, ...] = ()
     value: tuple[str, ...] = ()
+    error: PdserveError | None = None
 
 
 async def answer(
-    service: Service, request: PipelineRequest, *, full: bool = False, top_k: int | None = None
+    service: Service,
+    request: PipelineRequest,
+    *,
+    full: bool = False,
+    top_k: int | None = None,
+    timeout_s: float | None = None,
 ) -> PipelineResponse:
-    """Answer a request; never raises. With ``full`` the answer also has pdserve's own results, as JSON."""
+    """Answer a request; never raises, unless cancelled.
+
+    With ``full`` the answer also has pdserve's own results, as JSON. ``timeout_s``: how long the caller
+    will wait, None for any time.
+    """
     started = time.monotonic_ns()
     profile = False
     try:
@@ -77,19 +88,19 @@ async def answer(
         profile = inputs.pop(PROFILE, None) == "1"
         if not inputs:
             raise RequestError("The request has no image.")
-        answers = await service.answer([_image(value) for value in inputs.values()], top_k)
+        answers = await service.answer([_image(value) for value in inputs.values()], top_k, timeout_s)
         response = _response(service, answers, request.logid, full)
     except PdserveError as error:
         response = _failed(error, request.logid)
     except Exception:
         log.exception("log_id %d failed", request.logid)
         response = _failed(PdserveError("internal error"), request.logid)
+    if call := current.get():
+        call.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
     if profile:
         micros = (time.monotonic_ns() - started) // 1000
         text = f"PROFILE\tpid:{os.getpid()}\tcall_0:0 call_1:{micros} "
-        response = PipelineResponse(
-            response.err_no, response.err_msg, (*response.key, PROFILE), (*response.value, text)
-        )
+        response = replace(response, key=(*response.key, PROFILE), value=(*response.value, text))
     return response
 
 
@@ -114,7 +125,7 @@ def _failed(error: PdserveError, logid: int) -> PipelineResponse:
         text = f"rpc package error: {error.message}"
     else:
         text = f"Log_id: {logid}  Raise_msg: {error.message}"
-    return PipelineResponse(error.err_no, text)
+    return PipelineResponse(error.err_no, text, error=error)
 
 
 def _inputs(request: PipelineRequest) -> dict[str, str | None]:

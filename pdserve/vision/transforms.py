@@ -147,11 +147,12 @@ def _whole(name: str, value: object) -> int:
 
 
 def _pair(name: str, value: object) -> tuple[int, int]:
-    """One number for both, or two."""
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return _whole(name, value[0]), _whole(name, value[1])
-    side = _whole(name, value)
-    return side, side
+    """One number for both, or two. Raises SettingsError for more than an image may have, too."""
+    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
+    first, second = _whole(name, sides[0]), _whole(name, sides[1])
+    if first * second > MAX_PIXELS:
+        raise SettingsError(f"{name} is {value!r}, more than {MAX_PIXELS} pixels.")
+    return first, second
 
 
 def _resize(
