@@ -85,7 +85,7 @@ class DagConf(_Schema):
     channel_recv_frist_arrive: bool = False
     tracer: TracerConf = TracerConf()
     enable_prometheus: bool = False
-    prometheus_port: int | None = None
+    prometheus_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 class ConfigFile(_Schema):
@@ -110,6 +110,8 @@ class ReadConfig:
 
 # Settings of the block ``pdserve:`` that name files.
 _FILES = {"labels", "api_key_file", "tls_cert", "tls_key"}
+PROMETHEUS_PORT = 19393  # Paddle Serving's, where the file names none
+
 _DEVICE_TYPES = {3: "ARM CPU", 4: "Kunlun XPU", 5: "Ascend 310", 6: "Ascend 910"}
 
 
@@ -138,6 +140,8 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
             ) from error
         raise SettingsError(f"{path}: {key} is {first['input']!r}: {first['msg']}.") from error
     settings: dict[str, Any] = {"http_port": conf.http_port, "rpc_port": conf.rpc_port}
+    if conf.dag.enable_prometheus:
+        settings["prometheus_port"] = conf.dag.prometheus_port or PROMETHEUS_PORT
     if roles is None:
         if len(conf.op) > 1:
             raise SettingsError(
@@ -242,8 +246,8 @@ def _server_notes(conf: ConfigFile) -> list[str]:
         notes.append("dag.is_thread_op False has no effect: the model runs in threads of one process")
     if dag.client_type is not None:
         notes.append("dag.client_type has no effect: the model runs in this process")
-    if dag.enable_prometheus or dag.prometheus_port is not None:
-        notes.append("dag.enable_prometheus and dag.prometheus_port have no effect: no metrics are served")
+    if dag.prometheus_port is not None and not dag.enable_prometheus:
+        notes.append("dag.prometheus_port has no effect without dag.enable_prometheus: True")
     return notes
 
 

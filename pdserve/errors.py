@@ -15,6 +15,7 @@
     │   ├── EngineMissingError       the package of an engine is not installed
     │   ├── DeviceError              the device asked for is not usable
     │   ├── UnsupportedModelError    this engine cannot run this model
+    │   ├── DisagreementError        an optimised model answers too differently from the float one
     │   └── FeedError                arrays that do not fit the model's feeds
     ├── RequestError                 the caller's request is at fault
     │   ├── UnauthorizedError        the caller shows no key, or a wrong one
@@ -40,6 +41,8 @@ file or request: what would break a line or drive a terminal is escaped, and a g
 """
 
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 _LONGEST = 2_000
 # Control characters, lone surrogates, separators of lines and of paragraphs.
@@ -127,6 +130,16 @@ class DeviceError(EngineError):
 class UnsupportedModelError(EngineError):
     code = "unsupported_model"
     err_no = 3003
+
+
+class DisagreementError(EngineError):
+    """``report``: the figures, as the report of an optimised model has them (pdserve.optimize.report)."""
+
+    code = "disagreement"
+
+    def __init__(self, message: str, report: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class FeedError(EngineError):

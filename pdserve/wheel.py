@@ -95,7 +95,9 @@ def _members(path: Path, archive: zipfile.ZipFile, member: str) -> list[tuple[zi
         if info.is_dir() or not (inside or name == member):
             continue
         short = name[len(member) + 1 :] if inside else name.rpartition("/")[2]
-        check_name(str(path), short)
+        short = str(check_name(str(path), short))
+        if short == ".":
+            raise ArchiveError(f"{path} has a member of no name, {name!r}; fetch it again.")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ArchiveError(f"{path} has a link, {name!r}, which pdserve does not unpack.")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_READY = re.compile(r"ready: \w+ at (?:http://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?")
+_READY = re.compile(r"ready: \w+ at (?:https?://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -53,7 +53,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
+        scheme = "https" if " at https://" in self.log else "http"
+        return f"{scheme}://127.0.0.1:{self.http_port}"
 
     @property
     def target(self) -> str:

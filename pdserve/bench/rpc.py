@@ -1,5 +1,6 @@
 """Paddle Serving's gRPC method as a target of a load."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,12 +52,13 @@ class RpcClient:
 
     async def ask(self, number: int, timeout_s: float) -> None:
         requests = self._requests
+        sent = time.perf_counter()
         try:
             answer = await self._call(
                 requests[number % len(requests)], timeout=timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise _failed(error) from None
+            raise _failed(error, time.perf_counter() - sent >= timeout_s) from None
         response = self._read(answer)
         if response.err_no:
             raise FailedError(f"err_no {response.err_no}", response.err_msg)
@@ -65,9 +67,12 @@ class RpcClient:
         await self._channel.close(None)
 
 
-def _failed(error: grpc.aio.AioRpcError) -> FailedError:
+def _failed(error: grpc.aio.AioRpcError, is_late: bool) -> FailedError:
     code, detail = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         kind = "connection refused" if "refused" in detail.lower() else code.name
         return FailedError(kind, detail, no_connection=True)
+    # The client's own clock and the server's end a request with the same status.
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_late:
+        return FailedError("timeout", detail)
     return FailedError(code.name, detail)

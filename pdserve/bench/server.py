@@ -96,8 +96,13 @@ async def check_first(target: Target, timeout_s: float, service: str, access: Ac
         await client.close()
 
 
-def _not_there(address: Address, service: str, error: FailedError) -> UnreachableError:
+def _not_there(address: Address, service: str, error: FailedError) -> ClientError:
+    if error.kind in ("connection closed", "connection reset") or "Socket closed" in error.detail:
+        return ClientError(
+            f"{address} hung up; if it speaks TLS, write https:// before its address, grpcs:// for gRPC."
+        )
+    detail = f": {error.detail}" if error.kind == "UNAVAILABLE" else ""
     return no_tls(address, error.detail) or UnreachableError(
-        f"{address} cannot be reached ({error.kind}); start the server with `pdserve serve {service}`, "
-        "or say where it is: `pdserve bench http://host:port`."
+        f"{address} cannot be reached ({error.kind}{detail}); start the server with "
+        f"`pdserve serve {service}`, or say where it is: `pdserve bench http://host:port`."
     )

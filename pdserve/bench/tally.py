@@ -23,6 +23,7 @@ class Tally:
         self.lags = array("d")
         self._begin: float | None = None
         self._end: float | None = None
+        self._is_timed = False
         self._closed = False
         self._started = time.time()
         self._cpu = 0.0
@@ -36,6 +37,7 @@ class Tally:
         """From now on it counts, for so long, or until `close`."""
         self._started, self._cpu = time.time(), time.process_time()
         self._begin = time.perf_counter()
+        self._is_timed = duration_s is not None
         self._end = None if duration_s is None else self._begin + duration_s
 
     def close(self) -> None:
@@ -83,7 +85,9 @@ class Tally:
                 self._failed(error)
         else:
             now = time.perf_counter()
-            self._answers += self._in_time(now)
+            # For a time, throughput is what comes in that time, of whenever it was due; for a number, it
+            # is that of the number.
+            self._answers += self._in_time(now) if self._is_timed else measured
             if measured:
                 self._latencies.append(now - since)
 

@@ -83,16 +83,9 @@ def bench(
         str | None,
         typer.Option("--name", help="The service's name on route pipeline, where it is not the guide's."),
     ] = None,
-    api_key: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-key", metavar="FILE", help="A file with the key to show; or one in PDSERVE_API_KEY."
-        ),
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", metavar="FILE", help="Certificates (PEM) to trust, for TLS.")
-    ] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS where the address does not say so.")] = False,
+    api_key: o.ShownKeyOption = None,
+    tls: o.TlsOption = False,
+    ca: o.CaOption = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="The server is on another machine, and mine to load.")
     ] = False,

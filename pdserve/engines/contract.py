@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -71,7 +72,8 @@ class Request:
     """What an engine's ``open_model`` is asked for: a model whose files have been checked.
 
     ``threads``: CPU threads of one instance, and ``instances``: None for what suits engine and machine.
-    ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+    ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``. ``optimized``: the folder of a form of the model
+    that is not published yet; None for the published one, where the precision needs one.
     """
 
     model: ServingModel
@@ -81,6 +83,7 @@ class Request:
     instances: int | None
     precision: str
     options: Options
+    optimized: Path | None = None
 
     def cpu_shares(self, best: int) -> tuple[int, int]:
         """Threads of an instance, and instances, on the CPU; ``best`` is the engine's number of instances.

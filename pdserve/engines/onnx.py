@@ -47,9 +47,9 @@ def open_model(request: Request) -> Opened:
             '`pip install "onnxruntime-gpu[cuda,cudnn]"`.'
         )
     session.disable_fallback()
-    where = f"CPU, fp32, {shared_out(threads, instances)}"
+    where = f"CPU, {request.precision}, {shared_out(threads, instances)}"
     if request.device.kind == "gpu":
-        where = f"GPU {request.device.index}, fp32"
+        where = f"GPU {request.device.index}, {request.precision}"
     run = _instance(session, request)
     return Opened(
         [run] * instances,
@@ -91,8 +91,11 @@ def _require_cuda(ort: Any, request: Request) -> None:
 
 def _refuse(request: Request) -> None:
     options = request.options
-    if request.precision != "fp32":
-        raise SettingsError(f"The engine onnx runs fp32, not {request.precision}.")
+    allowed = ("fp32", "fp16") if request.device.kind == "gpu" else ("fp32",)
+    if request.precision not in allowed:
+        raise SettingsError(
+            f"The engine onnx runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
+        )
     for switch, off in (("ir_optim", options.ir_optim), ("use_mkldnn", options.use_mkldnn)):
         if off is False:
             raise SettingsError(f"{switch}: False is for the engine paddle, not for onnx.")

@@ -59,28 +59,29 @@ def _limits(size: int) -> Iterator[None]:
             getattr(f, f"set_{name}")(value)
 
 
-def _check(index: Any) -> None:
+def _check(index: Any) -> Any:
+    """The index as what it is, not just what it is derived from. Raises BrokenIndexError."""
     f = faiss()
-    index = f.downcast_index(index)
+    index = f.downcast_index(index) if index is not None else None
+    if index is None:  # faiss writes "null" for a part that is not there
+        raise BrokenIndexError("holds no index")
     _require(index.d > 0 and index.ntotal >= 0, "has no dimension")
     _require(index.is_trained, "was never trained")
     if isinstance(index, f.IndexIDMap):
-        inner = f.downcast_index(index.index)
+        inner = _check(index.index)
         _require(index.ntotal == inner.ntotal == index.id_map.size(), "has more ids than vectors, or fewer")
         _require((index.d, index.metric_type) == (inner.d, inner.metric_type), "contradicts itself")
-        _check(inner)
     elif isinstance(index, f.IndexFlat):
         fits = index.code_size == 4 * index.d and index.codes.size() == index.ntotal * index.code_size
         _require(fits, "has more numbers than its vectors, or fewer")
     elif isinstance(index, f.IndexHNSW):
-        storage = f.downcast_index(index.storage)
+        storage = _check(index.storage)
         _require((index.d, index.ntotal) == (storage.d, storage.ntotal), "contradicts itself")
-        _check(storage)
         _check_graph(index.hnsw, index.ntotal)
     elif isinstance(index, f.IndexIVF):
-        quantizer = f.downcast_index(index.quantizer)
+        quantizer = _check(index.quantizer)
         _require((index.d, index.nlist) == (quantizer.d, quantizer.ntotal), "contradicts itself")
-        _check(quantizer)
+        _require(0 < index.nprobe <= _LONGEST_QUEUE, "is searched in none of its lists, or in too many")
         lists = index.invlists
         fits = (lists.nlist, lists.code_size) == (index.nlist, index.code_size)
         if isinstance(index, f.IndexIVFFlat):
@@ -88,6 +89,7 @@ def _check(index: Any) -> None:
         _require(fits, "contradicts itself")
         held = sum(lists.list_size(i) for i in range(index.nlist))
         _require(held == index.ntotal, "has more vectors in its lists than it says, or fewer")
+    return index
 
 
 def _require(fits: bool, problem: str) -> None:

@@ -221,5 +221,5 @@ def _is_loopback(host: str) -> bool:
             ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
             for *_, address in socket.getaddrinfo(host, None)
         )
-    except OSError:  # no such host, as the attempt to listen there will say
+    except (OSError, UnicodeError):  # no such host, as the attempt to listen there will say
         return False

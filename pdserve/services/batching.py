@@ -99,7 +99,6 @@ class Batcher(Generic[Item, Result]):
         metrics: Metrics | None = None,
         model: str = "",
     ) -> None:
-        self.capacity = len(workers) * max_batch_size
         self._functions = workers
         self._max_batch_size = max_batch_size
         self._delay_s = max_queue_delay_ms / 1000
@@ -117,6 +116,13 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
         self._retired = False
         self._done: asyncio.Event = asyncio.Event()
+
+    @property
+    def room(self) -> int:
+        """How many items the workers hold or would take at once; a delay makes all others wait."""
+        if self._delay_s:
+            return sum(len(worker.batch) for worker in self._busy)
+        return len(self._functions) * self._max_batch_size
 
     @property
     def waiting(self) -> int:
@@ -272,7 +278,7 @@ class Batcher(Generic[Item, Result]):
 
 
 def _expire(group: _Group[Result]) -> None:
-    group.fail(DeadlineError("The answer would come too late; ask with more time, or ask less at once."))
+    group.fail(DeadlineError("The answer would come too late; give it more time, or ask for less at once."))
 
 
 def _translated(error: Exception) -> PdserveError:

@@ -1,4 +1,4 @@
-"""The caller at the other end of a request: for how long its body is waited for, and what its leaving ends."""
+"""The caller at the other end: how long its body is waited for, and what ends when it goes away."""
 
 import asyncio
 import sys

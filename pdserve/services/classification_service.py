@@ -51,8 +51,8 @@ class _Generation:
         )
 
     @property
-    def capacity(self) -> int:
-        return self._batcher.capacity
+    def room(self) -> int:
+        return self._batcher.room
 
     def start(self) -> None:
         self._batcher.start()

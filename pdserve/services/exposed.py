@@ -16,8 +16,7 @@ def exposed(app: App, metrics: Metrics) -> App:
     """The same ASGI application, but GET /metrics is answered here."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        # Paddle Serving's users may have the trailing slash from its examples.
-        if scope["type"] != "http" or scope["path"].rstrip("/") != PATH:
+        if scope["type"] != "http" or scope["path"] != PATH:
             return await app(scope, receive, send)
         if scope["method"] not in ("GET", "HEAD"):
             return await _answer(send, 405, b"Method Not Allowed\n", "text/plain", ("allow", "GET, HEAD"))

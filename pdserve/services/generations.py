@@ -33,8 +33,8 @@ class Generation(Protocol):
     loaded: Hashable  # the stamp of the files that were loaded
 
     @property
-    def capacity(self) -> int:
-        """Images that its engines can hold at once."""
+    def room(self) -> int:
+        """Images that its engines hold, or would take at once."""
 
     def start(self) -> None:
         """Take requests; called on the running event loop."""
@@ -137,7 +137,7 @@ class Generations(Generic[G]):
         """See Service.answer."""
         if not self.ready and not self._closing:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
-        if self._inside and self._inside + len(images) > self._max_waiting + self.current.capacity:
+        if self._inside and self._inside + len(images) > self._max_waiting + self.current.room:
             raise OverloadedError(f"{self._inside} images wait already; ask again in a moment.")
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         self._inside += len(images)

@@ -16,6 +16,7 @@ from pdserve.errors import DeadlineError, OverloadedError, SettingsError
 from pdserve.protos import pipeline
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.service import Service
+from pdserve.services.sockets import shown
 from pdserve.settings import ServerSettings
 
 # A silent peer is pinged after the first, and taken for gone the second later.
@@ -47,14 +48,14 @@ def build_server(
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(pipeline.SERVICE, {"inference": handler}),)
     )
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{shown(settings.host)}:{port}"
     try:
         if credentials:
-            bound = server.add_secure_port(f"{host}:{port}", credentials)
+            bound = server.add_secure_port(address, credentials)
         else:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise SettingsError(f"Cannot listen on {host}:{port}; give another port with --rpc-port.") from error
+        raise SettingsError(f"Cannot listen on {address}; give another port with --rpc-port.") from error
     return server, bound
 
 

@@ -7,6 +7,7 @@ leave its answer untaken. The time for a body that is wanted is its reader's to 
 """
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -52,8 +53,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unclear += len(data)
         try:
             self._feed(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._too_large else None)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self._too_large:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            elif isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
+                self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
+            else:
+                self._refuse(HTTPStatus.BAD_REQUEST)
             return
         if self._unclear > self.settings.max_header_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -176,27 +182,30 @@ class LimitedProtocol(HttpToolsProtocol):
     # What is no request
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(None)
+        self._refuse(HTTPStatus.BAD_REQUEST)
 
-    def _refuse(self, status: HTTPStatus | None) -> None:
+    def _refuse(self, status: HTTPStatus) -> None:
         """Say why, unless that would stand in the place of another request's answer, and close."""
         self._stop_timer()
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
-            text = _REASONS.get(status or HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
-            self._write(status or HTTPStatus.BAD_REQUEST, text.format(self.settings).encode())
+            body = _REASONS[status].format(self.settings).encode()
+            lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+            lines += [name + b": " + value for name, value in self.server_state.default_headers]
+            lines += [b"content-type: text/plain; charset=utf-8", b"x-content-type-options: nosniff"]
+            lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+            self.transport.write(b"\r\n".join(lines))
         self.transport.close()
 
-    def _write(self, status: HTTPStatus, body: bytes) -> None:
-        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-        lines += [name + b": " + value for name, value in self.server_state.default_headers]
-        lines += [b"content-type: text/plain; charset=utf-8", b"content-length: %d" % len(body)]
-        self.transport.write(b"\r\n".join([*lines, b"connection: close", b"", body]))
 
+# A request that is one but for its method, which the parser does not know.
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n")
 
 _REASONS = {
+    HTTPStatus.BAD_REQUEST: "This is no HTTP request.\n",
+    HTTPStatus.METHOD_NOT_ALLOWED: "Method Not Allowed\n",
+    HTTPStatus.REQUEST_TIMEOUT: "The head of the request did not come within {0.header_timeout_s:g} s.\n",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The head of the request is larger than the limit of "
-    "{0.max_header_bytes} bytes.",
-    HTTPStatus.REQUEST_TIMEOUT: "The head of the request did not come within {0.header_timeout_s:g} s.",
+    "{0.max_header_bytes} bytes.\n",
 }

@@ -42,12 +42,12 @@ def _said(number: int | str) -> int | None:
     return None if isinstance(number, str) else number
 
 
-def stamp(models: Iterable[ServingModel]) -> Hashable:
+def stamp(models: Iterable[ServingModel]) -> frozenset[Hashable]:
     """What tells the files of these models from those that were there before: names, sizes, times, inodes.
 
     A file that goes while one looks counts as not there.
     """
-    found = []
+    found: list[Hashable] = []
     for model in models:
         # Optimised forms of the model are kept below.
         for pattern in ("*", ".pdserve/*/*.json"):
@@ -58,4 +58,4 @@ def stamp(models: Iterable[ServingModel]) -> Hashable:
                     continue
                 if path.is_file():
                     found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
-    return tuple(sorted(found))
+    return frozenset(found)

@@ -70,7 +70,7 @@ class JsonLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = 0, ""
+        self._second = -1, ""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

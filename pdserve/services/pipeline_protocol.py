@@ -22,7 +22,8 @@ import numpy as np
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.protos import pipeline
 from pdserve.services.call import current
-from pdserve.services.results import result
+from pdserve.services.embedded import from_base64
+from pdserve.services.results import log_failures, message, result
 from pdserve.services.service import Service
 
 log = logging.getLogger("pdserve.pipeline")
@@ -46,11 +47,14 @@ _KNOWN_TYPES = range(14)
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here."""
+    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here.
+
+    A value in bytes is the image that its base64 meant.
+    """
 
     name: str
     key: Sequence[str]
-    value: Sequence[str]
+    value: Sequence[str | bytes]
     tensors: Sequence[Any] = ()
     logid: int = 0
 
@@ -89,8 +93,10 @@ async def answer(
         if not inputs:
             raise RequestError("The request has no image.")
         answers = await service.answer([_image(value) for value in inputs.values()], top_k, timeout_s)
+        log_failures(answers, f"log_id {request.logid}")
         response = _response(service, answers, request.logid, full)
     except PdserveError as error:
+        log_failures([error], f"log_id {request.logid}")
         response = _failed(error, request.logid)
     except Exception:
         log.exception("log_id %d failed", request.logid)
@@ -124,16 +130,16 @@ def _failed(error: PdserveError, logid: int) -> PipelineResponse:
     elif isinstance(error, PackageError):
         text = f"rpc package error: {error.message}"
     else:
-        text = f"Log_id: {logid}  Raise_msg: {error.message}"
+        text = f"Log_id: {logid}  Raise_msg: {message(error)}"
     return PipelineResponse(error.err_no, text, error=error)
 
 
-def _inputs(request: PipelineRequest) -> dict[str, str | None]:
+def _inputs(request: PipelineRequest) -> dict[str, str | bytes | None]:
     """The values by key, in order; a later one of the same key replaces an earlier one in its place.
 
     A tensor of numbers stands as None: it is well-formed, and no image. Raises PackageError.
     """
-    inputs: dict[str, str | None] = {}
+    inputs: dict[str, str | bytes | None] = {}
     for i, key in enumerate(request.key):
         if i >= len(request.value):
             raise PackageError(f"list index ({i}) out of range")
@@ -166,9 +172,12 @@ def _tensor(tensor: Any) -> str | None:
     return None
 
 
-def _image(value: str | None) -> bytes | PdserveError:
+def _image(value: str | bytes | None) -> bytes | PdserveError:
     if value is None:
         return ImageError("A tensor of numbers is no image; send the base64 of an image file.")
+    image = value if isinstance(value, bytes) else from_base64(value)
+    if image is not None:
+        return image
     try:
         # Characters that are not of the alphabet are passed over, newlines first of all.
         return base64.b64decode(value)

@@ -188,14 +188,15 @@ def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPi
 
     Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door is open.
     """
-    detector_model = None
-    if settings.detector:
-        found = find_serving_model(settings.detector.model, home, settings.base)
-        detector_model = open_serving_model(found)
     embedder_model = open_serving_model(find_serving_model(settings.embedder.model, home, settings.base))
-    loaded = stamp([*((detector_model,) if detector_model else ()), embedder_model])
+    loaded = stamp([embedder_model])
     embedder = open_embedder(settings.embedder, home, settings.base)
+    detector_model = None
     try:
+        if settings.detector:
+            found = find_serving_model(settings.detector.model, home, settings.base)
+            detector_model = open_serving_model(found)
+            loaded |= stamp([detector_model])
         detectors = _open_detectors(detector_model, settings)
     except BaseException:
         embedder.close()

@@ -82,8 +82,8 @@ class _Generation:
         )
 
     @property
-    def capacity(self) -> int:
-        return (self._detect or self._embed).capacity
+    def room(self) -> int:
+        return (self._detect or self._embed).room
 
     def start(self) -> None:
         if self._detect and self._settings.detector:

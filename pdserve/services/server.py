@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pdserve.errors import EngineError
 from pdserve.home import Home
-from pdserve.services.access import Keys, KeysOnCalls, describe_keys, exposed_to, guarded
+from pdserve.services.access import Keys, KeysOnCalls, exposed_to, guarded
 from pdserve.services.classification import ClassificationPipeline, open_classification
 from pdserve.services.classification_service import ClassificationService
 from pdserve.services.exposed import exposed, metrics_door
@@ -123,8 +123,6 @@ class _Server:
         """Serve until told to stop. Raises EngineError where the engines hang for good."""
         with open_tracing(service.kind, os.environ) as tracer:
             access = self.settings.log_format == "json"
-            if self._keys:
-                describe_keys(app)
             app = exposed(app, self.metrics)
             if self._keys:
                 app = guarded(app, self._keys, self.settings.cors_origins)

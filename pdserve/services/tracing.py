@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-_FLUSH_S = 5  # A collector that does not answer must not hold up the end of the server for longer.
+_FLUSH_S = 2  # A collector that does not answer must not hold up the end of the server for longer.
 
 # gRPC codes that are the server's fault, by the semantic conventions.
 _SERVERS_FAULT = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, configuration, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
@@ -28,3 +29,8 @@ settings.register_profile(
     phases=tuple(Phase),
 )
 settings.load_profile(os.environ.get("PDSERVE_FUZZ", "ci"))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Else a failure with a large example becomes a failure about that.
+    item.add_marker(pytest.mark.filterwarnings("ignore:Generating overly large repr"))

@@ -31,6 +31,7 @@ cv2.resize(np.zeros((256, 256, 3), np.uint8), (99, 99))  # which starts its thre
 MEMORY = 256 << 20
 SECONDS = 10
 LONGEST_MESSAGE = 2_000
+_NO_MEMORY = ("bad_alloc", "nsufficient memory")
 
 
 def outcome(
@@ -42,29 +43,33 @@ def outcome(
     """What ``run`` returns, None where it refuses with one of the errors; fails for all else.
 
     ``folder`` is where it may write; ``memory`` the bytes that it may take, where the system can bound
-    them. A refusal is to be a PdserveError (or named here) with a message that can be shown.
+    them. A PdserveError is to have a message that can be shown.
     """
     with _bounded(memory), _watched(folder):
         try:
             return run()
         except refusals as error:
             refusal = error
-    _check(refusal)
+    if isinstance(refusal, PdserveError):
+        _check_text(refusal.message)
+    _check_causes(refusal)
     return None
 
 
-def _check(refusal: Exception) -> None:
-    text = refusal.message if isinstance(refusal, PdserveError) else str(refusal)
+def _check_text(text: str) -> None:
+    """It can be printed, on one line, and is no longer than a person reads."""
     assert 0 < len(text) <= LONGEST_MESSAGE, f"a message of {len(text)} characters: {text[:200]!r}…"
-    # Of the categories, Cc are control characters and Cs lone surrogates: neither can be printed.
+    # Of the categories, Cc are control characters and Cs lone surrogates.
     odd = {c for c in text if unicodedata.category(c) in ("Cc", "Cs")}
     assert not odd, f"a message with {odd}: {text!r}"
-    cause: BaseException | None = refusal
+
+
+def _check_causes(error: Exception) -> None:
+    """An allocation that failed within the bounds here would have succeeded elsewhere."""
+    cause: BaseException | None = error
     while cause is not None:
-        wanted_all = (
-            isinstance(cause, MemoryError) or "bad_alloc" in str(cause) or "nsufficient mem" in str(cause)
-        )
-        assert not wanted_all, f"it stopped for want of memory only: {cause!r}"
+        refused = isinstance(cause, MemoryError) or any(said in str(cause) for said in _NO_MEMORY)
+        assert not refused, f"it stopped for want of memory only: {cause!r}"
         cause = cause.__cause__ or cause.__context__
 
 

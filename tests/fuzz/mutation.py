@@ -296,3 +296,21 @@ def _as_varint(value: int) -> bytes:
         out.append(value & 127 | 128)
         value >>= 7
     return bytes([*out, value])
+
+
+_DESCRIPTIONS = ("'<f4'", "'<i8'", "'|O'", "'|V0'", "'<U999999999'", "[('id', '<i8'), ('sha256', '|u1', (32,))]")
+_DESCRIPTIONS += ("[('a', '<f4', (999999999,))]", "'x'", "[('a', 'b'), ('a', 'b')]", "None", "'<M8[s]'", "[]")
+_SHAPES = ("(2, 3)", "(3,)", "()", "(0,)", "(99999999999,)", "(-1,)", "(2**70,)", "(0, 99999999999999)", "(True,)")
+_SHAPES += ("[3]", "((3,),)", "(9" + "9" * 30 + ",)", "(1.5,)", "(" + "1," * 70 + ")")
+
+
+@st.composite
+def numpy_files(draw: DrawFn, body: bytes) -> bytes:
+    """Files of NumPy's format whose headers say other types and shapes than the body has."""
+    version = draw(st.sampled_from((1, 1, 1, 2, 3, 9)))
+    order = draw(st.sampled_from(("False", "True", "3")))
+    descr, shape = draw(st.sampled_from(_DESCRIPTIONS)), draw(st.sampled_from(_SHAPES))
+    header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
+    header = header.ljust(118) + b"\n"
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes((version, 0)) + length + header + body

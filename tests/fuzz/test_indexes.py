@@ -15,7 +15,7 @@ from hypothesis.strategies import DrawFn
 from pdserve.index import entries, id_map, manifest, vectors
 from pdserve.index.errors import IndexFolderError
 from tests.fuzz.guard import outcome
-from tests.fuzz.mutation import mutated, mutated_json
+from tests.fuzz.mutation import mutated, mutated_json, numpy_files
 from tests.fuzz.test_models import PICKLE_TOKENS
 from tests.index.galleries import clustered
 
@@ -134,7 +134,7 @@ NUMPY_TOKENS = (
 )
 
 
-@given(mutated(ENTRY_FILES, NUMPY_TOKENS, among=128))
+@given(st.one_of(mutated(ENTRY_FILES, NUMPY_TOKENS, among=128), numpy_files(ENTRY_FILES[0][-120:])))
 def test_entries(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / entries.FILE
     path.write_bytes(data)

@@ -34,7 +34,7 @@ class Models:
 
 
 class Standin:
-    capacity = 2
+    room = 2
 
     def __init__(self, models: Models, number: int) -> None:
         self.models = models

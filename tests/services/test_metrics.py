@@ -28,7 +28,7 @@ def metrics() -> Metrics:
     metrics.stage("infer", 0.03, "tiny")
     metrics.batch("tiny", 3, 0.03)
     metrics.queue("tiny", lambda: 5)
-    metrics.model("classifier", "tiny", "openvino", "cpu", "int8")
+    metrics.model("classifier", "tiny", "onnx", "cpu", "int8")
     metrics.rebuilt("hanging")
     metrics.index("drinks", 12, 4)
     return metrics
@@ -48,7 +48,7 @@ def test_all_that_is_told(metrics: Metrics) -> None:
         'pdserve_batch_images_bucket{le="4.0",model="tiny"}': 1,
         'pdserve_engine_busy_seconds_total{model="tiny"}': 0.03,
         'pdserve_queue_images{model="tiny"}': 5,
-        'pdserve_model_info{device="cpu",engine="openvino",model="tiny",precision="int8",role="classifier"}': 1,
+        'pdserve_model_info{device="cpu",engine="onnx",model="tiny",precision="int8",role="classifier"}': 1,
         'pdserve_engine_rebuilds_total{cause="hanging"}': 1,
         'pdserve_index_entries{index="drinks"}': 12,
         'pdserve_index_version{index="drinks"}': 4,
@@ -83,13 +83,13 @@ def test_the_form_is_what_was_asked_for(metrics: Metrics) -> None:
 
 
 def test_what_runs_now_replaces_what_ran(metrics: Metrics) -> None:
-    metrics.model("classifier", "tiny", "onnx", "gpu:0", "fp16")
+    metrics.model("classifier", "tiny", "paddle", "gpu:0", "fp16")
     metrics.index("drinks", 13, 5)
     metrics.queue("tiny", lambda: 0)
     found = numbers(metrics)
     models = [name for name in found if name.startswith("pdserve_model_info")]
     assert len(models) == 1
-    assert 'engine="onnx"' in models[0]
+    assert 'engine="paddle"' in models[0]
     assert found['pdserve_index_version{index="drinks"}'] == 5
     assert found['pdserve_queue_images{model="tiny"}'] == 0
 
