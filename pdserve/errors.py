@@ -50,13 +50,16 @@ _UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
 
 
 def _shown(text: str) -> str:
-    if len(text) > _LONGEST:
-        half = _LONGEST // 2 - 8
-        text = f"{text[:half]} … {text[-half:]}"
+    text = _shortened(text)
     if text.isprintable():
         return text
     odd = {c for c in text if unicodedata.category(c) in _UNSHOWN}
-    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+    return _shortened(text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd}))
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2 - 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 class PdserveError(Exception):

@@ -225,6 +225,7 @@ def test_keys_without_a_meaning_here_are_noted(tmp_path: Path, content: dict[str
         (with_op({}, {"device_type": 1, "devices": ""}), "devices is ''; give the GPUs' numbers"),
         (with_op({}, {"device_type": 1, "devices": "0;1"}), "devices is '0;1'"),
         (with_op({}, {"device_type": 1, "devices": "²"}), "devices is '²'"),
+        (with_op({}, {"device_type": 1, "devices": "9" * 5000}), "devices is '9999.*give the GPUs' numbers"),
         (with_op({}, {"devices": 0}), "op.imagenet.local_service_conf.devices is 0: .*string"),
         (with_op({}, {"precision": "fp8"}), "precision is 'fp8'"),
         (with_op({"concurrency": 0}), "op.imagenet.concurrency is 0"),
@@ -258,7 +259,9 @@ def test_no_settings(tmp_path: Path, text: str):
         read(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tx: 1", "!!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: b: c", "\tx: 1", "!!python/object:os.system {}", "a: 2001-13-45"]
+)
 def test_not_yaml(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match=r"config\.yml is no YAML"):
         read(written(tmp_path, text))

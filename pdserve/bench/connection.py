@@ -146,7 +146,7 @@ def _kind(error: Exception) -> str:
         return "TLS"
     if isinstance(error, socket.gaierror):
         return "no such host"
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ECONNREFUSED:  # asyncio's one error for several addresses has no kind of its own
+    if f"[Errno {errno.ECONNREFUSED}]" in str(error):  # one error for all addresses of a name has no kind
         return "connection refused"
+    number = error.errno if isinstance(error, OSError) else None
     return f"connection {errno.errorcode.get(number or 0, type(error).__name__)}"

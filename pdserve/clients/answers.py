@@ -1,6 +1,7 @@
 """What a server answered -> labels, objects, or errors."""
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,17 @@ Item = TypeVar("Item")
 # Of an answer in the pipeline protocol's own form, which does not carry class ids.
 UNKNOWN_CLASS = -1
 
+# The words of OpenSSL, as Python's ssl gives them, and of gRPC, which builds on BoringSSL.
+_OTHER_NAMES = (
+    "Hostname mismatch",
+    "IP address mismatch",
+    "Hostname Verification Check failed",
+    "is not in peer certificate",
+)
+_UNTRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED\W+(?:certificate verify failed: )?(.*?)(?: \(_ssl|: OK|$)"
+)
+
 
 def unreachable(address: Address, service: str) -> UnreachableError:
     """Nobody listens: how to start the server."""
@@ -25,15 +37,13 @@ def unreachable(address: Address, service: str) -> UnreachableError:
 
 
 def no_tls(address: Address, detail: str) -> UnreachableError | None:
-    """Why TLS came to nothing, from an engine room's words; None where it was something else.
-
-    OpenSSL's names, which Python's ssl and gRPC's BoringSSL share, and gRPC's own for a wrong name.
-    """
-    if "CERTIFICATE_VERIFY_FAILED" in detail or "is not in peer certificate" in detail:
-        words = detail.rpartition("CERTIFICATE_VERIFY_FAILED")[2].strip("] :") or detail
+    """Why TLS came to nothing, from an engine room's words; None where it was something else."""
+    if any(words in detail for words in _OTHER_NAMES):
+        return UnreachableError(f"The certificate of {address} is for other names; ask by one of those.")
+    if untrusted := _UNTRUSTED.search(detail):
         return UnreachableError(
-            f"The certificate of {address} is not trusted ({words}); give its authority with --ca FILE, and "
-            "in --url a name that it is for."
+            f"The certificate of {address} is not trusted ({untrusted[1]}); give its authority with "
+            "--ca FILE."
         )
     if "WRONG_VERSION_NUMBER" in detail:
         return UnreachableError(f"{address} speaks no TLS; ask it without.")

@@ -42,7 +42,7 @@ class _Http:
         self._options: dict[str, Any] = {
             "base_url": str(self.address),
             "timeout": timeout,
-            "headers": access.headers,
+            "headers": httpx.Headers(access.headers),  # whose repr leaves the key out
             "follow_redirects": False,  # the key is for this server, the images too
             "trust_env": not is_this_machine(self.address.host),
             # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
@@ -82,7 +82,9 @@ class _Http:
             return no_tls(self.address, str(error)) or unreachable(self.address, self.service)
         if isinstance(error, httpx.TimeoutException):
             return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
-        return ClientError(f"The request to {self.address} failed: {error}.")
+        if isinstance(error, httpx.RemoteProtocolError) and self.address.scheme == "http":
+            return ClientError(f"{self.address} hung up; if it speaks TLS, ask it by https://.")
+        return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
 
 class HttpClient(_Http, Asking):

@@ -42,7 +42,7 @@ class _Rpc:
         self.address: Address = rpc_address(target or f"127.0.0.1:{DEFAULT_PORTS[service][1]}")
         if access.wants_tls:
             self.address = replace(self.address, scheme="grpcs")
-        self._shown = tuple(access.headers.items())
+        self._access = access
         self._credentials = channel_credentials(access.ca) if self.address.scheme == "grpcs" else None
         self._options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
@@ -66,7 +66,7 @@ class _Rpc:
 
     def _metadata(self, top_k: int | None) -> tuple[tuple[str, str], ...]:
         return (
-            *self._shown,
+            *self._access.headers.items(),
             (pipeline.RESULTS_METADATA, "1"),
             *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
         )
@@ -83,7 +83,7 @@ class _Rpc:
         code, details = error.code(), error.details() or ""
         said = details.rpartition("Raise_msg: ")[2]  # without the pipeline protocol's preface
         if code is grpc.StatusCode.UNAUTHENTICATED:
-            return key_refused(self.address, bool(self._shown))
+            return key_refused(self.address, self._access.api_key is not None)
         if code is grpc.StatusCode.UNAVAILABLE:
             if "Socket closed" in said and not self._credentials:
                 return ClientError(f"{self.address} hung up; if it speaks TLS, ask it with --tls.")

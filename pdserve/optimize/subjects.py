@@ -23,9 +23,10 @@ from pdserve.services.loading import load_engines
 from pdserve.serving_model import ServingModel, open_serving_model
 from pdserve.settings import ClassificationSettings, ModelSettings, ResultSettings, ServerSettings
 from pdserve.vision.decode import decode
-from pdserve.vision.detection import SCALE_FACTOR, Detector, check_aliases, open_detector
+from pdserve.vision.detection import SCALE_FACTOR, Detector, DetectorSettings, check_aliases, open_detector
 
 TASKS = ("classification", "embedding", "detection")
+_ALL_BOXES = 100  # what the published detectors keep; of equal boxes it is chance which the best few are
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class EmbedderSubject:
 
 @dataclass(frozen=True)
 class DetectorSubject:
-    """See Subject; an answer is an image's boxes, as many as the service looks up."""
+    """See Subject; an answer is all of an image's boxes over the service's threshold."""
 
     detector: Detector
     model: ServingModel
@@ -187,7 +188,7 @@ def open_subject(
             check_aliases(model.config.feeds, str(model.path))
             (engine,) = load_engines(model, settings)
             try:
-                return DetectorSubject(open_detector(engine), model)
+                return DetectorSubject(open_detector(engine, DetectorSettings(max_results=_ALL_BOXES)), model)
             except BaseException:
                 engine.close()
                 raise

@@ -58,7 +58,7 @@ def build_app(
 
     @app.post(v1_path, tags=[service.kind], **openapi.images_route(service.kind))
     async def v1(request: Request) -> Response:
-        top_k = _top_k(request.query_params.get("top_k"))
+        top_k = _top_k(request)
         images = read_images(request, await read_body(request, settings), settings.max_images)
         answers = await unless_gone(request.receive, service.answer(images, top_k))
         log_failures(answers, v1_path)
@@ -172,7 +172,10 @@ def _closing(scope: Scope, error: PdserveError) -> dict[str, str]:
     return {}
 
 
-def _top_k(text: str | None) -> int | None:
+def _top_k(request: Request) -> int | None:
+    if not request.scope["query_string"]:
+        return None
+    text = request.query_params.get("top_k")
     if text is None:
         return None
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:

@@ -17,10 +17,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from pdserve.settings import ServerSettings
 
 
-class _HeadTooLargeError(Exception):
-    pass
-
-
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. A subclass says the ``settings``."""
 
@@ -30,7 +26,6 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._in_head = True  # of a request, or between two
         self._begun = False
-        self._head_size = 0
         self._unclear = 0  # bytes since the parser last made something of what came
         self._too_large = False
         self._upgrade = False
@@ -94,21 +89,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._begun = True
-        self._head_size = 0
         super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._add_to_head(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._unclear = 0
-        if self._in_head:  # else it is a trailer, which nobody here reads
-            self._add_to_head(len(name) + len(value) + 4)
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._unclear = 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.settings.max_header_bytes:
+            self._too_large = True
+            raise ValueError("a head over the limit")
         self._upgrade = self.parser.should_upgrade()
         if self._upgrade and self.parser.get_method() != b"CONNECT":
             return
@@ -117,6 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        self.headers = []  # for trailers, which nobody reads and which must not pass for headers
 
     def on_body(self, body: bytes) -> None:
         self._unclear = 0
@@ -141,12 +130,6 @@ class LimitedProtocol(HttpToolsProtocol):
             # Closing now would make the caller's machine throw the answer away; read on for a while.
             self._unset_keepalive_if_required()
             self._start_timer()
-
-    def _add_to_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.settings.max_header_bytes:
-            self._too_large = True
-            raise _HeadTooLargeError
 
     # The time
 

@@ -257,7 +257,11 @@ def _normalize(params: dict[str, Any]) -> Normalize:
     std = _channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")
     if not all(std):
         raise SettingsError("NormalizeImage.std has a zero; the image would be divided by it.")
-    return by(scale, mean, std)
+    with np.errstate(over="ignore"):
+        normalize = by(scale, mean, std)
+    if not (np.isfinite(normalize.factors).all() and np.isfinite(normalize.offsets).all()):
+        raise SettingsError("NormalizeImage has a scale, mean or std that float32 cannot hold.")
+    return normalize
 
 
 def _channels(given: object, default: Sequence[float], name: str) -> list[float]:

@@ -1,6 +1,7 @@
 """Closed and open loops, against a server that does as a test wants."""
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from pdserve.bench import Run, build_target, closed_loop, open_loop
+from pdserve.bench.connection import _kind
 from tests.bench.odd_server import GOOD, Answer, OddServer, Request, odd_server, response
 
 Loop = Callable[..., Awaitable[Run]]
@@ -109,6 +111,16 @@ def test_refused_connections() -> None:
     assert result.answers == 0
     assert result.latency_ms() is None
     assert result.images_per_s == 0
+
+
+def test_a_name_of_several_addresses_that_all_refuse() -> None:
+    """What asyncio makes of that has neither a kind nor a number of its own."""
+    refused = [
+        f"[Errno {errno.ECONNREFUSED}] Connect call failed ({host!r}, 1)" for host in ("::1", "127.0.0.1")
+    ]
+    assert _kind(OSError(f"Multiple exceptions: {', '.join(refused)}")) == "connection refused"
+    assert _kind(OSError(errno.ENETUNREACH, "Network is unreachable")) == "connection ENETUNREACH"
+    assert _kind(OSError("something")) == "connection OSError"
 
 
 ODD_ANSWERS = {

@@ -65,10 +65,11 @@ if features.check("avif"):
     SEEDS["AVIF"] = [_file("AVIF", speed=10)]
 
 TOKENS = (
-    b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda\0\x0c", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03", b"\xff\xc4", b"\xff\xdb", b"\xff" * 300,
-    b"\xff\xe1\xff\xffExif\0\0", b"\xff\xdd\0\x04\0\0", b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"acTL", b"fcTL",
-    b"eXIf", b"RIFF", b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"BM", b"GIF89a", b"\x21\xff\x0b", b",", b"II*\0", b"MM\0*",
-    b"P6", b"P1", b"99999 99999", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"ftypavif", b"meta", b"\0" * 300,
+    b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda\0\x0c", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03", b"\xff\xc4",
+    b"\xff\xdb", b"\xff" * 300, b"\xff\xe1\xff\xffExif\0\0", b"\xff\xdd\0\x04\0\0", b"IHDR", b"IDAT",
+    b"IEND", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"acTL", b"fcTL", b"eXIf", b"RIFF", b"VP8 ", b"VP8L",
+    b"VP8X", b"ANIM", b"BM", b"GIF89a", b"\x21\xff\x0b", b",", b"II*\0", b"MM\0*", b"P6", b"P1",
+    b"99999 99999", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"ftypavif", b"meta", b"\0" * 300,
 )  # fmt: skip
 
 

@@ -36,9 +36,10 @@ def test_id_map(tmp_path: Path, data: bytes) -> None:
 
 MANIFESTS = [
     {
-        "format": 1, "version": 7, "previous": 6, "change": "append: 3 added", "type": "Flat", "metric": "IP",
-        "dimension": 512, "count": 48, "labels": 8, "slots": 48, "trained_on": 48, "next_id": 51,
-        "embedder": {"name": "e", "fingerprint": "f"}, "created": "2025-01-31T12:00:00+00:00", "updated": "2025",
+        "format": 1, "version": 7, "previous": 6, "change": "append: 3 added", "type": "Flat",
+        "metric": "IP", "dimension": 512, "count": 48, "labels": 8, "slots": 48, "trained_on": 48,
+        "next_id": 51, "embedder": {"name": "e", "fingerprint": "f"},
+        "created": "2025-01-31T12:00:00+00:00", "updated": "2025",
         "files": {"vector.index": {"bytes": 98390, "sha256": "0" * 64, "mtime_ns": 1738}},
     }
 ]  # fmt: skip
@@ -65,8 +66,8 @@ VECTORS = {
     f"{kind}-{metric}": _vector_file(kind, metric) for kind in vectors.TYPES for metric in vectors.METRICS
 }
 FAISS_TOKENS = (
-    b"IxMp", b"IxM2", b"IxFI", b"IxF2", b"IHNf", b"IwFl", b"IwPQ", b"IxPq", b"IxSQ", b"IxPT", b"IxRF", b"ilar", b"ilod",
-    b"ilst", b"full", b"sprs", b"IBxF", b"null",
+    b"IxMp", b"IxM2", b"IxFI", b"IxF2", b"IHNf", b"IwFl", b"IwPQ", b"IxPq", b"IxSQ", b"IxPT", b"IxRF",
+    b"ilar", b"ilod", b"ilst", b"full", b"sprs", b"IBxF", b"null",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The files of a model: prototxt, programs of both formats, parameters, checkpoints, labels, inference.yml."""
+"""The files of a model: prototxt, programs of both formats, parameters, checkpoints, descriptions, notes."""
 
 import json
 import struct

@@ -130,14 +130,17 @@ FORMS = [
     ),
 ]
 FORM_TOKENS = (
-    b"--b\r\n", b"--b--", b"\r\n\r\n", b"\r\n", b"\n", b"filename=", b'"', b'\\"', b";", b"name*=utf-8''%ff", b"Content-Disposition:",
-    b"Content-Transfer-Encoding: base64\r\n", b": x\r\n" * 300, b"a" * 20000 + b": x\r\n", b"\0", b"\xff", b"--b\r\n" * 300,
+    b"--b\r\n", b"--b--", b"\r\n\r\n", b"\r\n", b"\n", b"filename=", b'"', b'\\"', b";",
+    b"name*=utf-8''%ff", b"Content-Disposition:", b"Content-Transfer-Encoding: base64\r\n",
+    b": x\r\n" * 300, b"a" * 20000 + b": x\r\n", b"\0", b"\xff", b"--b\r\n" * 300,
 )  # fmt: skip
 TYPES = st.sampled_from(
     (
-        b"multipart/form-data; boundary=b", b'multipart/form-data; boundary="b"', b"multipart/form-data", b"multipart/form-data; boundary=",
-        b"multipart/form-data; boundary=" + b"b" * 300, b"multipart/form-data; boundary=b; charset=utf-16", b"multipart/form-data; charset=x; boundary=b",
-        b"multipart/form-data; boundary=\xff", b"multipart/form-data; boundary=b; charset=undefined", b"multipart/form-data; boundary=b; charset=idna",
+        b"multipart/form-data; boundary=b", b'multipart/form-data; boundary="b"', b"multipart/form-data",
+        b"multipart/form-data; boundary=", b"multipart/form-data; boundary=" + b"b" * 300,
+        b"multipart/form-data; boundary=b; charset=utf-16", b"multipart/form-data; charset=x; boundary=b",
+        b"multipart/form-data; boundary=\xff", b"multipart/form-data; boundary=b; charset=undefined",
+        b"multipart/form-data; boundary=b; charset=idna",
     )
 )  # fmt: skip
 
