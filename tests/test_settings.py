@@ -46,7 +46,7 @@ def test_flag_over_environment_over_file_over_default(config: Path):
     assert found.server.http_port == 8021  # flag
     assert found.server.rpc_port == 8012  # environment
     assert (found.server.name, found.server.host, found.model.instances) == ("cats", "10.0.0.1", 3)  # file
-    assert found.model.max_batch_size == "auto"  # default
+    assert found.model.max_batch_size == 8  # default
     assert found.base == config.parent
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
-from pdserve.engines.device import gpu_problem
+from pdserve.engines.device import cores, gpu_problem
 from pdserve.engines.onnx_export import onnx_file
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
 
@@ -33,10 +33,7 @@ def open_model(request: Request) -> Opened:
     if request.device.kind == "gpu":
         _require_cuda(ort, request)
         provider_options["device_id"] = str(request.device.index)
-    threads, instances = request.cpu_shares(2)
-    if request.device.kind == "gpu":
-        # Two runs at once: the copies of one go on beside the kernels of the other.
-        instances = request.instances or 2
+    threads = request.threads or max(1, cores() // request.instances)
     session = ort.InferenceSession(
         str(onnx_file(request)), _session_options(ort, threads), [(provider, provider_options)]
     )
@@ -47,12 +44,12 @@ def open_model(request: Request) -> Opened:
             '`pip install "onnxruntime-gpu[cuda,cudnn]"`.'
         )
     session.disable_fallback()
-    where = f"CPU, {request.precision}, {shared_out(threads, instances)}"
+    where = f"CPU, fp32, {shared_out(threads, request.instances)}"
     if request.device.kind == "gpu":
-        where = f"GPU {request.device.index}, {request.precision}"
+        where = f"GPU {request.device.index}, fp32"
     run = _instance(session, request)
     return Opened(
-        [run] * instances,
+        [run] * request.instances,
         f"ONNX Runtime {ort.__version__} on {where}",
     )
 
@@ -91,11 +88,8 @@ def _require_cuda(ort: Any, request: Request) -> None:
 
 def _refuse(request: Request) -> None:
     options = request.options
-    allowed = ("fp32", "fp16") if request.device.kind == "gpu" else ("fp32",)
-    if request.precision not in allowed:
-        raise SettingsError(
-            f"The engine onnx runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
-        )
+    if request.precision != "fp32":
+        raise SettingsError(f"The engine onnx runs fp32, not {request.precision}.")
     for switch, off in (("ir_optim", options.ir_optim), ("use_mkldnn", options.use_mkldnn)):
         if off is False:
             raise SettingsError(f"{switch}: False is for the engine paddle, not for onnx.")
