@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/installed lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

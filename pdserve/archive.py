@@ -173,6 +173,8 @@ def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
                 f"{shown} has a member {info.name!r} that is a link, a device or a sparse file, "
                 "which pdserve does not unpack. Get the archive from a source you trust."
             )
+        if not info.isdir() and not path.parts:
+            raise ArchiveError(f"{shown} has a file of no name, {info.name!r}; fetch it again.")
         if info.size < 0:
             raise ArchiveError(f"{shown} is broken: {info.name!r} has {info.size} bytes; fetch it again.")
         size += info.size

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from pdserve import __version__, console
+from pdserve.commands.bench import bench
 from pdserve.commands.index import index_app
+from pdserve.commands.optimize import optimize
 from pdserve.commands.options import Json, home
 from pdserve.commands.predict import predict
 from pdserve.commands.serve import serve_app
+from pdserve.commands.tune import tune
 from pdserve.errors import PdserveError, UsageError
 
 app = typer.Typer(
@@ -25,6 +28,9 @@ app = typer.Typer(
 app.add_typer(serve_app)
 app.add_typer(index_app)
 app.command()(predict)
+app.command()(tune)
+app.command()(bench)
+app.command()(optimize)
 
 
 def main() -> None:

@@ -41,8 +41,10 @@ def json_line(content: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """A table on standard output; columns of numbers only are set to the right."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, digits: int = 4
+) -> None:
+    """A table on standard output; columns of numbers only (and None) are set to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -50,14 +52,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     body = [list(row) for row in rows]
     out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        numbers = bool(body) and all(isinstance(row[i], (int, float)) for row in body)
+        numbers = bool(body) and all(isinstance(row[i], (int, float, type(None))) for row in body)
         out.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in body:
-        out.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
+        out.add_row(*(Text(_cell(cell, digits)) for cell in row))
     console = _console()
     if not console.is_terminal:
         console.width = _UNFOLDED
     console.print(out)
+
+
+def _cell(content: object, digits: int) -> str:
+    if content is None:
+        return "-"
+    return f"{content:.{digits}f}" if isinstance(content, float) else str(content)
 
 
 def line(text: str) -> None:

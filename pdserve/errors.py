@@ -15,8 +15,10 @@
     │   ├── EngineMissingError       the package of an engine is not installed
     │   ├── DeviceError              the device asked for is not usable
     │   ├── UnsupportedModelError    this engine cannot run this model
+    │   ├── DisagreementError        an optimised model answers too differently from the float one
     │   └── FeedError                arrays that do not fit the model's feeds
     ├── RequestError                 the caller's request is at fault
+    │   ├── UnauthorizedError        the caller shows no key, or a wrong one
     │   ├── PackageError             keys and values do not match, a bad tensor
     │   ├── WrongServiceError        no such service here
     │   ├── ImageError               the bytes are no image we can read
@@ -28,12 +30,36 @@
     ├── IndexFolderError             an index is broken, or not this embedder's (pdserve.index.errors)
     ├── GalleryError                 images or labels that cannot become entries (pdserve.index.errors)
     └── ClientError                  a client got no usable answer
-        └── UnreachableError         nobody answers at that address
+        ├── UnreachableError         nobody answers at that address, or not whom we trust
+        ├── KeyRefusedError          the server wants a key, or another one
+        └── BusyError                the server is overloaded; the same request may do later
 
 Each class says what it becomes at each door: the process's exit code, the HTTP status, the name of
 the gRPC status code and Paddle Serving's ``err_no`` (see the pipeline protocol). A message is one
-sentence that says what was wrong, with the value, followed by what to do next.
+sentence that says what was wrong, with the value, followed by what to do next. It may quote a stranger's
+file or request: what would break a line or drive a terminal is escaped, and a giant is shortened.
 """
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_LONGEST = 2_000
+# Control characters, lone surrogates, separators of lines and of paragraphs.
+_UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+
+
+def _shown(text: str) -> str:
+    text = _shortened(text)
+    if text.isprintable():
+        return text
+    odd = {c for c in text if unicodedata.category(c) in _UNSHOWN}
+    return _shortened(text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd}))
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2 - 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 class PdserveError(Exception):
@@ -50,8 +76,8 @@ class PdserveError(Exception):
     err_no = 10000
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _shown(message)
+        super().__init__(self.message)
 
 
 class UsageError(PdserveError):
@@ -109,6 +135,16 @@ class UnsupportedModelError(EngineError):
     err_no = 3003
 
 
+class DisagreementError(EngineError):
+    """``report``: the figures, as the report of an optimised model has them (pdserve.optimize.report)."""
+
+    code = "disagreement"
+
+    def __init__(self, message: str, report: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class FeedError(EngineError):
     code = "feed"
     err_no = 5000
@@ -118,6 +154,12 @@ class RequestError(PdserveError):
     code = "bad_request"
     http_status = 400
     grpc_status = "INVALID_ARGUMENT"
+
+
+class UnauthorizedError(RequestError):
+    code = "unauthorized"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
 
 
 class PackageError(RequestError):
@@ -174,3 +216,11 @@ class ClientError(PdserveError):
 
 class UnreachableError(ClientError):
     code = "unreachable"
+
+
+class KeyRefusedError(ClientError):
+    code = "key_refused"
+
+
+class BusyError(ClientError):
+    code = "busy"

@@ -50,7 +50,7 @@ class Partial:
         """What is known of the part, None if nothing is or if it came from another address."""
         try:
             state = State(**json.loads(self.note.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
         usable = self.path.exists() and state.url == url and (not state.complete or state.total == self.size)
         return state if usable else None

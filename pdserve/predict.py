@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from pdserve.clients.access import Access
 from pdserve.clients.address import is_this_machine, rpc_address
 from pdserve.clients.answers import FoundMatch, FoundObject
-from pdserve.errors import ImageError, PdserveError, UnreachableError, UsageError
+from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.home import Home
 from pdserve.vision.scores import Label, score_of
 
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 STANDARD_INPUT = "-"
+_ANYONE = Access()
 
 Answer: TypeAlias = list[Label] | list[FoundObject]
 Ask = Callable[[bytes], Answer]
@@ -100,7 +102,7 @@ def predict_all(
     """Answers in the order of the sources, ``jobs`` in flight at a time.
 
     ``predict`` takes an image file's bytes; what it raises of PdserveError becomes the image's
-    outcome, except UnreachableError, which ends it all: the others would fare no better.
+    outcome, except UnreachableError and KeyRefusedError, which end it all: the others would fare no better.
     """
 
     def one(source: Source) -> Outcome:
@@ -108,7 +110,7 @@ def predict_all(
         try:
             data = source.read()
             return Outcome(source.name, data, predict(data), kind)
-        except UnreachableError:
+        except (UnreachableError, KeyRefusedError):
             raise
         except PdserveError as error:
             return Outcome(source.name, data, error, kind)
@@ -126,7 +128,7 @@ def predict_all(
         pool.shutdown(cancel_futures=True)
 
 
-def find_service(url: str | None, rpc: bool) -> str:
+def find_service(url: str | None, rpc: bool, access: Access = _ANYONE) -> str:
     """Which service runs at ``url``, or at the default ports of this machine.
 
     Where nobody answers it is classification, whose client then says so. Raises UsageError where both run.
@@ -144,7 +146,7 @@ def find_service(url: str | None, rpc: bool) -> str:
         return by_port.get(rpc_address(url).port, "classification")
     from pdserve.clients import HttpClient
 
-    with HttpClient(url, timeout=5) as client:
+    with HttpClient(url, timeout=5, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
         return client.service_there() or "classification"
 
 
@@ -155,11 +157,14 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def remote(service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None) -> Iterator[Ask]:
+def remote(
+    service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None, access: Access = _ANYONE
+) -> Iterator[Ask]:
     """Ask a running server, at ``url`` or the service's default port on this machine."""
     from pdserve.clients import HttpClient, RpcClient
 
-    client = RpcClient(url, service, timeout) if rpc else HttpClient(url, service, timeout)
+    kind = RpcClient if rpc else HttpClient
+    client = kind(url, service, timeout, api_key=access.api_key, tls=access.tls, ca=access.ca)
     ask = client.recognize if service == "recognition" else client.predict
     with client:
         yield lambda image: ask(image, top_k)

@@ -65,7 +65,7 @@ def read(folder: Path) -> Record | None:
         return Record(**fields)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ChecksumError(
             f"The record {path} cannot be read ({error}); fetch again with `pdserve fetch NAME --force`."
         ) from error
@@ -108,5 +108,5 @@ def _same(path: Path, stamp: Stamp, full: bool) -> bool:
         if not full and stat.st_mtime_ns == stamp.mtime_ns:
             return True
         return checksum.sha256(path) == stamp.sha256
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte
         return False

@@ -8,9 +8,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from pdserve.errors import SettingsError
 
@@ -19,28 +19,34 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+Auto = Literal["auto"]
+_AtLeastOne = Annotated[int, Field(ge=1)]
+
+
 class ModelSettings(_Frozen):
     """How one model is run.
 
-    ``devices``: "cpu", or "gpu:0" for each GPU; ``threads`` per instance, None for what the machine
-    has; ``instances`` per device. ``ir_optim`` and ``use_mkldnn`` are Paddle's switches, None where
-    nobody asked. Times are milliseconds; ``timeout_ms`` None means no limit.
+    ``devices``: "cpu", or "gpu:0" for each GPU; ``threads`` per instance; ``instances`` per device.
+    "auto" is what suits device and engine. ``ir_optim`` and ``use_mkldnn`` are Paddle's switches, None
+    where nobody asked. Times are milliseconds; ``timeout_ms`` None means no limit. An engine that takes
+    longer than ``hang_s`` seconds over a batch counts as hung.
     """
 
     model: str
     engine: str = "auto"
     devices: tuple[str, ...] = ("cpu",)
-    threads: int | None = Field(default=None, ge=1)
-    instances: int = Field(default=1, ge=1)
+    threads: _AtLeastOne | Auto = "auto"
+    instances: _AtLeastOne | Auto = "auto"
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     ir_optim: bool | None = None
     use_mkldnn: bool | None = None
     tensorrt: bool = False
     fetch_list: tuple[str, ...] = ()
-    max_batch_size: int = Field(default=8, ge=1)
+    max_batch_size: _AtLeastOne | Auto = "auto"
     max_queue_delay_ms: float = Field(default=0, ge=0)
     max_queue_size: int = Field(default=256, ge=1)
     timeout_ms: int | None = Field(default=None, ge=1)
+    hang_s: float = Field(default=60, gt=0)
 
 
 class ResultSettings(_Frozen):
@@ -68,8 +74,14 @@ class ServerSettings(_Frozen):
     """The doors. A port of None keeps that door shut, 0 takes any free one.
 
     ``name`` is the service's name in the pipeline protocol. Limits: ``max_body_bytes`` per request,
-    ``max_pixels`` per image, ``max_images`` per request. ``grace_s``: how long a stopping server lets
-    running requests finish, in seconds.
+    ``max_header_bytes`` for its head, ``max_pixels`` per image, ``max_images`` per request. Seconds:
+    ``header_timeout_s`` for the head of a request to come in, ``body_timeout_s`` for the next part of its
+    body, ``keep_alive_s`` for which an idle connection is kept, ``grace_s`` in which a stopping server
+    lets running requests finish.
+
+    ``api_key`` and the lines of ``api_key_file`` are what callers must show one of; neither: nobody is
+    asked. ``tls_cert`` and ``tls_key`` are PEM files, both or none. ``cors_origins`` are the web pages
+    that may ask from a browser, "*" for any.
     """
 
     name: str
@@ -79,8 +91,19 @@ class ServerSettings(_Frozen):
     max_body_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     max_pixels: int = Field(default=64_000_000, ge=1)
     max_images: int = Field(default=64, ge=1)
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    header_timeout_s: float = Field(default=10, gt=0)
+    body_timeout_s: float = Field(default=30, gt=0)
+    keep_alive_s: float = Field(default=75, gt=0)
     grace_s: float = Field(default=30, ge=0)
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    prometheus_port: int | None = Field(default=None, ge=0, le=65535)
     log_file: Path | None = None
+    log_format: Literal["text", "json"] = "text"
 
 
 class RecognitionOptions(_Frozen):
@@ -239,7 +262,7 @@ class _Given:
 
 def _from_environment(name: str, text: str) -> Any:
     """Environment values are text; lists are written with commas, as in ``PDSERVE_MEAN=0.5,0.5,0.5``."""
-    listed = name in ("devices", "fetch_list", "mean", "std", "resize")
+    listed = name in ("devices", "fetch_list", "mean", "std", "resize", "cors_origins")
     return tuple(part.strip() for part in text.split(",")) if listed else text
 
 
@@ -249,6 +272,7 @@ def _validated(group: type[_Group], merged: Mapping[str, Any], origin: Mapping[s
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise SettingsError(
-            f"{origin.get(name, name)}: {name} is {first['input']!r}: {first['msg']}."
-        ) from error
+        where = origin.get(name, name)
+        if name == "api_key":  # which no message tells
+            raise SettingsError(f"{where}: {name} is no text; put it in quotation marks.") from None
+        raise SettingsError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error

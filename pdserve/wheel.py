@@ -5,6 +5,7 @@ So the user's index, mirror, proxy and certificates apply (pip's configuration f
 """
 
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,19 @@ from pathlib import Path
 from pdserve import catalog, checksum, disk
 from pdserve.archive import CHUNK, LIMITS, Limits, check_limits, check_name
 from pdserve.errors import ArchiveError, ChecksumError, FetchError
+
+# What zipfile raises for broken data; odd names, lengths and places give the errors of Python itself.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    OverflowError,
+)
 
 
 def download(
@@ -61,14 +75,16 @@ def extract(path: Path, member: str, folder: Path, limits: Limits = LIMITS) -> N
             disk.require(folder, sum(info.file_size for info, _ in wanted), f"Unpacking {path.name}")
             for info, name in wanted:
                 place = folder / name
-                with disk.writing(place):
+                with archive.open(info) as source, disk.writing(place):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     # zipfile itself stops at the length that the directory states, and checks the CRC.
-                    with archive.open(info) as source, place.open("xb") as out:
+                    with place.open("xb") as out:
                         while chunk := source.read(CHUNK):
                             out.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise ArchiveError(f"{path} is broken or no wheel ({error}); fetch it again.") from error
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror or error}; fetch it again.") from error
 
 
 def _members(path: Path, archive: zipfile.ZipFile, member: str) -> list[tuple[zipfile.ZipInfo, str]]:
@@ -79,9 +95,14 @@ def _members(path: Path, archive: zipfile.ZipFile, member: str) -> list[tuple[zi
         if info.is_dir() or not (inside or name == member):
             continue
         short = name[len(member) + 1 :] if inside else name.rpartition("/")[2]
-        check_name(str(path), short)
+        short = str(check_name(str(path), short))
+        if short == ".":
+            raise ArchiveError(f"{path} has a member of no name, {name!r}; fetch it again.")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ArchiveError(f"{path} has a link, {name!r}, which pdserve does not unpack.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # The others may ask for gigabytes before they unpack a byte, and no wheel has them.
+            raise ArchiveError(f"{path} has {name!r} compressed in an unusual way; fetch it again.")
         wanted.append((info, short))
     if not wanted:
         raise ArchiveError(f"{path} has no {member}; report it, the catalog is wrong.")

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_READY = re.compile(r"ready: \w+ at (?:http://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?")
+_READY = re.compile(
+    r"ready: \w+ at (?:https?://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?"
+)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -53,7 +55,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
+        scheme = "https" if " at https://" in self.log else "http"
+        return f"{scheme}://127.0.0.1:{self.http_port}"
 
     @property
     def target(self) -> str:
@@ -75,15 +78,21 @@ class Server:
 
 @contextmanager
 def start(
-    home: Path, *options: str, service: str = "classification", ports: Sequence[str] = (), **environ: str
+    home: Path,
+    *options: str,
+    service: str = "classification",
+    ports: Sequence[str] = (),
+    module: str = "pdserve",
+    **environ: str,
 ) -> Iterator[Server]:
-    """Start ``pdserve serve SERVICE`` on free ports and wait until it is ready."""
+    """Start ``pdserve serve SERVICE`` on free ports and wait until it is ready; ``module`` is the program."""
     chosen = tuple(ports) or ("--http-port", "0", "--rpc-port", "0")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pdserve", "serve", service, *options, *chosen],
+                [sys.executable, "-m", module, "serve", service, *options, *chosen],
+                cwd=Path(__file__).parents[1],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env=environment(home, **environ),

@@ -108,6 +108,12 @@ def test_folder_twice_is_harmless(unpacked):
     assert unpacked(tar([MODEL[0], MODEL[0], member("m_infer/a")])) == {"a": b"x"}
 
 
+@pytest.mark.parametrize("name", [".", "./."])
+def test_a_file_of_no_name(unpacked, name):
+    with pytest.raises(ArchiveError, match="file of no name"):
+        unpacked(tar([member("m/a"), member(name)]))
+
+
 def test_too_many_files(unpacked):
     with pytest.raises(ArchiveError, match="more than 3 files"):
         unpacked(tar(member(f"m/{i}") for i in range(4)), limits=Limits(files=3))

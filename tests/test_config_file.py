@@ -105,6 +105,24 @@ def test_devices(tmp_path: Path, device_type: object, devices: object, expected:
     assert classification({}, {}, path).model.devices == expected
 
 
+@pytest.mark.parametrize(
+    ("dag", "port"),
+    [
+        ({"enable_prometheus": True, "prometheus_port": 9000}, 9000),
+        ({"enable_prometheus": True}, 19393),
+        ({"enable_prometheus": False, "prometheus_port": 9000}, None),
+        ({"prometheus_port": 9000}, None),
+        ({}, None),
+    ],
+)
+def test_the_port_of_the_metrics(tmp_path: Path, dag: dict[str, Any], port: int | None):
+    path = written(tmp_path, {"http_port": 8001, "dag": dag})
+    assert classification({}, {}, path).server.prometheus_port == port
+    assert classification({"prometheus_port": 7}, {}, path).server.prometheus_port == 7
+    path = written(tmp_path, {"http_port": 8001, "dag": dag, "pdserve": {"prometheus_port": 8}})
+    assert classification({}, {}, path).server.prometheus_port == 8
+
+
 def test_times_of_minus_one_are_none(tmp_path: Path):
     path = written(tmp_path, with_op({"timeout": -1, "auto_batching_timeout": -1}))
     found = classification({}, {}, path).model
@@ -164,10 +182,9 @@ def test_published_defaults_spelt_out_need_no_note(tmp_path: Path):
         ({"dag": {"is_thread_op": False}}, "dag.is_thread_op False has no effect"),
         ({"dag": {"client_type": "brpc"}}, "dag.client_type has no effect"),
         (
-            {"dag": {"enable_prometheus": True}},
-            "dag.enable_prometheus and dag.prometheus_port have no effect",
+            {"dag": {"prometheus_port": 9000}},
+            "dag.prometheus_port has no effect without dag.enable_prometheus",
         ),
-        ({"dag": {"prometheus_port": 9000}}, "dag.enable_prometheus and dag.prometheus_port have no effect"),
         (with_op({"retry": 2}), "op.imagenet.retry has no effect"),
         (with_op({"encryption_key": "k"}), "op.imagenet.encryption_key has no effect"),
         (with_op({}, {"mem_optim": False}), "local_service_conf.mem_optim has no effect"),
@@ -208,6 +225,7 @@ def test_keys_without_a_meaning_here_are_noted(tmp_path: Path, content: dict[str
         (with_op({}, {"device_type": 1, "devices": ""}), "devices is ''; give the GPUs' numbers"),
         (with_op({}, {"device_type": 1, "devices": "0;1"}), "devices is '0;1'"),
         (with_op({}, {"device_type": 1, "devices": "²"}), "devices is '²'"),
+        (with_op({}, {"device_type": 1, "devices": "9" * 5000}), "devices is '9999.*give the GPUs' numbers"),
         (with_op({}, {"devices": 0}), "op.imagenet.local_service_conf.devices is 0: .*string"),
         (with_op({}, {"precision": "fp8"}), "precision is 'fp8'"),
         (with_op({"concurrency": 0}), "op.imagenet.concurrency is 0"),
@@ -217,6 +235,7 @@ def test_keys_without_a_meaning_here_are_noted(tmp_path: Path, content: dict[str
         (with_op({}, {"use_mkldnn": "on"}), "local_service_conf.use_mkldnn is 'on'"),
         ({"http_port": "18080"}, "http_port is '18080'"),
         ({"http_port": 99999}, "http_port is 99999"),
+        ({"dag": {"enable_prometheus": True, "prometheus_port": 0}}, "dag.prometheus_port is 0"),
         ({"dag": {"tracer": {"interval": 1}}}, "dag.tracer.interval is no setting"),
         ({"op": []}, r"op is \[\]"),
         ({"op": {"imagenet": None}}, "op.imagenet is None"),
@@ -240,7 +259,9 @@ def test_no_settings(tmp_path: Path, text: str):
         read(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tx: 1", "!!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: b: c", "\tx: 1", "!!python/object:os.system {}", "a: 2001-13-45"]
+)
 def test_not_yaml(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match=r"config\.yml is no YAML"):
         read(written(tmp_path, text))

@@ -43,6 +43,11 @@ def test_numbers_that_miss_or_repeat_a_class(tmp_path: Path, text: str):
         read_labels(listed(tmp_path, text))
 
 
+def test_more_digits_than_python_reads_are_a_name(tmp_path: Path):
+    digits = "9" * 5000
+    assert read_labels(listed(tmp_path, f"{digits} x\nlorry\n")) == (f"{digits} x", "lorry")
+
+
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match="has no labels"):

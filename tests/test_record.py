@@ -77,8 +77,16 @@ def test_no_record(tmp_path):
     assert record.verify(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"a": 1}}', '{"files": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"a": 1}}', '{"files": 3}', "[" * 100_000])
 def test_unreadable(folder, text):
     (folder / "fetch.json").write_text(text, "utf-8")
     with pytest.raises(ChecksumError, match=r"fetch\.json cannot be read"):
+        record.verify(folder)
+
+
+def test_a_recorded_name_that_no_file_can_have(folder):
+    fields = json.loads((folder / "fetch.json").read_text("utf-8"))
+    fields["files"]["a\0b"] = fields["files"]["a"]
+    (folder / "fetch.json").write_text(json.dumps(fields), "utf-8")
+    with pytest.raises(ChecksumError, match=r"a\\x00b missing or changed"):
         record.verify(folder)

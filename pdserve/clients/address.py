@@ -18,7 +18,7 @@ DEFAULT_PORTS = {"classification": (18080, 9993), "recognition": (18081, 9994)}
 
 @dataclass(frozen=True)
 class Address:
-    """``scheme`` is http, https, or grpc."""
+    """``scheme`` is http, https, grpc, or grpcs (gRPC over TLS)."""
 
     scheme: str
     host: str
@@ -43,11 +43,15 @@ def http_address(url: str) -> Address:
 
 
 def rpc_address(target: str) -> Address:
-    """``host:port``. Raises UsageError for anything else."""
-    host, port = _host_and_port(target)
-    if not host or not port:
-        raise UsageError(f"The address {target!r} is not of the form host:port, which --rpc takes.")
-    return Address("grpc", host, port)
+    """``host:port`` or ``grpcs://host:port`` (or ``grpc://…``). Raises UsageError for anything else."""
+    scheme, separator, rest = target.partition("://")
+    scheme, netloc = (scheme.lower(), rest.removesuffix("/")) if separator else ("grpc", target)
+    host, port = _host_and_port(netloc)
+    if scheme not in ("grpc", "grpcs") or not host or not port:
+        raise UsageError(
+            f"The address {target!r} is not of the form host:port, or grpcs://host:port, which --rpc takes."
+        )
+    return Address(scheme, host, port)
 
 
 def _host_and_port(netloc: str) -> tuple[str | None, int | None]:

@@ -1,18 +1,31 @@
 """What a server answered -> labels, objects, or errors."""
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pdserve.api_keys import VARIABLE
 from pdserve.clients.address import Address
-from pdserve.errors import ClientError, UnreachableError
+from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
 from pdserve.vision.scores import Label
 
 Item = TypeVar("Item")
 
 # Of an answer in the pipeline protocol's own form, which does not carry class ids.
 UNKNOWN_CLASS = -1
+
+# The words of OpenSSL, as Python's ssl gives them, and of gRPC, which builds on BoringSSL.
+_OTHER_NAMES = (
+    "Hostname mismatch",
+    "IP address mismatch",
+    "Hostname Verification Check failed",
+    "is not in peer certificate",
+)
+_UNTRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED\W+(?:certificate verify failed: )?(.*?)(?: \(_ssl|: OK|$)"
+)
 
 
 def unreachable(address: Address, service: str) -> UnreachableError:
@@ -21,6 +34,35 @@ def unreachable(address: Address, service: str) -> UnreachableError:
         f"Nobody answers at {address}; start the server with `pdserve serve {service}`, "
         "or say where it is with --url."
     )
+
+
+def no_tls(address: Address, detail: str) -> UnreachableError | None:
+    """Why TLS came to nothing, from an engine room's words; None where it was something else."""
+    if any(words in detail for words in _OTHER_NAMES):
+        return UnreachableError(f"The certificate of {address} is for other names; ask by one of those.")
+    if untrusted := _UNTRUSTED.search(detail):
+        return UnreachableError(
+            f"The certificate of {address} is not trusted ({untrusted[1]}); give its authority with "
+            "--ca FILE."
+        )
+    if "WRONG_VERSION_NUMBER" in detail:
+        return UnreachableError(f"{address} speaks no TLS; ask it without.")
+    return None
+
+
+def key_refused(address: Address, shown: bool) -> KeyRefusedError:
+    """A 401: what to give."""
+    if shown:
+        return KeyRefusedError(
+            f"{address} does not take the key that was shown; give another with --api-key FILE, or in "
+            f"{VARIABLE}."
+        )
+    return KeyRefusedError(f"{address} wants a key; give it with --api-key FILE, or in {VARIABLE}.")
+
+
+def busy(address: Address, said: str) -> BusyError:
+    """A full queue."""
+    return BusyError(f"{address} is overloaded; ask again in a moment ({said.rstrip('.')}).")
 
 
 @dataclass(frozen=True)

@@ -6,36 +6,47 @@
         labels = client.predict(Path("cat.jpg").read_bytes())
 """
 
-import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from pdserve.clients.access import Access
 from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine
 from pdserve.clients.answers import (
     Form,
     Item,
+    busy,
     from_results,
+    key_refused,
+    no_tls,
     unreachable,
 )
 from pdserve.clients.asking import Asking, AsyncAsking
-from pdserve.errors import ClientError
+from pdserve.clients.trust import tls_context
+from pdserve.errors import ClientError, OverloadedError, UnauthorizedError, UsageError
 
 
 class _Http:
     """What the two clients share: how a request is put and an answer read."""
 
-    def __init__(self, url: str | None, service: str, timeout: float) -> None:
+    def __init__(self, url: str | None, service: str, timeout: float, access: Access) -> None:
         self.service = service
-        self.address: Address = http_address(url or f"http://127.0.0.1:{DEFAULT_PORTS[service][0]}")
-        local = is_this_machine(self.address.host)
+        self.timeout = timeout
+        scheme = "https" if access.wants_tls else "http"
+        self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{DEFAULT_PORTS[service][0]}")
+        if access.wants_tls and self.address.scheme == "http":
+            raise UsageError(f"{self.address} asks without TLS; write https:// beside --tls and --ca.")
+        self._shows_key = access.api_key is not None
         self._options: dict[str, Any] = {
             "base_url": str(self.address),
             "timeout": timeout,
-            "trust_env": not local,
+            "headers": httpx.Headers(access.headers),  # whose repr leaves the key out
+            "follow_redirects": False,  # the key is for this server, the images too
+            "trust_env": not is_this_machine(self.address.host),
             # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
-            "verify": self.address.scheme == "https" and ssl.create_default_context(),
+            "verify": self.address.scheme == "https" and tls_context(access.ca),
         }
 
     def _request(self, images: Sequence[bytes], top_k: int | None, service: str) -> dict[str, Any]:
@@ -56,24 +67,44 @@ class _Http:
             content = None
         if isinstance(content, dict) and "results" in content:
             return from_results(content, count, form)
-        message = response.reason_phrase
+        message, code = response.reason_phrase, ""
         if isinstance(content, dict) and isinstance(content.get("error"), dict):
             message = str(content["error"].get("message", message))
+            code = content["error"].get("code")
+        if response.status_code == UnauthorizedError.http_status:
+            raise key_refused(self.address, self._shows_key)
+        if response.status_code == OverloadedError.http_status and code == OverloadedError.code:
+            raise busy(self.address, message)
         raise ClientError(f"{self.address} answers {response.status_code}: {message}")
 
     def _failed(self, error: httpx.HTTPError) -> ClientError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return unreachable(self.address, self.service)
+            return no_tls(self.address, str(error)) or unreachable(self.address, self.service)
         if isinstance(error, httpx.TimeoutException):
-            return ClientError(f"{self.address} did not answer within {self._options['timeout']:g} s.")
-        return ClientError(f"The request to {self.address} failed: {error}.")
+            return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
+        if isinstance(error, httpx.RemoteProtocolError) and self.address.scheme == "http":
+            return ClientError(f"{self.address} hung up; if it speaks TLS, ask it by https://.")
+        return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
 
 class HttpClient(_Http, Asking):
-    """A client that may be shared by threads. ``timeout`` is in seconds, per request."""
+    """A client that may be shared by threads. ``timeout`` is in seconds, per request.
 
-    def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
-        super().__init__(url, service, timeout)
+    ``api_key`` is shown to a server that asks for one. ``tls`` asks by https where no ``url`` is given;
+    with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        super().__init__(url, service, timeout, Access(api_key, tls, ca))
         self._client = httpx.Client(**self._options)
 
     def _ask(
@@ -107,8 +138,17 @@ class HttpClient(_Http, Asking):
 class AsyncHttpClient(_Http, AsyncAsking):
     """The same for asyncio; use it with ``async with``."""
 
-    def __init__(self, url: str | None = None, service: str = "classification", timeout: float = 60) -> None:
-        super().__init__(url, service, timeout)
+    def __init__(
+        self,
+        url: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        super().__init__(url, service, timeout, Access(api_key, tls, ca))
         self._client = httpx.AsyncClient(**self._options)
 
     async def _ask(

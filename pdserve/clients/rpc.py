@@ -7,20 +7,27 @@ the key ``results``; a published Paddle Serving server ignores the metadata and 
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from pdserve.clients.access import Access
 from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
 from pdserve.clients.answers import (
     Form,
     Item,
+    busy,
     from_pipeline,
     from_results,
+    key_refused,
+    no_tls,
     unreachable,
 )
 from pdserve.clients.asking import Asking, AsyncAsking
+from pdserve.clients.trust import channel_credentials
 from pdserve.errors import ClientError
 from pdserve.protos import pipeline
 
@@ -28,11 +35,15 @@ from pdserve.protos import pipeline
 class _Rpc:
     """What the two clients share: how a request is put and an answer read."""
 
-    def __init__(self, target: str | None, service: str, timeout: float, name: str) -> None:
+    def __init__(self, target: str | None, service: str, timeout: float, name: str, access: Access) -> None:
         self.service = service
         self.timeout = timeout
         self.name = name
         self.address: Address = rpc_address(target or f"127.0.0.1:{DEFAULT_PORTS[service][1]}")
+        if access.wants_tls:
+            self.address = replace(self.address, scheme="grpcs")
+        self._access = access
+        self._credentials = channel_credentials(access.ca) if self.address.scheme == "grpcs" else None
         self._options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
@@ -55,6 +66,7 @@ class _Rpc:
 
     def _metadata(self, top_k: int | None) -> tuple[tuple[str, str], ...]:
         return (
+            *self._access.headers.items(),
             (pipeline.RESULTS_METADATA, "1"),
             *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
         )
@@ -68,18 +80,29 @@ class _Rpc:
         return from_pipeline(response.key, response.value, count, form)
 
     def _failed(self, error: grpc.RpcError) -> ClientError:
-        code = error.code()
+        code, details = error.code(), error.details() or ""
+        said = details.rpartition("Raise_msg: ")[2]  # without the pipeline protocol's preface
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            return key_refused(self.address, self._access.api_key is not None)
         if code is grpc.StatusCode.UNAVAILABLE:
-            return unreachable(self.address, self.service)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if "Socket closed" in said and not self._credentials:
+                return ClientError(f"{self.address} hung up; if it speaks TLS, ask it with --tls.")
+            return no_tls(self.address, said) or unreachable(self.address, self.service)
+        trailing: Any = error.trailing_metadata() or ()
+        # What is too large ends with the same status, and would be too large again.
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and pipeline.RETRY_AFTER_METADATA in dict(trailing):
+            return busy(self.address, said)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and said == details:  # ours, not one of the server's
             return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
-        return ClientError(f"{self.address} answers {code.name}: {error.details()}")
+        return ClientError(f"{self.address} answers {code.name}: {said}")
 
 
 class RpcClient(_Rpc, Asking):
     """A client that may be shared by threads. ``timeout`` is in seconds, per request.
 
     ``name`` is the service's name on a published server that checks it; empty is accepted by all.
+    ``api_key`` is shown to a server that asks for one. ``tls``, or an address ``grpcs://host:port``, asks
+    over TLS; with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
     """
 
     def __init__(
@@ -88,9 +111,17 @@ class RpcClient(_Rpc, Asking):
         service: str = "classification",
         timeout: float = 60,
         name: str = "",
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
     ) -> None:
-        super().__init__(target, service, timeout, name)
-        self._channel = grpc.insecure_channel(self.address.netloc, self._options)
+        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
+        self._channel = (
+            grpc.secure_channel(self.address.netloc, self._credentials, self._options)
+            if self._credentials
+            else grpc.insecure_channel(self.address.netloc, self._options)
+        )
         self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
 
     def _ask(
@@ -115,9 +146,17 @@ class AsyncRpcClient(_Rpc, AsyncAsking):
         service: str = "classification",
         timeout: float = 60,
         name: str = "",
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
     ) -> None:
-        super().__init__(target, service, timeout, name)
-        self._channel = grpc.aio.insecure_channel(self.address.netloc, self._options)
+        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
+        self._channel = (
+            grpc.aio.secure_channel(self.address.netloc, self._credentials, self._options)
+            if self._credentials
+            else grpc.aio.insecure_channel(self.address.netloc, self._options)
+        )
         self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
 
     async def _ask(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,7 +60,7 @@ def embedder(
     gpu: str | None,
     cpu: bool,
     engine: o.Engine | None,
-    threads: int | None,
+    threads: Any,
     batch_size: int,
     folder: Path | None = None,
 ) -> Iterator["Embedder"]:
@@ -75,7 +75,7 @@ def embedder(
         model=model or own or RECOGNITION_DEFAULTS["embedder"],
         engine=engine.value if engine else "auto",
         devices=o.devices(gpu, cpu) or ("cpu",),
-        threads=threads,
+        threads=threads or "auto",
         max_batch_size=batch_size,
     )
     with open_embedder(settings, o.home()) as opened:

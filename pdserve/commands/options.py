@@ -28,6 +28,15 @@ class Engine(str, Enum):
     onnx = "onnx"
 
 
+def _count(text: str) -> int | str:
+    """A number of something, or auto: what suits the machine."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0.")
+    return int(text)
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
 ModelOption = Annotated[
     str | None,
@@ -42,7 +51,9 @@ GpuOption = Annotated[
     typer.Option("--gpu", metavar="IDS", help='GPU numbers, as in "0" or "0,1".', show_default=False),
 ]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, whatever the configuration says.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads per instance.")]
+ThreadsOption = Annotated[
+    Any, typer.Option("--threads", parser=_count, metavar="N|auto", help="CPU threads per instance.")
+]
 LabelsOption = Annotated[
     Path | None,
     typer.Option("--labels", metavar="FILE", help="Label names, one a line, or class id and name."),
@@ -103,7 +114,7 @@ ConfigOption = Annotated[
 ]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")]
 InstancesOption = Annotated[
-    int | None, typer.Option("--instances", min=1, help="Engine instances per device.")
+    Any, typer.Option("--instances", parser=_count, metavar="N|auto", help="Engine instances per device.")
 ]
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if not said.")
@@ -118,7 +129,9 @@ RpcPortOption = Annotated[
     int | None,
     typer.Option("--rpc-port", min=0, max=65535, help="gRPC port; the service's own if not said, 0 for any."),
 ]
-MaxBatchSizeOption = Annotated[int | None, typer.Option("--max-batch-size", min=1, help="Images per batch.")]
+MaxBatchSizeOption = Annotated[
+    Any, typer.Option("--max-batch-size", parser=_count, metavar="N|auto", help="Images per batch.")
+]
 MaxQueueDelayOption = Annotated[
     float | None,
     typer.Option("--max-queue-delay-ms", min=0, help="How long a batch waits to fill; 0: never."),
@@ -131,10 +144,74 @@ MaxBodyBytesOption = Annotated[int | None, typer.Option("--max-body-bytes", min=
 MaxPixelsOption = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Limit of an image.")]
 MaxImagesOption = Annotated[int | None, typer.Option("--max-images", min=1, help="Limit of a request.")]
 GraceOption = Annotated[
-    float | None, typer.Option("--grace-s", min=0, help="Seconds that running requests get at a stop.")
+    float | None,
+    typer.Option("--grace", "--grace-s", min=0, help="Seconds that running requests get at a stop."),
+]
+HangOption = Annotated[
+    float | None,
+    typer.Option("--hang-s", min=0.001, help="Seconds after which an engine's run counts as hung; 60."),
+]
+ApiKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key",
+        metavar="FILE",
+        help="A file of keys, one a line, of which callers must show one; or one in PDSERVE_API_KEY.",
+    ),
+]
+TlsCertOption = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="The certificate (PEM), for TLS.")
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).")
+]
+CorsOption = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", metavar="ORIGIN", help="Web page that may ask from a browser; * for any."),
+]
+MaxHeaderBytesOption = Annotated[
+    int | None, typer.Option("--max-header-bytes", min=1024, help="Limit of a request's head; 32768.")
+]
+HeaderTimeoutOption = Annotated[
+    float | None, typer.Option("--header-timeout-s", min=0.001, help="Seconds for a request's head; 10.")
+]
+BodyTimeoutOption = Annotated[
+    float | None,
+    typer.Option("--body-timeout-s", min=0.001, help="Seconds that a body may stand still; 30."),
+]
+KeepAliveOption = Annotated[
+    float | None,
+    typer.Option("--keep-alive-s", min=0.001, help="Seconds that an idle connection is kept; 75."),
+]
+
+
+class LogFormat(str, Enum):
+    """How the log is written."""
+
+    text = "text"
+    json = "json"
+
+
+LogFormatOption = Annotated[LogFormat | None, typer.Option("--log-format", help="Lines of text, or of JSON.")]
+PrometheusPortOption = Annotated[
+    int | None,
+    typer.Option("--prometheus-port", min=0, max=65535, help="Serve /metrics there, without a key, too."),
 ]
 LogFileOption = Annotated[
     Path | None, typer.Option("--log-file", metavar="FILE", help="Log there too, rotating.")
+]
+ShownKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key",
+        metavar="FILE",
+        help="A file whose first line is the key to show; else the one in PDSERVE_API_KEY.",
+    ),
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Ask over TLS; https:// in --url says so, too.")]
+CaOption = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="A private authority's certificate (PEM); asks over TLS."),
 ]
 
 
@@ -162,6 +239,10 @@ def as_settings(given: dict[str, Any]) -> dict[str, Any]:
         if name in flags:
             flags[name] = _numbers(flags[name])
     flags["devices"] = devices(flags.pop("gpu"), flags.pop("cpu"))
+    flags["api_key_file"] = flags.pop("api_key", None)
+    if flags.get("cors_origin"):
+        flags["cors_origins"] = tuple(flags["cors_origin"])
+    flags.pop("cors_origin", None)
     flags.pop("config", None)
     return flags
 

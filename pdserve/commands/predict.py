@@ -21,8 +21,13 @@ def predict(
     rpc: Annotated[bool, typer.Option("--rpc", help="Ask over gRPC instead of HTTP.")] = False,
     url: Annotated[
         str | None,
-        typer.Option("--url", help="http://host:port, or host:port with --rpc; this machine if not said."),
+        typer.Option(
+            "--url", help="http(s)://host:port, or (grpcs://)host:port with --rpc; this machine if not said."
+        ),
     ] = None,
+    api_key: o.ShownKeyOption = None,
+    tls: o.TlsOption = False,
+    ca: o.CaOption = None,
     top_k: o.TopKOption = None,
     as_json: o.Json = False,
     draw: Annotated[
@@ -60,12 +65,14 @@ def predict(
     """Ask a running server about images; with --local, a model in this process."""
     given = dict(locals())
     from pdserve import predict as predicting
+    from pdserve.api_keys import key_to_show
+    from pdserve.clients.access import Access
 
     sources = predicting.find_sources(images)
     own = {name: given[name] for name in (*_MACHINE, *_CLASSIFICATION, *_RECOGNITION)}
     if local:
-        if rpc or url:
-            raise UsageError("--local asks no server; leave out --rpc and --url.")
+        if rpc or url or api_key or tls or ca:
+            raise UsageError("--local asks no server; leave out --rpc, --url, --api-key, --tls and --ca.")
         kind = _local_kind(service, own)
         asked: Any = predicting.local(kind, o.as_settings(own | {"top_k": top_k}), os.environ, o.home())
     else:
@@ -74,8 +81,9 @@ def predict(
             raise UsageError(
                 f"--{unfit[0].replace('_', '-')} goes with --local; a server has its own settings."
             )
-        kind = service.value if service else predicting.find_service(url, rpc)
-        asked = predicting.remote(kind, url, rpc, timeout, top_k)
+        access = Access(key_to_show(api_key, os.environ), tls, ca)
+        kind = service.value if service else predicting.find_service(url, rpc, access)
+        asked = predicting.remote(kind, url, rpc, timeout, top_k, access)
     if draw:
         predicting.check_font()  # a wrong one is said now, not after a thousand answers
     what = "objects" if kind == "recognition" else "labels"

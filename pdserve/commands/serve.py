@@ -30,8 +30,19 @@ def serve_classification(
     max_body_bytes: o.MaxBodyBytesOption = None,
     max_pixels: o.MaxPixelsOption = None,
     max_images: o.MaxImagesOption = None,
+    max_header_bytes: o.MaxHeaderBytesOption = None,
+    header_timeout_s: o.HeaderTimeoutOption = None,
+    body_timeout_s: o.BodyTimeoutOption = None,
+    keep_alive_s: o.KeepAliveOption = None,
+    hang_s: o.HangOption = None,
     grace_s: o.GraceOption = None,
+    api_key: o.ApiKeyOption = None,
+    tls_cert: o.TlsCertOption = None,
+    tls_key: o.TlsKeyOption = None,
+    cors_origin: o.CorsOption = None,
+    prometheus_port: o.PrometheusPortOption = None,
     log_file: o.LogFileOption = None,
+    log_format: o.LogFormatOption = None,
     labels: o.LabelsOption = None,
     top_k: o.TopKOption = None,
     threshold: o.ThresholdOption = None,
@@ -54,7 +65,8 @@ def serve_classification(
     from pdserve import settings
     from pdserve.services.server import serve_classification as serve
 
-    serve(settings.classification(o.as_settings(flags), os.environ, config), o.home())
+    given = o.as_settings(flags)
+    serve(lambda: settings.classification(given, os.environ, config), o.home())
 
 
 @serve_app.command("recognition")
@@ -79,8 +91,19 @@ def serve_recognition(
     max_body_bytes: o.MaxBodyBytesOption = None,
     max_pixels: o.MaxPixelsOption = None,
     max_images: o.MaxImagesOption = None,
+    max_header_bytes: o.MaxHeaderBytesOption = None,
+    header_timeout_s: o.HeaderTimeoutOption = None,
+    body_timeout_s: o.BodyTimeoutOption = None,
+    keep_alive_s: o.KeepAliveOption = None,
+    hang_s: o.HangOption = None,
     grace_s: o.GraceOption = None,
+    api_key: o.ApiKeyOption = None,
+    tls_cert: o.TlsCertOption = None,
+    tls_key: o.TlsKeyOption = None,
+    cors_origin: o.CorsOption = None,
+    prometheus_port: o.PrometheusPortOption = None,
     log_file: o.LogFileOption = None,
+    log_format: o.LogFormatOption = None,
     det_threshold: o.DetThresholdOption = None,
     max_det_results: o.MaxDetResultsOption = None,
     score_threshold: o.ScoreThresholdOption = None,
@@ -99,4 +122,5 @@ def serve_recognition(
     from pdserve import settings
     from pdserve.services.server import serve_recognition as serve
 
-    serve(settings.recognition(o.as_settings(flags), os.environ, config), o.home())
+    given = o.as_settings(flags)
+    serve(lambda: settings.recognition(given, os.environ, config), o.home())

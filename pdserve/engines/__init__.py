@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Engine, Opened, Options, Request, warm_up
@@ -63,17 +64,20 @@ def load(
     engine: str = "auto",
     device: Device,
     threads: int | None = None,
-    instances: int = 1,
+    instances: int | None = 1,
     precision: str = "fp32",
     options: Options | None = None,
+    optimized: Path | None = None,
 ) -> Engine:
     """Load a serving model with the named engine, or with the best one that is installed and can run it.
 
     ``threads`` are CPU threads per instance (None: what the machine has), ``instances`` how many runs go
-    on at once, ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``. The device is the one asked for
-    or an error, never another.
+    on at once (None: what suits the engine), ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+    Device and precision are those asked for or an error, never others. What int8 runs is the form of the
+    model that ``pdserve optimize`` published beside it, or one in the folder ``optimized``.
 
-    Raises ModelError for files that are missing, broken or at odds with the prototxt; EngineMissingError
+    Raises ModelError for files that are missing, broken or at odds with the prototxt, and for an int8 form
+    that is not there or is of another state of the model; EngineMissingError
     for a package that is not installed; DeviceError; UnsupportedModelError; SettingsError for an option
     that the engine does not have; UsageError for an engine that does not exist.
     """
@@ -84,7 +88,8 @@ def load(
     check_parameters(model.files, program)
     if device.kind == "gpu":
         _require_gpu(device, [n for n in _BEST["gpu"] if engine in ("auto", n)])
-    request = Request(model, program, device, threads, instances, precision, options or Options())
+    options = options or Options()
+    request = Request(model, program, device, threads, instances, precision, options, optimized)
     if engine != "auto":
         return Runner(engine, request, _open(engine, request), "asked for")
     refusals: dict[str, PdserveError] = {}

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.engines.device import Device
+from pdserve.engines.device import Device, cores
 from pdserve.program import Program
 from pdserve.prototxt import Variable
 from pdserve.serving_model import ServingModel
@@ -19,8 +20,8 @@ class Engine(Protocol):
     """A serving model, loaded on a device.
 
     ``name`` is the key in ``ENGINES``; ``shapes`` gives each feed's real shape by alias, -1 where an
-    extent is free (the prototxt keeps the known extents only); ``description`` is a line for the log;
-    ``reason`` says why this engine and not another.
+    extent is free (the prototxt keeps the known extents only); ``instances`` is how many runs go on at
+    once; ``description`` is a line for the log; ``reason`` says why this engine and not another.
     """
 
     @property
@@ -33,6 +34,8 @@ class Engine(Protocol):
     def fetches(self) -> tuple[Variable, ...]: ...
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def instances(self) -> int: ...
     @property
     def description(self) -> str: ...
     @property
@@ -68,17 +71,29 @@ class Options:
 class Request:
     """What an engine's ``open_model`` is asked for: a model whose files have been checked.
 
-    ``threads``: CPU threads of one instance, None for what the machine has. ``precision``: ``fp32``,
-    ``fp16``, ``bf16`` or ``int8``.
+    ``threads``: CPU threads of one instance, and ``instances``: None for what suits engine and machine.
+    ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``. ``optimized``: the folder of a form of the model
+    that is not published yet; None for the published one, where the precision needs one.
     """
 
     model: ServingModel
     program: Program
     device: Device
     threads: int | None
-    instances: int
+    instances: int | None
     precision: str
     options: Options
+    optimized: Path | None = None
+
+    def cpu_shares(self, best: int) -> tuple[int, int]:
+        """Threads of an instance, and instances, on the CPU; ``best`` is the engine's number of instances.
+
+        Instances that nobody asked for are there to overlap, so each may use all cores; those that were
+        asked for share them out.
+        """
+        if self.instances is None:
+            return self.threads or cores(), best if cores() > 1 else 1
+        return self.threads or max(1, cores() // self.instances), self.instances
 
 
 Instance: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]

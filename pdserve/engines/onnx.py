@@ -9,7 +9,7 @@ from typing import Any
 
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
-from pdserve.engines.device import cores, gpu_problem
+from pdserve.engines.device import gpu_problem
 from pdserve.engines.onnx_export import onnx_file
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
 
@@ -33,7 +33,10 @@ def open_model(request: Request) -> Opened:
     if request.device.kind == "gpu":
         _require_cuda(ort, request)
         provider_options["device_id"] = str(request.device.index)
-    threads = request.threads or max(1, cores() // request.instances)
+    threads, instances = request.cpu_shares(2)
+    if request.device.kind == "gpu":
+        # Two runs at once: the copies of one go on beside the kernels of the other.
+        instances = request.instances or 2
     session = ort.InferenceSession(
         str(onnx_file(request)), _session_options(ort, threads), [(provider, provider_options)]
     )
@@ -44,12 +47,12 @@ def open_model(request: Request) -> Opened:
             '`pip install "onnxruntime-gpu[cuda,cudnn]"`.'
         )
     session.disable_fallback()
-    where = f"CPU, fp32, {shared_out(threads, request.instances)}"
+    where = f"CPU, {request.precision}, {shared_out(threads, instances)}"
     if request.device.kind == "gpu":
-        where = f"GPU {request.device.index}, fp32"
+        where = f"GPU {request.device.index}, {request.precision}"
     run = _instance(session, request)
     return Opened(
-        [run] * request.instances,
+        [run] * instances,
         f"ONNX Runtime {ort.__version__} on {where}",
     )
 
@@ -88,8 +91,11 @@ def _require_cuda(ort: Any, request: Request) -> None:
 
 def _refuse(request: Request) -> None:
     options = request.options
-    if request.precision != "fp32":
-        raise SettingsError(f"The engine onnx runs fp32, not {request.precision}.")
+    allowed = ("fp32", "fp16") if request.device.kind == "gpu" else ("fp32",)
+    if request.precision not in allowed:
+        raise SettingsError(
+            f"The engine onnx runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
+        )
     for switch, off in (("ir_optim", options.ir_optim), ("use_mkldnn", options.use_mkldnn)):
         if off is False:
             raise SettingsError(f"{switch}: False is for the engine paddle, not for onnx.")

@@ -1,10 +1,10 @@
 """A Paddle model as an ONNX file: converted once with paddle2onnx, and kept.
 
-Beside the model, ``.pdserve/HASH-opsetN.onnx``, or in the user's cache folder where the model's folder
-cannot be written. The hash is over program and parameters, so an altered model is converted again.
+Beside the model, ``.pdserve/HASH-opsetN.onnx`` (``-fp16.onnx`` in half precision), or in the user's cache
+folder where the model's folder cannot be written. The hash is over program and parameters, so an altered
+model is converted again.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,12 +18,11 @@ import platformdirs
 from pdserve.disk import writing
 from pdserve.engines import packages
 from pdserve.engines.contract import Request
+from pdserve.engines.kept import FOLDER, fingerprint
 from pdserve.errors import UnsupportedModelError
 from pdserve.parameters import read_parameters
-from pdserve.program import parameter_files
 
 OPSET = 17
-FOLDER = ".pdserve"
 
 # In a process of its own: paddle2onnx loads all of Paddle, writes on standard output, and dies of some
 # models. "none" keeps it from Polygraphy, which would install packages by itself.
@@ -35,14 +34,26 @@ model, params, out, opset = sys.argv[1:]
 paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="none")
 """
 
+# ONNX Runtime's own converter; in a process of its own, as its package changes where modules are found.
+# Feeds and fetches stay float32, and so do the operators that it knows to need it.
+_HALF = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import onnx
+from onnxruntime.transformers.float16 import convert_float_to_float16
+source, out = sys.argv[1:]
+onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), out)
+"""
+
 
 def onnx_file(request: Request) -> Path:
-    """The converted model, made now if there is none.
+    """The converted model in the precision asked for, fp32 or fp16, made now if there is none.
 
     Raises UnsupportedModelError for a model that paddle2onnx does not convert, EngineMissingError
     without paddle2onnx, DiskError.
     """
-    name = f"{_fingerprint(request)}-opset{OPSET}.onnx"
+    ending = "-fp16" if request.precision == "fp16" else ""
+    name = f"{fingerprint(request.model.files, request.program)}-opset{OPSET}{ending}.onnx"
     beside = request.model.path / FOLDER
     users = platformdirs.user_cache_path("pdserve") / "onnx"
     for folder in (beside, users):
@@ -59,16 +70,6 @@ def onnx_file(request: Request) -> Path:
                 return _keep(made, users / name)
 
 
-def _fingerprint(request: Request) -> str:
-    files = request.model.files
-    total = hashlib.sha256()
-    for path in (files.model, *parameter_files(files, request.program)):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()
-
-
 def _convert(request: Request, scratch: Path) -> Path:
     files, out = request.model.files, scratch / "model.onnx"
     # paddle2onnx goes by these very names, whatever it is given.
@@ -76,9 +77,26 @@ def _convert(request: Request, scratch: Path) -> Path:
     params = scratch / "inference.pdiparams"
     shutil.copyfile(files.model, program)
     params.write_bytes(read_parameters(files, request.program))
+    if problem := _run(_CHILD, out, str(program), str(params), str(out), str(OPSET)):
+        raise UnsupportedModelError(
+            f"paddle2onnx does not convert {request.model.name} ({problem}); "
+            'use --engine paddle: `pip install "pdserve[paddle]"`.'
+        )
+    if request.precision != "fp16":
+        return out
+    half = scratch / "half.onnx"
+    if problem := _run(_HALF, half, str(out), str(half)):
+        raise UnsupportedModelError(
+            f"ONNX Runtime does not make {request.model.name} fp16 ({problem}); use --precision fp32."
+        )
+    return half
+
+
+def _run(program: str, out: Path, *arguments: str) -> str | None:
+    """Run a converter that is to write ``out``; what went wrong, or None."""
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(program), str(params), str(out), str(OPSET)],
-        cwd=scratch,
+        [sys.executable, "-c", program, *arguments],
+        cwd=out.parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,12 +104,9 @@ def _convert(request: Request, scratch: Path) -> Path:
         errors="replace",
         check=False,
     )
-    if done.returncode != 0 or not out.is_file() or out.stat().st_size == 0:
-        raise UnsupportedModelError(
-            f"paddle2onnx does not convert {request.model.name} ({_why(done.stdout, done.returncode)}); "
-            'use --engine paddle: `pip install "pdserve[paddle]"`.'
-        )
-    return out
+    if done.returncode == 0 and out.is_file() and out.stat().st_size > 0:
+        return None
+    return _why(done.stdout, done.returncode)
 
 
 def _why(output: str, status: int) -> str:

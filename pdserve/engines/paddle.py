@@ -15,7 +15,7 @@ from typing import Any
 
 from pdserve.engines import packages
 from pdserve.engines.contract import Array, Opened, Request, shared_out
-from pdserve.engines.device import cores, gpu_problem
+from pdserve.engines.device import gpu_problem
 from pdserve.errors import DeviceError, SettingsError
 from pdserve.parameters import read_parameters
 
@@ -32,7 +32,7 @@ def open_model(request: Request) -> Opened:
         _require_cuda(paddle, request)
     first = _create(request)
     # Cloned before the first run: oneDNN then turns the shared weights, and later clones fail.
-    predictors = [first, *(first.clone() for _ in range(request.instances - 1))]
+    predictors = [first, *(first.clone() for _ in range(_instances(request) - 1))]
     return Opened(
         [_Instance(p, request) for p in predictors],
         f"Paddle {paddle.__version__} on {_where(request)}",
@@ -57,7 +57,12 @@ def _create(request: Request) -> Any:
 
 
 def _threads(request: Request) -> int:
-    return request.threads or max(1, cores() // request.instances)
+    return request.cpu_shares(1)[0]
+
+
+def _instances(request: Request) -> int:
+    """One, where nobody asked: OpenMP's threads of several would keep the cores from each other."""
+    return request.instances or 1
 
 
 def _onednn(request: Request) -> bool:
@@ -69,7 +74,7 @@ def _where(request: Request) -> str:
         using = " with TensorRT" if request.options.tensorrt else ""
         return f"GPU {request.device.index}{using}, {request.precision}"
     using = " with oneDNN" if _onednn(request) else ""
-    return f"CPU{using}, {request.precision}, {shared_out(_threads(request), request.instances)}"
+    return f"CPU{using}, {request.precision}, {shared_out(_threads(request), _instances(request))}"
 
 
 def _config(inference: Any, request: Request) -> Any:

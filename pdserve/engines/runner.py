@@ -25,7 +25,7 @@ class Runner:
         self._specs = {s.name: s for s in specs}
         self.shapes: Mapping[str, tuple[int, ...]] = {v.alias: self._specs[v.name].shape for v in self.feeds}
         self._free: list[Instance] = list(opened.instances)
-        self._count = len(self._free)
+        self._count = self.instances = len(self._free)
         self._closed = False
         self._changed = threading.Condition()
 

@@ -4,10 +4,11 @@ A row per entry, in the order of the id map: its id (int64) and 32 bytes. Zeros 
 not known, as all are in an index of PaddleClas. 40 MB for a million.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -78,14 +79,23 @@ def write(file: BinaryIO, entries: Entries) -> None:
     np.lib.format.write_array(file, rows, allow_pickle=False)
 
 
+def _rows(file: BinaryIO) -> npt.NDArray[Any]:
+    """The array, once the length that the header states is known to be the file's."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("it is of another version")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if dtype != _ROW or len(shape) != 1 or shape[0] * _ROW.itemsize != left:
+        raise ValueError(f"its header is of {shape} of {dtype}")
+    return np.fromfile(file, _ROW)
+
+
 def read(path: Path) -> Entries:
     """Read what `write` wrote. Raises IndexFolderError, FileNotFoundError."""
     with path.open("rb") as file:
         try:
-            rows = np.lib.format.read_array(file, allow_pickle=False)
-            if rows.dtype != _ROW or rows.ndim != 1:
-                raise ValueError(f"rows of {rows.dtype}")
-        except (ValueError, OSError, EOFError, MemoryError) as error:
+            rows = _rows(file)
+        except Exception as error:  # NumPy raises many kinds on a broken header
             raise IndexFolderError(
                 f"{path} is broken ({error}); type `pdserve index rollback` for the version before."
             ) from error

@@ -63,7 +63,7 @@ def read(folder: Path) -> Manifest | None:
         return _parsed(json.loads(_text(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IndexFolderError(
             f"The manifest {path} cannot be read ({error}); if the files beside it are good, delete it and "
             "they are read without."
@@ -92,4 +92,12 @@ def _parsed(fields: dict[str, Any]) -> Manifest:
     for name in ("version", "dimension", "count", "slots", "trained_on", "next_id"):
         if type(getattr(manifest, name)) is not int or getattr(manifest, name) < 0:
             raise ValueError(f"{name} is {getattr(manifest, name)!r}")
+    for name in ("change", "type", "metric", "created", "updated"):
+        if not isinstance(getattr(manifest, name), str):
+            raise ValueError(f"{name} is {getattr(manifest, name)!r}")
+    if not isinstance(manifest.previous, int | None):
+        raise ValueError(f"previous is {manifest.previous!r}")
+    for name in files:  # which are joined to the folder and read
+        if name in ("", ".", "..") or any(c in "/\\:\0" for c in name):
+            raise ValueError(f"it names a file outside its folder, {name!r}")
     return manifest

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from pdserve.index import faiss_file
 from pdserve.index.embedder import Vectors
 from pdserve.index.entries import Ids
 from pdserve.index.errors import IndexFolderError
@@ -91,10 +92,11 @@ def sample_size(count: int) -> int:
 
 def read(path: Path) -> Any:
     """Read a ``vector.index``. Raises IndexFolderError, FileNotFoundError."""
-    f = faiss()
     with path.open("rb") as file:
         try:
-            return f.read_index(f.PyCallbackIOReader(file.read))
+            return faiss_file.load(file)
+        except faiss_file.BrokenIndexError as error:
+            raise IndexFolderError(f"{path} {error}; build it anew.") from error
         except (RuntimeError, MemoryError) as error:
             file.seek(0)
             binary = file.read(2) == b"IB"

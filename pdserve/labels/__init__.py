@@ -10,7 +10,7 @@ from pathlib import Path
 from pdserve.errors import SettingsError
 
 FOLDER = Path(__file__).parent
-_NUMBERED = re.compile(r"(\d+)\s+(\S.*)")
+_NUMBERED = re.compile(r"(\d{1,600})\s+(\S.*)")  # Python reads no number of several thousand digits
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 RESULTS_METADATA = "pdserve-results"
 TOP_K_METADATA = "pdserve-top-k"
 RESULTS_KEY = "results"
+# In the trailing metadata of a RESOURCE_EXHAUSTED of a full queue: seconds to wait before asking again.
+RETRY_AFTER_METADATA = "retry-after"
 
 
 def request_class() -> Any:

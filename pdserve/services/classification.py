@@ -1,7 +1,7 @@
 """The classification pipeline: image files in, labels out. It knows engines, and nothing of sockets."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,10 @@ from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, Se
 from pdserve.home import Home
 from pdserve.models import find_serving_model
 from pdserve.services.description import Description, describe
-from pdserve.services.loading import load_engines
+from pdserve.services.loading import load_engines, stamp
 from pdserve.serving_model import ServingModel, open_serving_model
 from pdserve.settings import ClassificationSettings
-from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.decode import MAX_PIXELS, Image8, decode
 from pdserve.vision.scores import Label
 
 log = logging.getLogger("pdserve")
@@ -34,14 +34,24 @@ class ClassificationPipeline:
     ``prepare`` and ``read`` may run in any number of threads; ``infer`` as the engine allows.
     """
 
+    model: ServingModel
     engines: tuple[Engine, ...]
     description: Description
     fetch: str = FETCH
     max_pixels: int = MAX_PIXELS
+    stamp: Hashable = None  # of the model's files, when they were loaded
+
+    def decode(self, data: bytes) -> Image8:
+        """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
+        return decode(data, self.max_pixels)
+
+    def preprocess(self, image: Image8) -> Tensor:
+        """H×W×3 uint8 RGB -> C×H×W float32. Raises ImageError."""
+        return self.description.chain(image)
 
     def prepare(self, data: bytes) -> Tensor:
         """An image file's bytes -> C×H×W float32. Raises ImageError."""
-        return self.description.chain(decode(data, self.max_pixels))
+        return self.preprocess(self.decode(data))
 
     def infer(self, tensors: Sequence[Tensor], engine: int = 0) -> list[Tensor]:
         """Tensors -> a row of scores each, (classes,) float32, in order.
@@ -143,12 +153,18 @@ def open_classification(settings: ClassificationSettings, home: Home) -> Classif
     is open; every engine has run once when this returns.
     """
     model = open_serving_model(find_serving_model(settings.model.model, home, settings.base))
+    loaded = stamp([model])
     fetch = settings.model.fetch_list[0] if settings.model.fetch_list else FETCH
     check_aliases(model, fetch)
     description = describe(model, settings.results)
     check_size(model, description)
     pipeline = ClassificationPipeline(
-        load_engines(model, settings.model), description, fetch, settings.server.max_pixels
+        model,
+        load_engines(model, settings.model),
+        description,
+        fetch,
+        settings.server.max_pixels,
+        loaded,
     )
     log.info("preprocessing of %s from %s", model.name, description.origin)
     pipeline.check()

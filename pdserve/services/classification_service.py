@@ -1,8 +1,9 @@
 """The classification pipeline as a running service: threads, a queue before the engines."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,112 @@ import numpy as np
 from pdserve.errors import PdserveError
 from pdserve.services.batching import Batcher, for_engines
 from pdserve.services.classification import ClassificationPipeline, Tensor
+from pdserve.services.generations import Generations
+from pdserve.services.loading import stamp
+from pdserve.services.metrics import Metrics
 from pdserve.services.service import Pool, check_count
-from pdserve.settings import ModelSettings, ServerSettings
+from pdserve.services.stages import Stages
+from pdserve.settings import ClassificationSettings, ModelSettings
 from pdserve.vision.scores import Label
+
+Open = Callable[[bool], tuple[ClassificationPipeline, ClassificationSettings]]
+"""Opens a pipeline by the settings in force, or (True) by what they are when read anew."""
+
+
+class _Generation:
+    """See pdserve.services.generations.Generation."""
+
+    def __init__(
+        self,
+        pipeline: ClassificationPipeline,
+        settings: ModelSettings,
+        pool: Pool,
+        metrics: Metrics,
+        on_broken: Callable[["_Generation", str], None],
+    ) -> None:
+        self.pipeline = pipeline
+        self.loaded = pipeline.stamp
+        self._settings = settings
+        self._pool = pool
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._name = pipeline.model.name
+        self._batcher: Batcher[Tensor, Tensor] = for_engines(
+            pipeline.infer,
+            pipeline.engines,
+            settings,
+            lambda cause: on_broken(self, cause),
+            metrics,
+            self._name,
+        )
+
+    @property
+    def room(self) -> int:
+        return self._batcher.room
+
+    def start(self) -> None:
+        self._batcher.start()
+        self._metrics.queue(self._name, lambda: self._batcher.waiting)
+        engine = self.pipeline.engines[0]
+        self._metrics.model(
+            "classifier", self._name, engine.name, ",".join(self._settings.devices), self._settings.precision
+        )
+
+    async def answer(
+        self, images: Sequence[bytes | PdserveError], top_k: int | None, deadline: float | None
+    ) -> list[list[Label] | PdserveError]:
+        prepared = await asyncio.gather(
+            *(self._pool.attempt(self._prepare, image, deadline) for image in images)
+        )
+        for each in prepared:
+            if not isinstance(each, PdserveError):
+                self._stages.record("decode", each.decode_s, self._name, each.ended - each.preprocess_s)
+                self._stages.record("preprocess", each.preprocess_s, self._name, each.ended)
+        tensors = [each.tensor for each in prepared if not isinstance(each, PdserveError)]
+        rows = iter(await self._batcher.submit(tensors, deadline))
+        started = time.perf_counter()
+        answers = [
+            each if isinstance(each, PdserveError) else self._read(next(rows), top_k) for each in prepared
+        ]
+        self._stages.record("postprocess", time.perf_counter() - started, self._name)
+        return answers
+
+    def _prepare(self, data: bytes) -> "_Prepared":
+        begun = time.perf_counter()
+        image = self.pipeline.decode(data)
+        decoded = time.perf_counter()
+        tensor = self.pipeline.preprocess(image)
+        ended = time.perf_counter()
+        return _Prepared(tensor, decoded - begun, ended - decoded, ended)
+
+    def _read(self, scores: Tensor | PdserveError, top_k: int | None) -> list[Label] | PdserveError:
+        return scores if isinstance(scores, PdserveError) else self.pipeline.read(scores, top_k)
+
+    def stamp(self) -> Hashable:
+        return stamp([self.pipeline.model])
+
+    def check(self) -> None:
+        self.pipeline.check()
+
+    def retire(self) -> None:
+        self._batcher.retire()
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        self.pipeline.close()
+
+    async def abandon(self) -> None:
+        """Nothing here goes on without the engines."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image ready for the engine; durations in seconds, ``ended`` on time.perf_counter's clock."""
+
+    tensor: Tensor
+    decode_s: float
+    preprocess_s: float
+    ended: float
 
 
 class ClassificationService:
@@ -20,35 +124,43 @@ class ClassificationService:
 
     kind = "classification"
 
-    def __init__(
-        self, pipeline: ClassificationPipeline, server: ServerSettings, model: ModelSettings
-    ) -> None:
-        self.names = frozenset({server.name, self.kind})
-        self.ready = False
-        self._limits = server
-        self._pipeline = pipeline
-        # Attribute models answer with several labels that belong together, others with alternatives.
-        self._one_label = pipeline.description.postprocess.kind in ("Topk", "ThreshOutput")
+    def __init__(self, open_pipeline: Open, metrics: Metrics) -> None:
+        pipeline, settings = open_pipeline(False)
+        self.names = frozenset({settings.server.name, self.kind})
+        self._limits = settings.server
+        self._metrics = metrics
+        self._stages = Stages(metrics)
         self._pool = Pool()
-        self._batcher: Batcher[Tensor, Tensor] = for_engines(pipeline.infer, model)
+        self.generations: Generations[_Generation] = Generations(
+            self._generation(pipeline, settings),
+            lambda anew: self._generation(*open_pipeline(anew)),
+            settings.model.max_queue_size,
+            settings.model.hang_s,
+            metrics,
+        )
+
+    def _generation(self, pipeline: ClassificationPipeline, settings: ClassificationSettings) -> _Generation:
+        return _Generation(pipeline, settings.model, self._pool, self._metrics, self._broken)
+
+    def _broken(self, generation: _Generation, cause: str) -> None:
+        self.generations.broken(generation, cause)
+
+    @property
+    def ready(self) -> bool:
+        return self.generations.ready
 
     def start(self) -> None:
-        self._batcher.start()
-        self.ready = True
+        self.generations.start()
 
     async def answer(
-        self, images: Sequence[bytes | PdserveError], top_k: int | None = None
+        self,
+        images: Sequence[bytes | PdserveError],
+        top_k: int | None = None,
+        timeout_s: float | None = None,
     ) -> list[list[Label] | PdserveError]:
-        """Labels of each image; the images of one request run as one batch."""
+        """Labels of each image."""
         check_count(images, self._limits)
-        prepared = await asyncio.gather(
-            *(self._pool.attempt(self._pipeline.prepare, image) for image in images)
-        )
-        rows = iter(await self._batcher.submit([t for t in prepared if not isinstance(t, PdserveError)]))
-        return [
-            each if isinstance(each, PdserveError) else self._pipeline.read(next(rows), top_k)
-            for each in prepared
-        ]
+        return await self._stages.answers(len(images), self.generations.answer(images, top_k, timeout_s))
 
     def result(self, answer: list[Label]) -> Mapping[str, Any]:
         return {"labels": [asdict(label) for label in answer]}
@@ -57,12 +169,14 @@ class ClassificationService:
         """``label`` and ``prob``, each the repr of a list with an entry per image."""
         labels = [[label.label.strip().replace(",", "") for label in answer] for answer in answers]
         scores = [[float(np.float32(label.score)) for label in answer] for answer in answers]
-        if self._one_label:
+        # Attribute models answer with several labels that belong together, others with alternatives.
+        if self.generations.current.pipeline.description.postprocess.kind in ("Topk", "ThreshOutput"):
             return {"label": repr([row[0] for row in labels]), "prob": repr([row[0] for row in scores])}
         return {"label": repr(labels), "prob": repr(scores)}
 
+    def stop(self) -> None:
+        self.generations.stop()
+
     async def close(self) -> None:
-        self.ready = False
-        await self._batcher.close()
+        await self.generations.close()
         self._pool.close()
-        self._pipeline.close()

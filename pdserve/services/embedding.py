@@ -115,7 +115,8 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
             )
         ops = [{"ResizeImage": {"size": [shape[2], shape[1]]}}, {"NormalizeImage": {}}, {"ToCHWImage": None}]
     engines = load_engines(model, settings)
-    return Embedder(model, engines, transforms.build(ops), fetch, settings.max_batch_size)
+    batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
+    return Embedder(model, engines, transforms.build(ops), fetch, batch_size)
 
 
 def _fetch(model: ServingModel, wanted: Sequence[str]) -> str:

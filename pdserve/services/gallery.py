@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from pdserve.errors import PdserveError, RequestError
 from pdserve.index.apply import Change
 from pdserve.index.change import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.services import openapi
-from pdserve.services.bodies import from_base64, json_object, read_body, read_form
+from pdserve.services.bodies import from_base64, json_object, media_type, read_body, read_form
 from pdserve.services.recognition_service import RecognitionService
+from pdserve.services.results import json_response
 from pdserve.services.service import check_count
 from pdserve.settings import RecognitionSettings
 
@@ -36,7 +36,7 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: Recognition
         async with one_at_a_time:
             made: Change = await asyncio.to_thread(work, *arguments, **named)
             await service.index.refresh()
-        return JSONResponse(described(made))
+        return json_response(described(made))
 
     def check_writes() -> None:
         if not settings.options.gallery_writes:
@@ -60,8 +60,8 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: Recognition
     @app.post("/v1/gallery", tags=["gallery"], **openapi.gallery_append())
     async def add(request: Request) -> Response:
         check_writes()
-        body = await read_body(request, settings.server.max_body_bytes)
-        images = await _labelled(request, body, settings.server.max_images)
+        body = await read_body(request, settings.server)
+        images = _labelled(request, body, settings.server.max_images)
         check_count(images, settings.server)
         return await change(append, images, service.index.folder, service.embedder, strict=True)
 
@@ -72,8 +72,8 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: Recognition
         labels, images, ids = query.getlist("label"), query.getlist("image"), query.getlist("id")
         if not (labels or images or ids):
             raise RequestError("Say what to remove: ?label=, ?image= or ?id=.")
-        if not all(each.isdecimal() for each in ids):
-            raise RequestError(f"id is {ids!r}; it must be whole numbers.")
+        if not all(each.isdecimal() and len(each) < 19 for each in ids):
+            raise RequestError(f"id is {ids!r}; it must be whole numbers of 63 bits.")
         numbers = [int(each) for each in ids]
         return await change(remove, service.index.folder, labels=labels, images=images, ids=numbers)
 
@@ -86,11 +86,10 @@ def described(change: Change) -> dict[str, Any]:
     return content
 
 
-async def _labelled(request: Request, body: bytes, max_images: int) -> list[GalleryImage]:
+def _labelled(request: Request, body: bytes, max_images: int) -> list[GalleryImage]:
     """The images of a request with their labels: a form, or JSON. Raises RequestError, ImageError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        files, fields = await read_form(request, body, max_images)
+    if media_type(request) == "multipart/form-data":
+        files, fields = read_form(request, body, max_images)
         labels = fields.get("label", [])
         if len(labels) == 1:
             labels = labels * len(files)

@@ -11,11 +11,13 @@ from fastapi import Response
 from google.protobuf import json_format
 
 from pdserve.protos import message
+from pdserve.services import embedded
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
+from pdserve.services.results import encode
 from pdserve.services.service import Service
 
 # gRPC's numbers, which the gateway gives in the body beside the HTTP status.
-_CODES = {400: 3, 404: 5, 413: 8, 500: 13, 503: 14, 504: 4}
+_CODES = {400: 3, 401: 16, 404: 5, 408: 4, 413: 8, 500: 13, 503: 14, 504: 4}
 _INT64 = re.compile(r"-?(0|[1-9]\d*)")
 
 
@@ -51,10 +53,9 @@ def failed(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = encode(content)
     for character in "<>&":  # the gateway's JSON is safe to paste into HTML
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # A lone surrogate in what the caller sent cannot be UTF-8.
     return Response(text.encode("utf-8", "replace"), status, dict(headers or {}), "application/json")
 
 
@@ -63,9 +64,8 @@ def parse(name: str, body: bytes) -> PipelineRequest:
 
     Raises _MalformedError.
     """
-    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
-        content = _DECODER.raw_decode(text)[0] if text else None
+        content = embedded.load(body, "value", _load, embedded.from_base64)
     except (ValueError, RecursionError) as error:
         raise _MalformedError(f"the body is no JSON: {error}") from error
     if content is None:
@@ -78,10 +78,15 @@ def parse(name: str, body: bytes) -> PipelineRequest:
     return PipelineRequest(
         name,
         _strings(content, "key"),
-        _strings(content, "value"),
+        _strings(content, "value", (str, bytes)),
         [_tensor(tensor) for tensor in _list(content, "tensors")],
         _logid(content.get("logid")),
     )
+
+
+def _load(body: bytes) -> Any:
+    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
+    return _DECODER.raw_decode(text)[0] if text else None
 
 
 def _refuse(constant: str) -> Any:
@@ -103,10 +108,10 @@ def _list(content: Mapping[str, Any], field: str) -> list[Any]:
     return value or []
 
 
-def _strings(content: Mapping[str, Any], field: str) -> list[str]:
+def _strings(content: Mapping[str, Any], field: str, kinds: tuple[type, ...] = (str,)) -> list[Any]:
     values = _list(content, field)
     for value in values:
-        if not isinstance(value, str | None):
+        if value is not None and not isinstance(value, kinds):
             raise _MalformedError(f"{field} holds a JSON {_kind(value)}, not only strings")
     return [value or "" for value in values]
 
@@ -130,6 +135,6 @@ def _tensor(content: object) -> Any:
         for field in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
             base64.b64decode((content or {}).get(field) or "", validate=True)
         json_format.ParseDict(content or {}, tensor, ignore_unknown_fields=True)
-    except (json_format.ParseError, binascii.Error, TypeError, ValueError) as error:
-        raise _MalformedError(f"a tensor cannot be read: {error}") from error
+    except (json_format.ParseError, binascii.Error, TypeError, ValueError, RecursionError) as error:
+        raise _MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
     return tensor

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from pdserve import yaml_file
 from pdserve.errors import ModelError, SettingsError
 from pdserve.serving_model import ServingModel
 from pdserve.vision import scores, transforms
@@ -19,9 +18,9 @@ def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
     if path is None:
         return {"PreProcess": {}, "PostProcess": {}}
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+        content = yaml_file.read(path)
+    except (OSError, yaml_file.YamlError) as error:
+        raise ModelError(f"Cannot read {path}: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
     sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}

@@ -110,11 +110,26 @@ def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
+_SLOW = _json(_ERROR, "the body did not come in time")
+_FAULT = _json(_ERROR, "a fault of the server, which its log tells of")
 _GALLERY_ERRORS: dict[int | str, dict[str, Any]] = {
     400: _json(_ERROR, "the request is malformed, or an image cannot be read"),
     403: _json(_ERROR, "the server was started without --gallery-writes"),
     404: _json(_ERROR, "there is no such entry"),
+    408: _SLOW,
+    413: _json(_ERROR, "too many bytes or images"),
+    500: _FAULT,
+    503: _json(_ERROR, "the server is stopping, or mending its engine"),
 }
+
+
+def ready_route() -> dict[str, Any]:
+    """Arguments of the decorator of ``/v2/health/ready``."""
+    ready = {"type": "object", "required": ["ready"], "properties": {"ready": {"type": "boolean"}}}
+    return {
+        "summary": "Would a request be answered?",
+        "responses": {200: _json(ready, "yes"), 503: _json(ready, "no; it may be later")},
+    }
 
 
 def images_route(kind: str) -> dict[str, Any]:
@@ -137,7 +152,9 @@ def images_route(kind: str) -> dict[str, Any]:
         "responses": {
             200: _json(results, "at least one image has an answer"),
             400: _json(either, "no image could be read, or the request is malformed"),
+            408: _SLOW,
             413: _json(either, "too many bytes, images or pixels"),
+            500: _json(either, "a fault of the server, which its log tells of"),
             503: _json(
                 _ERROR, "the queue is full, or the server is stopping; Retry-After says when to come back"
             ),
@@ -228,9 +245,16 @@ def pipeline_route() -> dict[str, Any]:
         "responses": {
             200: _json(_PIPELINE_RESPONSE, "an answer, or an error told by err_no"),
             400: _json(error, "no JSON, or a field of the wrong type"),
+            408: _json(error, "the body did not come in time"),
             413: _json(error, "a body over the limit"),
+            500: _json(error, "a fault of the server, which its log tells of"),
+            503: _json(error, "the server is stopping"),
         },
         "openapi_extra": {
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+                for name in ("name", "method")
+            ],
             "requestBody": {"content": {"application/json": {"schema": _PIPELINE_REQUEST}}},
         },
     }

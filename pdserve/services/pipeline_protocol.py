@@ -14,14 +14,16 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.protos import pipeline
-from pdserve.services.results import result
+from pdserve.services.call import current
+from pdserve.services.embedded import from_base64
+from pdserve.services.results import log_failures, message, result
 from pdserve.services.service import Service
 
 log = logging.getLogger("pdserve.pipeline")
@@ -45,29 +47,42 @@ _KNOWN_TYPES = range(14)
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here."""
+    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here.
+
+    A value in bytes is the image that its base64 meant.
+    """
 
     name: str
     key: Sequence[str]
-    value: Sequence[str]
+    value: Sequence[str | bytes]
     tensors: Sequence[Any] = ()
     logid: int = 0
 
 
 @dataclass(frozen=True)
 class PipelineResponse:
-    """An answer; ``err_no`` 0 is success."""
+    """An answer; ``err_no`` 0 is success. ``error`` is what a request failed of as a whole."""
 
     err_no: int = 0
     err_msg: str = ""
     key: tuple[str, ...] = ()
     value: tuple[str, ...] = ()
+    error: PdserveError | None = None
 
 
 async def answer(
-    service: Service, request: PipelineRequest, *, full: bool = False, top_k: int | None = None
+    service: Service,
+    request: PipelineRequest,
+    *,
+    full: bool = False,
+    top_k: int | None = None,
+    timeout_s: float | None = None,
 ) -> PipelineResponse:
-    """Answer a request; never raises. With ``full`` the answer also has pdserve's own results, as JSON."""
+    """Answer a request; never raises, unless cancelled.
+
+    With ``full`` the answer also has pdserve's own results, as JSON. ``timeout_s``: how long the caller
+    will wait, None for any time.
+    """
     started = time.monotonic_ns()
     profile = False
     try:
@@ -77,19 +92,21 @@ async def answer(
         profile = inputs.pop(PROFILE, None) == "1"
         if not inputs:
             raise RequestError("The request has no image.")
-        answers = await service.answer([_image(value) for value in inputs.values()], top_k)
+        answers = await service.answer([_image(value) for value in inputs.values()], top_k, timeout_s)
+        log_failures(answers, f"log_id {request.logid}")
         response = _response(service, answers, request.logid, full)
     except PdserveError as error:
+        log_failures([error], f"log_id {request.logid}")
         response = _failed(error, request.logid)
     except Exception:
         log.exception("log_id %d failed", request.logid)
         response = _failed(PdserveError("internal error"), request.logid)
+    if call := current.get():
+        call.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
     if profile:
         micros = (time.monotonic_ns() - started) // 1000
         text = f"PROFILE\tpid:{os.getpid()}\tcall_0:0 call_1:{micros} "
-        response = PipelineResponse(
-            response.err_no, response.err_msg, (*response.key, PROFILE), (*response.value, text)
-        )
+        response = replace(response, key=(*response.key, PROFILE), value=(*response.value, text))
     return response
 
 
@@ -113,16 +130,16 @@ def _failed(error: PdserveError, logid: int) -> PipelineResponse:
     elif isinstance(error, PackageError):
         text = f"rpc package error: {error.message}"
     else:
-        text = f"Log_id: {logid}  Raise_msg: {error.message}"
-    return PipelineResponse(error.err_no, text)
+        text = f"Log_id: {logid}  Raise_msg: {message(error)}"
+    return PipelineResponse(error.err_no, text, error=error)
 
 
-def _inputs(request: PipelineRequest) -> dict[str, str | None]:
+def _inputs(request: PipelineRequest) -> dict[str, str | bytes | None]:
     """The values by key, in order; a later one of the same key replaces an earlier one in its place.
 
     A tensor of numbers stands as None: it is well-formed, and no image. Raises PackageError.
     """
-    inputs: dict[str, str | None] = {}
+    inputs: dict[str, str | bytes | None] = {}
     for i, key in enumerate(request.key):
         if i >= len(request.value):
             raise PackageError(f"list index ({i}) out of range")
@@ -155,9 +172,12 @@ def _tensor(tensor: Any) -> str | None:
     return None
 
 
-def _image(value: str | None) -> bytes | PdserveError:
+def _image(value: str | bytes | None) -> bytes | PdserveError:
     if value is None:
         return ImageError("A tensor of numbers is no image; send the base64 of an image file.")
+    image = value if isinstance(value, bytes) else from_base64(value)
+    if image is not None:
+        return image
     try:
         # Characters that are not of the alphabet are passed over, newlines first of all.
         return base64.b64decode(value)

@@ -6,7 +6,7 @@ boxes. It knows engines and an index, and nothing of sockets.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,8 @@ from pdserve.index import folder as index_folder
 from pdserve.index.search import LoadedIndex, Match, load
 from pdserve.models import find_serving_model
 from pdserve.services.embedding import Embedder, Tensor, open_embedder
-from pdserve.services.loading import load_engines
-from pdserve.serving_model import open_serving_model
+from pdserve.services.loading import load_engines, stamp
+from pdserve.serving_model import ServingModel, open_serving_model
 from pdserve.settings import RecognitionOptions, RecognitionSettings
 from pdserve.vision.boxes import Box, Floats, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, Image8, decode
@@ -92,13 +92,21 @@ def choose(
 class RecognitionPipeline:
     """The models and the options; the index comes with each call, since a newer one may be published.
 
-    ``detectors``: one per device, none to recognise whole images.
+    ``detectors``: one per device, none to recognise whole images. ``stamp``: of the models' files, when
+    they were loaded.
     """
 
+    detector_model: ServingModel | None
     detectors: tuple[Detector, ...]
     embedder: Embedder
     options: RecognitionOptions
     max_pixels: int = MAX_PIXELS
+    stamp: Hashable = None
+
+    @property
+    def models(self) -> tuple[ServingModel, ...]:
+        """The models that run."""
+        return (*((self.detector_model,) if self.detector_model else ()), self.embedder.model)
 
     def decode(self, data: bytes) -> Image8:
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
@@ -166,11 +174,13 @@ class Clock:
         self.laps: dict[str, float] = {}
         self._since = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Close a lap."""
+    def lap(self, name: str) -> float:
+        """Close a lap; its seconds."""
         now = time.perf_counter()
-        self.laps[name] = round(self.laps.get(name, 0) + (now - self._since) * 1000, 3)
+        seconds = now - self._since
+        self.laps[name] = round(self.laps.get(name, 0) + seconds * 1000, 3)
         self._since = now
+        return seconds
 
 
 def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPipeline:
@@ -178,21 +188,29 @@ def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPi
 
     Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door is open.
     """
+    embedder_model = open_serving_model(find_serving_model(settings.embedder.model, home, settings.base))
+    loaded = stamp([embedder_model])
     embedder = open_embedder(settings.embedder, home, settings.base)
+    detector_model = None
     try:
-        detectors = _open_detectors(settings, home)
+        if settings.detector:
+            found = find_serving_model(settings.detector.model, home, settings.base)
+            detector_model = open_serving_model(found)
+            loaded |= stamp([detector_model])
+        detectors = _open_detectors(detector_model, settings)
     except BaseException:
         embedder.close()
         raise
-    pipeline = RecognitionPipeline(detectors, embedder, settings.options, settings.server.max_pixels)
+    pipeline = RecognitionPipeline(
+        detector_model, detectors, embedder, settings.options, settings.server.max_pixels, loaded
+    )
     pipeline.check()
     return pipeline
 
 
-def _open_detectors(settings: RecognitionSettings, home: Home) -> tuple[Detector, ...]:
-    if settings.detector is None:
+def _open_detectors(model: ServingModel | None, settings: RecognitionSettings) -> tuple[Detector, ...]:
+    if model is None or settings.detector is None:
         return ()
-    model = open_serving_model(find_serving_model(settings.detector.model, home, settings.base))
     check_aliases(model.config.feeds, str(model.path))
     if settings.detector.fetch_list:
         log.warning("the detector's fetch_list has no effect: its outputs are told by what they hold")

@@ -1,25 +1,29 @@
 """The recognition pipeline as a running service: a queue before each model, an index that may be replaced."""
 
 import asyncio
-import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pdserve.engines import Device, Engine
 from pdserve.errors import PdserveError
+from pdserve.index.search import LoadedIndex
 from pdserve.services.batching import Batcher, for_engines
-from pdserve.services.embedding import Tensor
+from pdserve.services.embedding import Embedder, Tensor
+from pdserve.services.generations import Generations
 from pdserve.services.live_index import LiveIndex
+from pdserve.services.loading import stamp
+from pdserve.services.metrics import Metrics
 from pdserve.services.recognition import Answer, Clock, RecognitionPipeline, Region, choose, regions
 from pdserve.services.service import Pool, check_count
-from pdserve.settings import RecognitionSettings
+from pdserve.services.stages import Stages
+from pdserve.settings import ModelSettings, RecognitionSettings
 from pdserve.vision.boxes import Box, Floats
 from pdserve.vision.decode import Image8
 from pdserve.vision.detection import Prepared
 from pdserve.vision.scores import score_of
-
-log = logging.getLogger("pdserve")
 
 
 def _described(box: Box | None) -> Mapping[str, Any] | None:
@@ -30,66 +34,124 @@ def _described(box: Box | None) -> Mapping[str, Any] | None:
     return {"bbox": corners, "score": score_of(box.score)}
 
 
-class RecognitionService:
-    """See pdserve.services.service.Service; an answer is the objects in an image.
+class _Generation:
+    """See pdserve.services.generations.Generation: models, and the index whose vectors they made.
 
     Images of all requests share the detector's queue, their crops the embedder's.
     """
 
-    kind = "recognition"
-
     def __init__(
-        self, pipeline: RecognitionPipeline, index: LiveIndex, settings: RecognitionSettings
+        self,
+        pipeline: RecognitionPipeline,
+        index: LoadedIndex,
+        settings: RecognitionSettings,
+        pool: Pool,
+        metrics: Metrics,
+        on_broken: Callable[["_Generation", str], None],
+        on_misfit: Callable[[], None],
     ) -> None:
-        self.names = frozenset({settings.server.name, self.kind})
-        self.ready = False
-        self.index = index
-        self.embedder = pipeline.embedder
-        self._limits = settings.server
-        self._pipeline = pipeline
-        self._pool = Pool()
+        self.pipeline = pipeline
+        self.loaded = pipeline.stamp
+        device = Device.parse(settings.embedder.devices[0])
+        gpu = device.index if device.kind == "gpu" else None
+        self.index = LiveIndex(index, pipeline.embedder, gpu, metrics, on_misfit)
+        self._settings = settings
+        self._pool = pool
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._embedder_name = pipeline.embedder.name
+        self._detector_name = ""
         self._detect: Batcher[Prepared, Floats] | None = None
-        if settings.detector:
-            self._detect = for_engines(pipeline.detect, settings.detector)
-        self._embed: Batcher[Tensor, Tensor] = for_engines(pipeline.embedder.infer, settings.embedder)
+        if settings.detector and pipeline.detector_model:
+            self._detector_name = pipeline.detector_model.name
+            self._detect = for_engines(
+                pipeline.detect,
+                [detector.engine for detector in pipeline.detectors],
+                settings.detector,
+                lambda cause: on_broken(self, cause),
+                metrics,
+                self._detector_name,
+            )
+        self._embed: Batcher[Tensor, Tensor] = for_engines(
+            pipeline.embedder.infer,
+            pipeline.embedder.engines,
+            settings.embedder,
+            lambda cause: on_broken(self, cause),
+            metrics,
+            self._embedder_name,
+        )
+
+    @property
+    def room(self) -> int:
+        return (self._detect or self._embed).room
 
     def start(self) -> None:
-        if self._detect:
-            self._detect.start()
+        if self._detect and self._settings.detector:
+            detect = self._detect
+            detect.start()
+            self._metrics.queue(self._detector_name, lambda: detect.waiting)
+            engine = self.pipeline.detectors[0].engine
+            self._tell("detector", self._detector_name, engine, self._settings.detector)
         self._embed.start()
+        self._metrics.queue(self._embedder_name, lambda: self._embed.waiting)
+        self._tell(
+            "embedder", self._embedder_name, self.pipeline.embedder.engines[0], self._settings.embedder
+        )
         self.index.start()
-        self.ready = True
+
+    def _tell(self, role: str, name: str, engine: Engine, settings: ModelSettings) -> None:
+        self._metrics.model(role, name, engine.name, ",".join(settings.devices), settings.precision)
 
     async def answer(
-        self, images: Sequence[bytes | PdserveError], top_k: int | None = None
+        self, images: Sequence[bytes | PdserveError], top_k: int | None, deadline: float | None
     ) -> list[Answer | PdserveError]:
         """Objects of each image. Each is worked on by itself; the queues bring them together again."""
-        check_count(images, self._limits)
-        return await asyncio.gather(*(self._one(image, top_k) for image in images))
+        if len(images) == 1:
+            return [await self._one(images[0], top_k, deadline)]
+        works = [asyncio.ensure_future(self._one(image, top_k, deadline)) for image in images]
+        try:
+            return await asyncio.gather(*works)
+        finally:
+            for work in works:  # where one has failed for all
+                work.cancel()
 
-    async def _one(self, data: bytes | PdserveError, top_k: int | None) -> Answer | PdserveError:
+    async def _one(
+        self, data: bytes | PdserveError, top_k: int | None, deadline: float | None
+    ) -> Answer | PdserveError:
         clock = Clock()
-        image = await self._pool.attempt(self._pipeline.decode, data)
+        image = await self._pool.attempt(self.pipeline.decode, data, deadline)
         if isinstance(image, PdserveError):
             return image
-        clock.lap("decode")
-        boxes = await self._boxes(image, clock)
+        self._stages.record("decode", clock.lap("decode"))
+        boxes = await self._boxes(image, clock, deadline)
+        if isinstance(boxes, PdserveError):
+            return boxes
         found = regions(image, boxes)
-        crops = await self._pool.run(self._pipeline.crops, image, found)
-        clock.lap("preprocess")
-        vectors = await self._embed.submit(crops)
+        crops = await self._pool.run(self.pipeline.crops, image, found, deadline=deadline)
+        self._stages.record("preprocess", clock.lap("preprocess"), self._embedder_name)
+        vectors: list[Tensor] = []
+        for vector in await self._embed.submit(crops, deadline):
+            if isinstance(vector, PdserveError):
+                return vector
+            vectors.append(vector)
         clock.lap("embed")
-        return await self._pool.run(self._look_up, found, vectors, top_k, clock)
+        answer = await self._pool.run(self._look_up, found, vectors, top_k, clock, deadline=deadline)
+        self._stages.record("search", answer.timings_ms["search"] / 1000)
+        return answer
 
-    async def _boxes(self, image: Image8, clock: Clock) -> list[Box]:
+    async def _boxes(self, image: Image8, clock: Clock, deadline: float | None) -> list[Box] | PdserveError:
         if self._detect is None:
             return []
-        detector = self._pipeline.detectors[0]  # all are the same but for their device
-        prepared = await self._pool.run(detector.prepare, image)
-        clock.lap("preprocess")
-        (rows,) = await self._detect.submit([prepared])
+        detector = self.pipeline.detectors[0]  # all are the same but for their device
+        prepared = await self._pool.run(detector.prepare, image, deadline=deadline)
+        self._stages.record("preprocess", clock.lap("preprocess"), self._detector_name)
+        (rows,) = await self._detect.submit([prepared], deadline)
+        if isinstance(rows, PdserveError):
+            return rows
         height, width = image.shape[:2]
+        begun = time.perf_counter()
         boxes = detector.read(rows, width, height)
+        self._stages.record("postprocess", time.perf_counter() - begun, self._detector_name)
         clock.lap("detect")
         return boxes
 
@@ -97,10 +159,96 @@ class RecognitionService:
         self, found: Sequence[Region], vectors: Sequence[Tensor], top_k: int | None, clock: Clock
     ) -> Answer:
         index = self.index.loaded  # one version for the whole of the image
-        matches = index.search(np.stack(vectors), top_k or self._pipeline.options.top_k)
-        objects = choose(found, matches, self._pipeline.options)
+        matches = index.search(np.stack(vectors), top_k or self.pipeline.options.top_k)
+        objects = choose(found, matches, self.pipeline.options)
         clock.lap("search")
         return Answer(objects, index.version, clock.laps)
+
+    def stamp(self) -> Hashable:
+        return stamp(self.pipeline.models)
+
+    def check(self) -> None:
+        self.pipeline.check()
+
+    def retire(self) -> None:
+        if self._detect:
+            self._detect.retire()
+        self._embed.retire()
+
+    async def close(self) -> None:
+        if self._detect:
+            await self._detect.close()
+        await self._embed.close()
+        await self.index.close()
+        self.pipeline.close()
+
+    async def abandon(self) -> None:
+        await self.index.close()
+
+
+Open = Callable[[bool], tuple[RecognitionPipeline, LoadedIndex, RecognitionSettings]]
+"""Opens models and index by the settings in force, or (True) by what they are when read anew."""
+
+
+class RecognitionService:
+    """See pdserve.services.service.Service; an answer is the objects in an image."""
+
+    kind = "recognition"
+
+    def __init__(self, open_pipeline: Open, metrics: Metrics) -> None:
+        pipeline, index, settings = open_pipeline(False)
+        self.names = frozenset({settings.server.name, self.kind})
+        self._limits = settings.server
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._pool = Pool()
+        self.generations: Generations[_Generation] = Generations(
+            self._generation(pipeline, index, settings),
+            lambda anew: self._generation(*open_pipeline(anew)),
+            (settings.detector or settings.embedder).max_queue_size,
+            (settings.detector or settings.embedder).hang_s,
+            metrics,
+        )
+
+    def _generation(
+        self, pipeline: RecognitionPipeline, index: LoadedIndex, settings: RecognitionSettings
+    ) -> _Generation:
+        return _Generation(
+            pipeline,
+            index,
+            settings,
+            self._pool,
+            self._metrics,
+            lambda generation, cause: self.generations.broken(generation, cause),
+            lambda: self.generations.reload_soon(),
+        )
+
+    @property
+    def ready(self) -> bool:
+        return self.generations.ready
+
+    @property
+    def index(self) -> LiveIndex:
+        """The index in force."""
+        return self.generations.current.index
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder in force."""
+        return self.generations.current.pipeline.embedder
+
+    def start(self) -> None:
+        self.generations.start()
+
+    async def answer(
+        self,
+        images: Sequence[bytes | PdserveError],
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Answer | PdserveError]:
+        """Objects of each image."""
+        check_count(images, self._limits)
+        return await self._stages.answers(len(images), self.generations.answer(images, top_k, timeout_s))
 
     def result(self, answer: Answer) -> Mapping[str, Any]:
         return {
@@ -132,11 +280,9 @@ class RecognitionService:
         ]
         return {"result": repr(lists[0] if len(lists) == 1 else lists)}
 
+    def stop(self) -> None:
+        self.generations.stop()
+
     async def close(self) -> None:
-        self.ready = False
-        if self._detect:
-            await self._detect.close()
-        await self._embed.close()
-        await self.index.close()
+        await self.generations.close()
         self._pool.close()
-        self._pipeline.close()

@@ -3,95 +3,244 @@
 import asyncio
 import contextlib
 import logging
-import logging.handlers
+import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar
 
-from pdserve import engines
-from pdserve.errors import SettingsError
+from pdserve.errors import EngineError
 from pdserve.home import Home
-from pdserve.services.classification import open_classification
+from pdserve.services.access import Keys, KeysOnCalls, exposed_to, guarded
+from pdserve.services.classification import ClassificationPipeline, open_classification
 from pdserve.services.classification_service import ClassificationService
+from pdserve.services.exposed import exposed, metrics_door
 from pdserve.services.gallery import add_gallery
 from pdserve.services.http import build_app
-from pdserve.services.live_index import LiveIndex
-from pdserve.services.recognition import open_index, open_recognition
+from pdserve.services.http_server import http_door
+from pdserve.services.logs import open_log
+from pdserve.services.metrics import Metrics
+from pdserve.services.observed import ObservedCalls, observed
+from pdserve.services.recognition import RecognitionPipeline, open_index, open_recognition
 from pdserve.services.recognition_service import RecognitionService
-from pdserve.services.service import Service
+from pdserve.services.sockets import bind, shown
+from pdserve.services.tls import check_tls
+from pdserve.services.tracing import Tracer, open_tracing
 from pdserve.settings import ClassificationSettings, RecognitionSettings, ServerSettings
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 log = logging.getLogger("pdserve")
 
+Settings = TypeVar("Settings", bound=ClassificationSettings | RecognitionSettings)
+AnyService = ClassificationService | RecognitionService
 
-def serve_classification(settings: ClassificationSettings, home: Home) -> None:
+
+def serve_classification(settle: Callable[[], ClassificationSettings], home: Home) -> None:
     """Run the service until SIGINT or SIGTERM, then finish what is running and return.
 
-    Raises what is wrong before a port is opened.
+    ``settle`` says what the settings are: now, and again at each SIGHUP. Raises what is wrong before a
+    port is opened.
     """
-    with _prepared(settings.server, settings.notes):
+    in_force = _InForce(settle)
+
+    def open_pipeline(anew: bool) -> tuple[ClassificationPipeline, ClassificationSettings]:
+        settings = in_force.read(anew)
         pipeline = open_classification(settings, home)
-        service = ClassificationService(pipeline, settings.server, settings.model)
-        asyncio.run(_serve(service, settings.server, build_app(service, settings.server)))
+        in_force.settings = settings
+        return pipeline, settings
+
+    with _prepared(in_force.settings.server, in_force.settings.notes) as server:
+        service = ClassificationService(open_pipeline, server.metrics)
+        server.run(service, build_app(service, server.settings))
 
 
-def serve_recognition(settings: RecognitionSettings, home: Home) -> None:
+def serve_recognition(settle: Callable[[], RecognitionSettings], home: Home) -> None:
     """The same for recognition."""
-    with _prepared(settings.server, settings.notes):
+    in_force = _InForce(settle)
+
+    def open_pipeline(anew: bool) -> tuple[RecognitionPipeline, Any, RecognitionSettings]:
+        settings = in_force.read(anew)
         pipeline = open_recognition(settings, home)
-        index = open_index(settings, home, pipeline.embedder)
+        try:
+            index = open_index(settings, home, pipeline.embedder)
+        except BaseException:
+            pipeline.close()
+            raise
+        in_force.settings = settings
         log.info("index %s: %d entries", index.folder, index.count)
-        device = engines.Device.parse(settings.embedder.devices[0])
-        gpu = device.index if device.kind == "gpu" else None
-        service = RecognitionService(pipeline, LiveIndex(index, pipeline.embedder, gpu), settings)
+        return pipeline, index, settings
+
+    settings = in_force.settings
+    with _prepared(settings.server, settings.notes) as server:
+        service = RecognitionService(open_pipeline, server.metrics)
         app = build_app(service, settings.server, lambda app: add_gallery(app, service, settings))
-        asyncio.run(_serve(service, settings.server, app))
+        server.run(service, app)
+
+
+class _InForce(Generic[Settings]):
+    """The settings in force. Those of the doors stay what they were at the start."""
+
+    def __init__(self, settle: Callable[[], Settings]) -> None:
+        self._settle = settle
+        self.settings = settle()
+
+    def read(self, anew: bool) -> Settings:
+        """The settings in force, or those that a reload is to put in force."""
+        if not anew:
+            return self.settings
+        newer = self._settle()
+        if newer.server != self.settings.server:
+            log.warning("settings of the doors, limits among them, have changed; they wait for a restart")
+        return newer
 
 
 @contextlib.contextmanager
-def _prepared(settings: ServerSettings, notes: Sequence[str]) -> Iterator[None]:
-    """The log is open, the notes are said, the ports are free."""
-    with _logging(settings.log_file):
+def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Server"]:
+    """The log is open, the notes are said, keys and certificates are read, the ports are free."""
+    with open_log(settings.log_file, settings.log_format):
         for note in notes:
             log.warning("%s", note)
-        for port in (settings.http_port, settings.rpc_port):
+        keys = Keys.read(settings)
+        check_tls(settings)
+        for port in (settings.http_port, settings.rpc_port, settings.prometheus_port):
             if port:  # a taken port is said now, not after a model has loaded
-                _bind(settings.host, port).close()
-        yield
+                bind(settings.host, port).close()
+        if warning := exposed_to(settings):
+            log.warning("%s", warning)
+        yield _Server(settings, keys)
 
 
-async def _serve(service: Service, settings: ServerSettings, app: "FastAPI") -> None:
-    stop = asyncio.Event()
-    with _on_signals(stop.set):
-        service.start()
-        doors = []
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(service.close)
-            if settings.rpc_port is not None:
-                port = await stack.enter_async_context(_rpc_door(service, settings, settings.rpc_port))
-                doors.append(f"gRPC on {_shown(settings.host)}:{port}")
-            if settings.http_port is not None:
-                port = await stack.enter_async_context(_http_door(app, settings, settings.http_port, stop))
-                doors.insert(0, f"http://{_shown(settings.host)}:{port}")
-            log.info("ready: %s at %s", service.kind, " and ".join(doors))
-            await stop.wait()
-            service.ready = False
-            log.info("stopping: no new requests, finishing those that run")
-    log.info("stopped")
+class _Server:
+    """The doors before a service, and the signals to the process."""
+
+    def __init__(self, settings: ServerSettings, keys: Keys | None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._keys = keys
+        self._stuck = False
+
+    def run(self, service: AnyService, app: Any) -> None:
+        """Serve until told to stop. Raises EngineError where the engines hang for good."""
+        with open_tracing(service.kind, os.environ) as tracer:
+            access = self.settings.log_format == "json"
+            app = exposed(app, self.metrics)
+            if self._keys:
+                app = guarded(app, self._keys, self.settings.cors_origins)
+            app = observed(app, service.kind, self.metrics, access=access, tracer=tracer)
+            _run(self._serve(service, app, tracer))
+        if service.generations.hangs or self._stuck:
+            # A thread is still inside the engine, and would keep the process from ending.
+            log.warning("stopped, with an engine that had not finished")
+            logging.shutdown()
+            os._exit(EngineError.exit_code if service.generations.given_up.is_set() else 0)
+        log.info("stopped")
+
+    async def _serve(self, service: AnyService, app: Any, tracer: Tracer | None) -> None:
+        stop = asyncio.Event()
+        with self._on_signals(service, stop.set):
+            service.start()
+            opened = [_Door(name, door, stop) for name, door in self._doors(service, app, tracer, stop)]
+            try:
+                for door in opened:
+                    await door.open()
+                log.info("ready: %s at %s", service.kind, " and ".join(door.address for door in opened))
+                await _first(stop.wait(), service.generations.given_up.wait())
+            finally:
+                stop.set()
+                service.stop()
+                log.info("stopping: no new requests, finishing those that run")
+                # All at once: each has the same time to let its requests finish.
+                await asyncio.gather(*(door.closed() for door in opened), return_exceptions=True)
+                try:
+                    await asyncio.wait_for(service.close(), max(1, self.settings.grace_s))
+                except asyncio.TimeoutError:
+                    self._stuck = True
+
+    def _doors(
+        self, service: AnyService, app: Any, tracer: Tracer | None, stop: asyncio.Event
+    ) -> Iterator[tuple[str, AbstractAsyncContextManager[int]]]:
+        settings = self.settings
+        host = shown(settings.host)
+        if settings.http_port is not None:
+            scheme = "https" if settings.tls_cert else "http"
+            yield f"{scheme}://{host}:%d", http_door(app, settings, settings.http_port, stop)
+        if settings.rpc_port is not None:
+            observing = ObservedCalls(self.metrics, access=settings.log_format == "json", tracer=tracer)
+            interceptors = (observing, *((KeysOnCalls(self._keys),) if self._keys else ()))
+            yield f"gRPC on {host}:%d", _rpc_door(service, settings, settings.rpc_port, interceptors)
+        if settings.prometheus_port is not None:
+            yield f"metrics on {host}:%d", metrics_door(self.metrics, settings, stop)
+
+    @contextlib.contextmanager
+    def _on_signals(self, service: AnyService, stop: Callable[[], object]) -> Iterator[None]:
+        """SIGINT and SIGTERM (and Ctrl-Break) stop, SIGHUP reloads; called on the event loop."""
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            log.info("reloading")
+            task = asyncio.create_task(self._reload(service))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        wanted = dict.fromkeys(("SIGINT", "SIGTERM", "SIGBREAK"), stop) | {"SIGHUP": reload}
+        before = {}
+        for name, handle in wanted.items():
+            if number := getattr(signal, name, None):
+                before[number] = signal.getsignal(number)
+                signal.signal(number, lambda *_, handle=handle: loop.call_soon_threadsafe(handle))
+        # A signal wakes Python code only when the loop runs; on Windows the loop may sleep on.
+        wake = asyncio.create_task(_tick()) if sys.platform == "win32" else None
+        try:
+            yield
+        finally:
+            if wake:
+                wake.cancel()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def _reload(self, service: AnyService) -> None:
+        if self._keys:
+            self._keys.reload()
+        await service.generations.reload(resettle=True)
+
+
+class _Door:
+    """A door, open in a task of its own until ``stop``. ``name`` has a place for the port."""
+
+    def __init__(self, name: str, door: AbstractAsyncContextManager[int], stop: asyncio.Event) -> None:
+        self.address = name
+        self._door = door
+        self._stop = stop
+        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Raises what keeps it shut."""
+        self._task = asyncio.create_task(self._keep_open())
+        await _first(asyncio.shield(self._port), self._task)
+        if not self._port.done():
+            self._task.result()
+        self.address %= self._port.result()
+
+    async def _keep_open(self) -> None:
+        async with self._door as port:
+            self._port.set_result(port)
+            await self._stop.wait()
+
+    async def closed(self) -> None:
+        if self._task:
+            await self._task
 
 
 @contextlib.asynccontextmanager
-async def _rpc_door(service: Service, settings: ServerSettings, port: int) -> AsyncIterator[int]:
+async def _rpc_door(
+    service: AnyService, settings: ServerSettings, port: int, interceptors: tuple[Any, ...]
+) -> AsyncIterator[int]:
     from pdserve.services.grpc import build_server
 
-    _bind(settings.host, port).close()
-    server, bound = build_server(service, settings, port)
+    bind(settings.host, port).close()
+    server, bound = build_server(service, settings, port, interceptors, check_tls(settings).credentials)
     await server.start()
     try:
         yield bound
@@ -99,108 +248,25 @@ async def _rpc_door(service: Service, settings: ServerSettings, port: int) -> As
         await server.stop(settings.grace_s)
 
 
-@contextlib.asynccontextmanager
-async def _http_door(
-    app: "FastAPI", settings: ServerSettings, port: int, stop: asyncio.Event
-) -> AsyncIterator[int]:
-    import uvicorn
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop, which costs a request less than asyncio's own loop; Windows has none."""
+    if sys.platform == "win32":
+        asyncio.run(serving)
+    else:
+        import uvloop
 
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield  # the process's signals are ours: they close both doors
-
-    opened = _bind(settings.host, port)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=max(1, round(settings.grace_s)),
-    )
-    server = Server(config)
-    running = asyncio.create_task(server.serve(sockets=[opened]))
-    running.add_done_callback(lambda _: stop.set())  # a door that fell shut must not look open
-    while not server.started and not running.done():
-        await asyncio.sleep(0.01)
-    try:
-        yield opened.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await running
+        uvloop.run(serving)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises SettingsError for a port in use or an address that is not ours."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise SettingsError(f"The host {host!r} is no address of this machine: {error.strerror}.") from error
-    opened = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":  # there the option would let two servers share the port
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-    except OSError as error:
-        opened.close()
-        raise SettingsError(
-            f"Cannot listen on {host}:{port}: {error.strerror}; stop what runs there or give another port "
-            "with --http-port or --rpc-port."
-        ) from error
-    return opened
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` on SIGINT and SIGTERM (and Ctrl-Break), on the event loop."""
-    loop = asyncio.get_running_loop()
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number in wanted:
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
-    # A signal wakes Python code only when the loop runs; on Windows the loop may sleep on.
-    wake = asyncio.create_task(_tick()) if sys.platform == "win32" else None
-    try:
-        yield
-    finally:
-        if wake:
-            wake.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+async def _first(*waiting: Any) -> None:
+    """Wait for one of several; the others are let go, tasks excepted."""
+    tasks = [asyncio.ensure_future(each) for each in waiting]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, given in zip(tasks, waiting, strict=True):
+        if task is not given:
+            task.cancel()
 
 
 async def _tick() -> None:
     while True:
         await asyncio.sleep(0.2)
-
-
-@contextlib.contextmanager
-def _logging(file: Path | None) -> Iterator[None]:
-    """The log to standard error, and to a rotating file of 10 MiB × 5 where one is wanted."""
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if file:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.handlers.RotatingFileHandler(file, "a", 10 * 1024 * 1024, 5, "utf-8"))
-        except OSError as error:
-            raise SettingsError(f"Cannot write the log file {file}: {error.strerror}.") from error
-    root = logging.getLogger()
-    level = root.level
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    for told_by_us in ("uvicorn", "faiss"):  # they tell of their start and stop
-        logging.getLogger(told_by_us).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()

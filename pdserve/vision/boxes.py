@@ -8,6 +8,7 @@ The suppression is that of Paddle's operator ``multiclass_nms3`` on a CPU, in fl
 same order of steps, so that scores that tie and overlaps at the very threshold fall out the same.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Image8 = npt.NDArray[np.uint8]
 
-_AT_A_TIME = 16  # the fastest on a thousand boxes of which a hundred stay
+_AT_A_TIME = 64  # the fastest on a thousand boxes of which a hundred stay
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def clamp(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
             box.score,
         )
         for box in boxes
-        if np.isfinite((box.x1, box.y1, box.x2, box.y2)).all()
+        if all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
     ]
     return [box for box in inside if _has_pixels(crop_corners(box))]
 
@@ -198,28 +199,38 @@ def _suppress(boxes: Floats, scores: Floats, settings: Suppression) -> tuple[Ind
 def _greedy(sides: Floats, threshold: float, whole_pixels: bool, keep: int, eta: float) -> list[int]:
     """(4, M) x1, y1, x2, y2 of boxes, best first -> the places of those kept.
 
-    Overlaps are computed for a few boxes at a time with all that are left: fewer calls than box by box,
-    less work than for all pairs.
+    A few at a time are compared with those kept so far, and what is left of them with each other: few calls,
+    and nothing is computed for the boxes behind the last one kept.
     """
     limit, factor = np.float32(threshold), np.float32(eta)
     areas = _areas(sides, whole_pixels)
-    left = np.arange(sides.shape[1])
-    worst = np.zeros(len(left), np.float32)  # overlap with any box kept so far
     kept: list[int] = []
-    while len(left) and len(kept) != keep:
-        first = min(_AT_A_TIME, len(left))
-        overlaps = _overlaps(sides[:, :first, None], areas[:first, None], sides[:, None], areas, whole_pixels)
-        for i in range(first):
-            # Not `> limit` to go on: an overlap of NaN is dropped, as Paddle does.
+    for first in range(0, sides.shape[1], _AT_A_TIME):
+        if len(kept) == keep:
+            break
+        some = np.arange(first, min(first + _AT_A_TIME, sides.shape[1]))
+        worst = np.zeros(len(some), np.float32)  # overlap with any box kept so far
+        if kept:
+            worst = _pairs(sides, areas, np.array(kept), some, whole_pixels).max(axis=0, initial=0)
+            # Not `> limit` to drop: an overlap of NaN is dropped, as Paddle does. The limit only falls and
+            # the worst only rises, so what is not free now never will be.
+            free = worst <= limit
+            some, worst = some[free], worst[free]
+        overlaps = _pairs(sides, areas, some, some, whole_pixels)
+        for i, place in enumerate(some.tolist()):
             if worst[i] <= limit and len(kept) != keep:
-                kept.append(int(left[i]))
+                kept.append(place)
                 np.maximum(worst, overlaps[i], out=worst)
                 if factor < 1 and limit > 0.5:
                     limit *= factor
-        # The limit only falls and the worst only rises, so what is not free now never will be.
-        free = first + np.flatnonzero(worst[first:] <= limit)
-        left, worst, areas, sides = left[free], worst[free], areas[free], sides[:, free]
     return kept
+
+
+def _pairs(sides: Floats, areas: Floats, ours: Indices, theirs: Indices, whole_pixels: bool) -> Floats:
+    """IoU of two choices, A and B, among boxes (4, M) -> (A, B)."""
+    return _overlaps(
+        sides[:, ours, None], areas[ours, None], sides[:, None, theirs], areas[theirs], whole_pixels
+    )
 
 
 def _areas(sides: Floats, whole_pixels: bool) -> Floats:
@@ -234,14 +245,20 @@ def _overlaps(a: Floats, areas_a: Floats, b: Floats, areas_b: Floats, whole_pixe
     """IoU of boxes whose sides (4, …) broadcast."""
     more = np.float32(whole_pixels)
     with np.errstate(divide="ignore", invalid="ignore"):
-        wide = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]) + more
-        high = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]) + more
-        shared = wide * high
-        overlaps = shared / (areas_a + areas_b - shared)
+        shared = np.minimum(a[2], b[2])
+        shared -= np.maximum(a[0], b[0])
+        shared += more
+        high = np.minimum(a[3], b[3])
+        high -= np.maximum(a[1], b[1])
+        high += more
+        shared *= high
+        both: Floats = areas_a + areas_b
+        both -= shared
+        shared /= both
     apart: Any = (b[0] > a[2]) | (b[2] < a[0]) | (b[1] > a[3]) | (b[3] < a[1])
-    overlaps[apart] = 0
-    out: Floats = overlaps
-    return out
+    shared[apart] = 0
+    overlaps: Floats = shared
+    return overlaps
 
 
 def _has_pixels(corners: tuple[int, int, int, int]) -> bool:

@@ -20,8 +20,8 @@ from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.prototxt import Variable
 from pdserve.vision import boxes
 from pdserve.vision.boxes import Box, Floats, Suppression
-from pdserve.vision.resize import resizer
-from pdserve.vision.transforms import IMAGENET_MEAN, IMAGENET_STD
+from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD, by
+from pdserve.vision.resize import resize_planes, resizer
 
 IMAGE = "image"
 SCALE_FACTOR = "scale_factor"
@@ -173,34 +173,10 @@ def _tensor(
     The published chain normalises and then resizes. Interpolation is linear, so it may be done first, which
     leaves less to normalise; but not on bytes, which it would round.
     """
-    small = _resized(image, size, settings.interpolation)
     out = np.empty((3, *size), np.float32)
-    for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
-        np.multiply(small[:, :, channel], np.float32(1 / 255 / std), out=out[channel])
-        out[channel] -= np.float32(mean / std)
+    resize_planes(image, settings.interpolation, out)
+    by(1 / 255, settings.mean, settings.std).planes(out, out)
     return out
-
-
-def _resized(
-    image: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: str
-) -> npt.NDArray[np.float32]:
-    """H×W×3 uint8 -> h×w×3 float32, as OpenCV resizes floats.
-
-    Of a tall image, bilinear interpolation takes two rows for each that it makes: only these become floats,
-    four times the bytes, which for the largest images would be most of a gigabyte.
-    """
-    resize = resizer(interpolation, "cv2", floating=True)
-    (high, wide), height = size, image.shape[0]
-    if interpolation != "bilinear" or height <= 2 * high:
-        return resize(image.astype(np.float32), wide, high)
-    at = (np.arange(high) + 0.5) * (height / high) - 0.5  # a row's centre, in rows of the image
-    above = np.floor(at).astype(np.intp)
-    rows = np.empty((2 * high, *image.shape[1:]), np.float32)
-    rows[0::2], rows[1::2] = image[above], image[above + 1]
-    narrow = resize(rows, wide, 2 * high)
-    down = (at - above).astype(np.float32)[:, None, None]
-    small: npt.NDArray[np.float32] = narrow[0::2] + down * (narrow[1::2] - narrow[0::2])
-    return small
 
 
 def _rows(outputs: Sequence[Array], images: int, suppression: Suppression) -> list[Floats]:

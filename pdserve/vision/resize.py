@@ -4,6 +4,7 @@ They differ: Pillow's bilinear and bicubic average over the area when shrinking,
 library is as much a part of a model's preprocessing as the interpolation.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.errors import SettingsError
+from pdserve.vision.opencv import opencv
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Image8 = npt.NDArray[np.uint8]
 
 # By each library's own numbers, which a chain may give instead of the name.
 INTERPOLATIONS = {
@@ -44,9 +48,95 @@ def resizer(interpolation: object, backend: object, floating: bool) -> Callable[
     return _pil_resizer(name) if back_end == "pil" else _cv2_resizer(name)
 
 
-def _cv2_resizer(name: str) -> Callable[[Array, int, int], Array]:
-    import cv2
+def resize_planes(image: Image8, interpolation: str, out: Floats) -> None:
+    """H×W×3 uint8 -> ``out``, 3×h×w float32: what OpenCV makes of the image as floats, in planes.
 
+    Resized as bytes it would be rounded to them. The whole image as floats would be twelve bytes a pixel, so
+    bilinear interpolation goes plane by plane, in memory that each thread keeps, or by bands of rows. Raises
+    SettingsError for an interpolation that OpenCV does not have.
+    """
+    high, wide = out.shape[1:]
+    height, width = image.shape[:2]
+    if interpolation != "bilinear":
+        small = resizer(interpolation, "cv2", floating=True)(image.astype(np.float32), wide, high)
+        out[:] = np.moveaxis(small, 2, 0)
+    elif height <= 2 * high and height * width <= _WHOLE:
+        _resize_whole(image, out)
+    else:
+        _resize_by_bands(image, out)
+
+
+# In pixels. The memory that a thread keeps for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080.
+_WHOLE = 1 << 21
+_BAND = 1 << 18
+
+
+class _Kept(threading.local):
+    """The planes of a thread's last image, to be written over by its next."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+        self._floats = np.empty(0, np.float32)
+
+    def planes(self, height: int, width: int) -> tuple[Image8, Floats]:
+        """Three of bytes and one of floats."""
+        size = height * width
+        if size > len(self._floats):
+            self._bytes, self._floats = np.empty(3 * size, np.uint8), np.empty(size, np.float32)
+        return self._bytes[: 3 * size].reshape(3, height, width), self._floats[:size].reshape(height, width)
+
+
+_kept = _Kept()
+
+
+def _resize_whole(image: Image8, out: Floats) -> None:
+    cv2 = opencv()
+    planes, floats = _kept.planes(*image.shape[:2])
+    cv2.split(image, list(planes))
+    for plane, made in zip(planes, out, strict=True):
+        np.copyto(floats, plane)
+        cv2.resize(floats, made.shape[::-1], dst=made, interpolation=cv2.INTER_LINEAR)
+
+
+def _resize_by_bands(image: Image8, out: Floats) -> None:
+    """The same for an image that is large, a few rows of ``out`` at a time.
+
+    Each lies between two rows of the image; only these become floats, which are resized in width and then
+    brought together.
+    """
+    cv2 = opencv()
+    (high, wide), (height, width) = out.shape[1:], image.shape[:2]
+    at = (np.arange(high) + 0.5) * (height / high) - 0.5  # a row's centre, in rows of the image
+    above = np.floor(at)
+    down = (at - above).astype(np.float32)[:, None]
+    rows = np.stack([above, above + 1], axis=1).astype(np.intp)  # may lie just outside: then the outermost
+    step = min(high, max(1, _BAND // (2 * width)))
+    pairs = np.empty((step, 2, width, 3), np.uint8)
+    planes = np.empty((3, 2 * step, width), np.uint8)
+    floats = np.empty((2 * step, width), np.float32)
+    narrow = np.empty((2 * step, wide), np.float32)
+    for top in range(0, high, step):
+        band = slice(top, min(top + step, high))
+        count = band.stop - top
+        np.take(image, rows[band], axis=0, out=pairs[:count], mode="clip")
+        some = [plane[: 2 * count] for plane in planes]
+        cv2.split(pairs[:count].reshape(2 * count, width, 3), some)
+        for plane, made in zip(some, out[:, band], strict=True):
+            np.copyto(floats[: 2 * count], plane)
+            cv2.resize(
+                floats[: 2 * count],
+                (wide, 2 * count),
+                dst=narrow[: 2 * count],
+                interpolation=cv2.INTER_LINEAR,
+            )
+            upper, lower = narrow[0 : 2 * count : 2], narrow[1 : 2 * count : 2]
+            np.subtract(lower, upper, out=made)
+            made *= down[band]
+            made += upper
+
+
+def _cv2_resizer(name: str) -> Callable[[Array, int, int], Array]:
+    cv2 = opencv()
     flag = {
         "nearest": cv2.INTER_NEAREST,
         "bilinear": cv2.INTER_LINEAR,

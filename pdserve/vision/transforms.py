@@ -16,17 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.errors import ImageError, SettingsError
 from pdserve.vision.decode import MAX_PIXELS
+from pdserve.vision.normalize import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Array,
+    Floats,
+    Normalize,
+    by,
+    pixels_of,
+    planes_of,
+)
+from pdserve.vision.opencv import opencv
 from pdserve.vision.resize import resizer
 
-Array = npt.NDArray[Any]
 TransformOps = Sequence[Mapping[str, Any]]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # return_numpy and to_np choose between kinds of object, order says where the channels are, which is
 # known here: they change nothing.
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -51,22 +58,26 @@ _ONLY = {
 class Chain:
     """A compiled chain. Calling it maps H×W×3 uint8 RGB to the model's C×H×W float32, C-contiguous.
 
-    ``size`` is the (height, width) that comes out, None where it depends on the image.
+    ``size`` is the (height, width) that comes out, None where it depends on the image. The tensor is new, or
+    ``out`` where that is given: C×H×W float32 of the right size, C-contiguous, as a row of a batch is. To
+    fill a batch that is used again spares the memory of each tensor, and a copy.
     """
 
     ops: tuple[Mapping[str, Any], ...]
     steps: tuple[Callable[[Array], Array], ...]
+    finish: Callable[[Array, Floats | None], Floats]
     size: tuple[int, int] | None
 
-    def __call__(self, image: Array) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Array, out: Floats | None = None) -> Floats:
         for step in self.steps:
             image = step(image)
-        return np.ascontiguousarray(image, dtype=np.float32)
+        return self.finish(image, out)
 
 
 def build(ops: TransformOps) -> Chain:
     """Compile a chain. Raises SettingsError that names an unknown operator or a wrong parameter."""
     steps: list[Callable[[Array], Array]] = []
+    normalize: Normalize | None = None  # one that nothing came after yet: it may make the tensor
     size: tuple[int, int] | None = None
     chw = floating = False
     if not isinstance(ops, (list, tuple)):
@@ -75,6 +86,9 @@ def build(ops: TransformOps) -> Chain:
         name, params = _named(op)
         if chw and name != "NormalizeImage":
             raise SettingsError(f"{name} comes after ToCHWImage; it works on height, width, channels.")
+        if normalize and name != "ToCHWImage":
+            steps.append(_in_between(normalize))
+            normalize = None
         match name:
             case "DecodeImage":
                 # Decoding comes before the chain and gives RGB; a chain may ask for BGR.
@@ -91,14 +105,11 @@ def build(ops: TransformOps) -> Chain:
                 steps.append(step)
                 floating = True
             case "NormalizeImage":
-                steps.append(_normalize(params, chw))
+                normalize = _normalize(params)  # by channel, so before ToCHWImage is as good as after
                 floating = True
             case "ToCHWImage":
-                steps.append(_to_chw)
                 chw = True
-    if not chw:
-        steps.append(_to_chw)
-    return Chain(tuple(ops), tuple(steps), size)
+    return Chain(tuple(ops), tuple(steps), normalize or _to_tensor, size)
 
 
 def _named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -147,11 +158,12 @@ def _whole(name: str, value: object) -> int:
 
 
 def _pair(name: str, value: object) -> tuple[int, int]:
-    """One number for both, or two."""
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return _whole(name, value[0]), _whole(name, value[1])
-    side = _whole(name, value)
-    return side, side
+    """One number for both, or two. Raises SettingsError for more than an image may have, too."""
+    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
+    first, second = _whole(name, sides[0]), _whole(name, sides[1])
+    if first * second > MAX_PIXELS:
+        raise SettingsError(f"{name} is {value!r}, more than {MAX_PIXELS} pixels.")
+    return first, second
 
 
 def _resize(
@@ -213,9 +225,9 @@ def _pad(params: dict[str, Any]) -> tuple[Callable[[Array], Array], tuple[int, i
         height, width = image.shape[:2]
         if height > high or width > wide:
             raise ImageError(f"The image is {width}×{height}, too large to be padded to {wide}×{high}.")
-        filled = np.full((high, wide, 3), value, np.float32)
-        filled[:height, :width] = image
-        return filled
+        filled = np.full((3, high, wide), value, np.float32)
+        filled[:, :height, :width] = planes_of(image)
+        return pixels_of(filled)
 
     return pad, (high, wide)
 
@@ -237,38 +249,40 @@ def number(value: object, name: str) -> float:
     raise SettingsError(f"{name} is {value!r}; it must be a number, or two with a / between.")
 
 
-def _normalize(params: dict[str, Any], chw: bool) -> Callable[[Array], Array]:
-    """(x·scale − mean) / std per channel, as one multiplication and one addition in float32."""
+def _normalize(params: dict[str, Any]) -> Normalize:
     if str(params.get("order") or "hwc").lower() not in ("chw", "hwc"):
         raise SettingsError(f"NormalizeImage.order is {params['order']!r}; use chw or hwc.")
     scale = number(1 / 255 if params.get("scale") is None else params["scale"], "NormalizeImage.scale")
     mean = _channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean")
     std = _channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")
-    if not std.all():
+    if not all(std):
         raise SettingsError("NormalizeImage.std has a zero; the image would be divided by it.")
-    shape = (3, 1, 1) if chw else (1, 1, 3)
-    factor = (scale / std).astype(np.float32).reshape(shape)
-    offset = (-mean / std).astype(np.float32).reshape(shape)
-
-    def normalize(image: Array) -> Array:
-        out = image.astype(np.float32)
-        out *= factor
-        out += offset
-        return out
-
+    with np.errstate(over="ignore"):
+        normalize = by(scale, mean, std)
+    if not (np.isfinite(normalize.factors).all() and np.isfinite(normalize.offsets).all()):
+        raise SettingsError("NormalizeImage has a scale, mean or std that float32 cannot hold.")
     return normalize
 
 
-def _channels(given: object, default: Sequence[float], name: str) -> npt.NDArray[np.float64]:
+def _channels(given: object, default: Sequence[float], name: str) -> list[float]:
     values = default if given is None else given
     if not isinstance(values, (list, tuple)) or len(values) != 3:
         raise SettingsError(f"{name} is {given!r}; it must be three numbers.")
-    return np.array([number(v, name) for v in values], np.float64)
+    return [number(v, name) for v in values]
+
+
+def _in_between(normalize: Normalize) -> Callable[[Array], Array]:
+    return lambda image: pixels_of(normalize(image))
 
 
 def _reverse_channels(image: Array) -> Array:
-    return np.ascontiguousarray(image[:, :, ::-1])
+    cv2 = opencv()
+    out: Array = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return out
 
 
-def _to_chw(image: Array) -> Array:
-    return np.moveaxis(image, 2, 0)
+def _to_tensor(image: Array, out: Floats | None) -> Floats:
+    if out is None:
+        return np.ascontiguousarray(planes_of(image), np.float32)
+    out[:] = planes_of(image)
+    return out

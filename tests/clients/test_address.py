@@ -42,6 +42,9 @@ def test_no_http_address(url: str):
         ("127.0.0.1:9993", Address("grpc", "127.0.0.1", 9993)),
         ("Server.example:1", Address("grpc", "server.example", 1)),
         ("[::1]:9993", Address("grpc", "::1", 9993)),
+        ("grpc://127.0.0.1:9993", Address("grpc", "127.0.0.1", 9993)),
+        ("grpcs://server.example:443", Address("grpcs", "server.example", 443)),
+        ("GRPCS://[::1]:9993/", Address("grpcs", "::1", 9993)),
     ],
 )
 def test_rpc(target: str, expected: Address):
@@ -52,6 +55,7 @@ def test_rpc(target: str, expected: Address):
     "target",
     [
         "", "server", ":9993", "server:", "server:0", "server:70000", "server:port", "http://server:9993",
+        "https://server:9993", "grpcs://server", "grpcs://", "grpcs://server:9993/x", "grpcs://me@server:9993",
         "server:9993/", "server:9993?x", "me@server:9993", "::1:9993", "[::1]", "a b:1", " server:9993",
     ],
 )  # fmt: skip
@@ -70,6 +74,9 @@ def test_an_address_is_written_as_it_is_read(text: str):
 def test_netloc():
     assert str(rpc_address("[::1]:9993")) == rpc_address("[::1]:9993").netloc == "[::1]:9993"
     assert rpc_address("server:1").netloc == "server:1"
+    assert str(rpc_address("grpc://server:1")) == "server:1"
+    assert str(rpc_address("grpcs://server:1")) == "grpcs://server:1"
+    assert rpc_address("grpcs://server:1").netloc == "server:1"
 
 
 @pytest.mark.parametrize(

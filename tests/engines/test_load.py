@@ -12,6 +12,7 @@ from pdserve.engines.device import gpu_problem
 from pdserve.errors import (
     DeviceError,
     EngineMissingError,
+    ModelError,
     SettingsError,
     UnsupportedModelError,
     UsageError,
@@ -132,15 +133,14 @@ def test_a_gpu_that_is_not_there(engine: str, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("engine", "options", "said"),
     [
-        ("openvino", {"precision": "fp16"}, "openvino runs fp32 or bf16, not fp16"),
-        ("openvino", {"precision": "int8"}, "not int8"),
         ("openvino", {"options": Options(use_mkldnn=False)}, "use_mkldnn: False is for the engine paddle"),
         ("openvino", {"options": Options(tensorrt=True)}, "TensorRT"),
         ("paddle", {"precision": "fp16"}, "paddle runs fp32 on cpu, not fp16"),
         ("paddle", {"options": Options(tensorrt=True)}, "TensorRT needs a GPU"),
-        ("onnx", {"precision": "bf16"}, "onnx runs fp32, not bf16"),
+        ("onnx", {"precision": "bf16"}, "onnx runs fp32 on cpu, not bf16"),
+        ("onnx", {"precision": "int8"}, "onnx runs fp32 on cpu, not int8"),
+        ("paddle", {"precision": "int8"}, "paddle runs fp32 on cpu, not int8"),
         ("onnx", {"options": Options(ir_optim=False)}, "ir_optim: False is for the engine paddle"),
-        ("auto", {"precision": "int8"}, "No engine here"),
     ],
 )
 def test_options_are_refused_by_name(engine: str, options: dict[str, object], said: str) -> None:
@@ -150,11 +150,20 @@ def test_options_are_refused_by_name(engine: str, options: dict[str, object], sa
 
 
 @needs("openvino")
-def test_bf16_runs_or_says_why_not() -> None:
+@pytest.mark.parametrize("engine", ["openvino", "auto"])
+def test_int8_that_was_never_made_says_what_makes_it(engine: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(serving_model(PROBE), engine=engine, device=CPU, precision="int8")
+    assert "pdserve optimize" in caught.value.message
+
+
+@needs("openvino")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs_or_says_why_not(precision: str) -> None:
     try:
-        engine = load(serving_model(PROBE), engine="openvino", device=CPU, precision="bf16")
+        engine = load(serving_model(PROBE), engine="openvino", device=CPU, precision=precision)
     except DeviceError as error:
-        assert "bf16" in error.message  # noqa: PT017
+        assert precision in error.message  # noqa: PT017
         return
     warm_up(engine)
     engine.close()

@@ -69,3 +69,28 @@ def test_a_broken_file(tmp_path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(IndexFolderError, match="is broken"):
         entries.read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b"(50,)", b"(99999999999,)"),
+        (b"(50,)", b"(49,)"),
+        (b"(50,)", b"(-1,)"),
+        (b"(50,)", b"(((((("),
+        (b"'descr'", b"'descr\\"),
+        (b"NUMPY\1", b"NUMPY\2"),
+        (b"'|u1'", b"'|O'"),
+    ],
+    ids=str,
+)
+def test_a_header_that_lies(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
+    path = tmp_path / entries.FILE
+    with path.open("wb") as file:
+        entries.write(file, Entries.of(range(50), [digest(i) for i in range(50)]))
+    data, (old, new) = path.read_bytes(), change
+    header = data[:128].replace(old, new).rstrip()
+    assert old in data[:128]
+    path.write_bytes((header.ljust(127)[:127] + b"\n") + data[128:])
+    with pytest.raises(IndexFolderError, match="is broken"):
+        entries.read(path)

@@ -3,7 +3,9 @@
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pdserve.index import id_map
 from pdserve.index.build import build
 from pdserve.index.change import append, remove
 from pdserve.index.errors import IndexFolderError, OtherEmbedderError
+from pdserve.index.faiss_package import faiss
 from pdserve.index.search import changed, load
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
 from tests.index.test_change import foreign
@@ -172,6 +175,35 @@ def test_many_threads_search_one_index(index: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Watched:
+    """faiss's index, with a note of how many threads each search may take."""
+
+    def __init__(self, index: Any) -> None:
+        self._index, self.ntotal = index, index.ntotal
+        self.threads: list[int] = []
+
+    def search(self, queries: np.ndarray, k: int) -> Any:
+        self.threads.append(faiss().omp_get_max_threads())
+        return self._index.search(queries, k)
+
+
+def test_a_search_takes_one_thread_unless_it_is_long(index: Path) -> None:
+    """And leaves the number for what else faiss does as it was, here and in other threads."""
+    loaded, queries = load(index), clustered(4, 16)
+    watched = Watched(loaded._index)
+    usual = faiss().omp_get_max_threads()
+    faiss().omp_set_num_threads(3)
+    try:
+        replace(loaded, _index=watched).search(queries, 2)
+        # As if there were so many; there being fewer slots, none is asked for twice.
+        replace(loaded, _index=watched, count=1 << 26).search(queries, 2)
+        replace(loaded, _index=watched, count=1 << 26, type="HNSW32").search(queries, 2)
+        assert watched.threads == [1, 3, 1]
+        assert faiss().omp_get_max_threads() == 3
+    finally:
+        faiss().omp_set_num_threads(usual)
 
 
 def test_found_by_name_data_set_and_folder(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
-from pdserve.errors import ClosedError, DeadlineError, EngineError, OverloadedError
-from pdserve.services.batching import Batcher
+from pdserve.errors import ClosedError, DeadlineError, EngineError
+from pdserve.services.batching import MAX_FAILURES, Batcher, RetiredError
 
 
 class Worker:
-    """Doubles numbers; ``gate`` holds it until opened."""
+    """Doubles numbers; ``gate`` holds it until opened. It cannot stand negative numbers."""
 
     def __init__(self, held: bool = False) -> None:
         self.batches: list[list[int]] = []
@@ -23,19 +24,13 @@ class Worker:
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.batches.append(list(items))
         assert self.gate.wait(20)
-        if -1 in items:
+        if min(items) < 0:
             raise EngineError("a bad item")
         return [2 * item for item in items]
 
 
-def batcher(*workers: Worker, **settings: float) -> Batcher[int, int]:
-    chosen = {
-        "max_batch_size": 4,
-        "max_queue_delay_ms": 0,
-        "max_queue_size": 100,
-        "timeout_ms": None,
-    } | settings
-    return Batcher(workers, **chosen)  # type: ignore[arg-type]
+def batcher(*workers: Any, **settings: Any) -> Batcher[int, int]:
+    return Batcher(workers, **({"max_batch_size": 4} | settings))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -61,30 +56,46 @@ def test_results_come_back_to_whom_they_belong() -> None:
     run(test)
 
 
-def test_waiting_requests_run_together_and_a_request_is_never_split() -> None:
+def test_images_of_several_requests_fill_batches_whoever_they_belong_to() -> None:
     async def test() -> None:
         worker = Worker(held=True)
         queue = batcher(worker)
         queue.start()
         first = asyncio.create_task(queue.submit([0]))
         await until(lambda: len(worker.batches) == 1)
-        rest = [asyncio.create_task(queue.submit(items)) for items in ([1, 2], [3, 4], [5, 6], [7])]
-        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(queue.submit(items)) for items in ([1, 2], [3, 4, 5], [6, 7])]
+        await until(lambda: queue.waiting == 7)
         worker.gate.set()
-        await asyncio.gather(first, *rest)
+        assert await asyncio.gather(first, *rest) == [[0], [2, 4], [6, 8, 10], [12, 14]]
         assert worker.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
         await queue.close()
 
     run(test)
 
 
-def test_a_request_larger_than_a_batch_is_a_batch_of_its_own() -> None:
+def test_a_request_larger_than_a_batch_takes_several() -> None:
     async def test() -> None:
         worker = Worker()
         queue = batcher(worker)
         queue.start()
         assert await queue.submit(range(9)) == [2 * i for i in range(9)]
-        assert worker.batches == [list(range(9))]
+        assert worker.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+        await queue.close()
+
+    run(test)
+
+
+def test_idle_workers_share_what_waits() -> None:
+    async def test() -> None:
+        workers = Worker(held=True), Worker(held=True)
+        queue = batcher(*workers)
+        queue.start()
+        asking = asyncio.create_task(queue.submit(range(4)))
+        await until(lambda: all(worker.batches for worker in workers))
+        for worker in workers:
+            worker.gate.set()
+        assert await asking == [0, 2, 4, 6]
+        assert sorted(len(worker.batches[0]) for worker in workers) == [2, 2]
         await queue.close()
 
     run(test)
@@ -114,39 +125,23 @@ def test_after_the_delay_a_part_batch_runs() -> None:
         queue = batcher(worker, max_queue_delay_ms=50)
         queue.start()
         assert await queue.submit([1]) == [2]
+        assert await queue.submit([2]) == [4]
         await queue.close()
 
     run(test)
 
 
-def test_a_full_queue_says_so_at_once_and_recovers() -> None:
+@pytest.mark.parametrize("by", ["the queue's own limit", "the request's deadline"])
+def test_a_late_request_is_told_so_and_costs_no_engine_time(by: str) -> None:
     async def test() -> None:
         worker = Worker(held=True)
-        queue = batcher(worker, max_queue_size=3)
+        queue = batcher(worker, timeout_ms=100 if by.startswith("the queue") else None)
         queue.start()
-        running = asyncio.create_task(queue.submit([0]))
-        await until(lambda: len(worker.batches) == 1)
-        waiting = asyncio.create_task(queue.submit([1, 2, 3]))
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError, match="3 images wait"):
-            await queue.submit([4])
-        worker.gate.set()
-        assert await asyncio.gather(running, waiting) == [[0], [2, 4, 6]]
-        assert await queue.submit([5]) == [10]
-        await queue.close()
-
-    run(test)
-
-
-def test_a_late_request_is_told_so_and_costs_no_engine_time() -> None:
-    async def test() -> None:
-        worker = Worker(held=True)
-        queue = batcher(worker, timeout_ms=100)
-        queue.start()
-        running = asyncio.create_task(queue.submit([0]))
+        soon = None if by.startswith("the queue") else asyncio.get_running_loop().time() + 0.1
+        running = asyncio.create_task(queue.submit([0], soon))
         await until(lambda: len(worker.batches) == 1)
         with pytest.raises(DeadlineError):
-            await queue.submit([1])
+            await queue.submit([1], soon)
         with pytest.raises(DeadlineError):
             await running
         worker.gate.set()
@@ -157,14 +152,116 @@ def test_a_late_request_is_told_so_and_costs_no_engine_time() -> None:
     run(test)
 
 
-def test_a_failed_batch_leaves_the_worker_alive() -> None:
+def test_who_went_away_costs_no_engine_time() -> None:
     async def test() -> None:
-        queue = batcher(Worker())
+        worker = Worker(held=True)
+        queue = batcher(worker)
         queue.start()
-        with pytest.raises(EngineError, match="a bad item"):
-            await queue.submit([-1])
-        assert await queue.submit([3]) == [6]
+        running = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(worker.batches) == 1)
+        gone, staying = asyncio.create_task(queue.submit([1])), asyncio.create_task(queue.submit([2]))
+        await until(lambda: queue.waiting == 2)
+        gone.cancel()
+        await asyncio.sleep(0)
+        worker.gate.set()
+        assert await asyncio.gather(running, staying) == [[0], [4]]
+        assert worker.batches == [[0], [2]]
         await queue.close()
+
+    run(test)
+
+
+def test_of_a_failed_batch_only_the_bad_item_fails() -> None:
+    async def test() -> None:
+        worker = Worker(held=True)
+        queue = batcher(worker)
+        queue.start()
+        first = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(worker.batches) == 1)
+        good, mixed = asyncio.create_task(queue.submit([1])), asyncio.create_task(queue.submit([2, -1, 3]))
+        await until(lambda: queue.waiting == 4)
+        worker.gate.set()
+        assert await first == [0]
+        assert await good == [2]
+        two, bad, six = await mixed
+        assert (two, six) == (4, 6)
+        assert isinstance(bad, EngineError)
+        assert worker.batches == [[0], [1, 2, -1, 3], [1], [2], [-1], [3]]
+        assert await queue.submit([5]) == [10]
+        await queue.close()
+
+    run(test)
+
+
+def test_an_error_of_any_kind_becomes_an_engine_error() -> None:
+    async def test() -> None:
+        def work(items: Sequence[int]) -> list[int]:
+            if items[0] == 1:
+                raise ZeroDivisionError("by nothing")
+            return []  # too few
+
+        queue = batcher(work)
+        queue.start()
+        for item in (1, 2):
+            (failed,) = await queue.submit([item])
+            assert isinstance(failed, EngineError)
+        await queue.close()
+
+    run(test)
+
+
+def test_an_engine_that_fails_again_and_again_is_told_of() -> None:
+    async def test() -> None:
+        told: list[str] = []
+        queue = batcher(Worker(), on_broken=told.append)
+        queue.start()
+        for _ in range(MAX_FAILURES - 1):
+            await queue.submit([-1])
+        await queue.submit([1])  # which works, so that the count begins anew
+        for _ in range(MAX_FAILURES - 1):
+            await queue.submit([-1])
+        assert told == []
+        await queue.submit([-1])
+        assert told == ["failing"]
+        await queue.close()
+
+    run(test)
+
+
+def test_an_engine_that_hangs_is_told_of_and_left_behind() -> None:
+    async def test() -> None:
+        told: list[str] = []
+        stuck, fine = Worker(held=True), Worker()
+        queue = batcher(stuck, fine, hang_s=0.2, on_broken=told.append, max_batch_size=1)
+        queue.start()
+        answers = await asyncio.gather(*(queue.submit([i]) for i in range(4)))
+        assert told == ["hanging"]
+        assert sum(isinstance(answer[0], EngineError) for answer in answers) == 1
+        assert len(stuck.batches) == 1
+        queue.retire()
+        await queue.close()  # without waiting for the one that hangs
+        stuck.gate.set()
+
+    run(test)
+
+
+def test_who_waits_for_engines_that_are_given_up_is_sent_on() -> None:
+    async def test() -> None:
+        worker = Worker(held=True)
+        queue = batcher(worker)
+        queue.start()
+        running = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(worker.batches) == 1)
+        waiting = asyncio.create_task(queue.submit([1]))
+        await until(lambda: queue.waiting == 1)
+        queue.retire()
+        for asking in (waiting, queue.submit([2])):
+            with pytest.raises(RetiredError):
+                await asking
+        worker.gate.set()
+        assert await running == [0]
+        await queue.close()
+        assert worker.batches == [[0]]
 
     run(test)
 

@@ -1,0 +1,115 @@
+"""What the engine does with nothing around it, in a process of its own: the yardstick of serving.py.
+
+Reads one JSON object per line and answers with one: what to run, how, and for how long; then images/s and
+the median of the runs' durations. Engines stay loaded between lines, so that a measurement can be repeated
+in turn with others.
+
+``work`` is "engine" (prepared tensors through the engine), "limit" (image files through decoding,
+preprocessing and engine, in threads on all cores) or "recognition" (a detector's run and an embedder's over
+``crops`` crops, for each image).
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdserve import settings
+from pdserve.engines import Device, load
+from pdserve.home import Home
+from pdserve.models import find_serving_model
+from pdserve.services.classification import open_classification
+from pdserve.services.recognition import open_recognition
+from pdserve.serving_model import open_serving_model
+
+HOME = Home.from_environ(os.environ)
+
+
+@lru_cache(maxsize=1)  # one at a time: no other model's threads and memory beside it
+def engine(model: str, device: str, precision: str, instances: int | None, threads: int | None) -> Any:
+    """The engine that the server takes, loaded."""
+    found = open_serving_model(find_serving_model(model, HOME))
+    return load(found, device=Device.parse(device), precision=precision, instances=instances, threads=threads)
+
+
+@lru_cache(maxsize=1)
+def classifier(model: str, device: str, precision: str) -> Any:
+    """The whole pipeline, without a server."""
+    flags = {"model": model, "devices": (device,), "precision": precision}
+    return open_classification(settings.classification(flags, {}), HOME)
+
+
+@lru_cache(maxsize=1)
+def recogniser(device: str, precision: str) -> Any:
+    """Detector and embedder."""
+    return open_recognition(settings.recognition({"devices": (device,), "precision": precision}, {}), HOME)
+
+
+def measure(step: Callable[[], int], threads: int, seconds: float) -> dict[str, float]:
+    """Call ``step`` in so many threads; it says how many images it did."""
+    step()
+    durations: list[float] = []
+    images = [0] * threads
+    begun = time.perf_counter()
+    end = begun + seconds
+
+    def loop(number: int) -> None:
+        while (now := time.perf_counter()) < end:
+            images[number] += step()
+            durations.append(time.perf_counter() - now)
+
+    workers = [threading.Thread(target=loop, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - begun
+    return {"images_per_s": sum(images) / elapsed, "run_ms": 1000 * float(np.median(durations))}
+
+
+def work(asked: dict[str, Any]) -> dict[str, float]:
+    """One line's measurement."""
+    device, precision = asked.get("device", "cpu"), asked.get("precision", "fp32")
+    seconds = asked["seconds"]
+    if asked["work"] == "engine":
+        ready = engine(asked["model"], device, precision, asked.get("instances"), asked.get("engine_threads"))
+        (feed,) = ready.feeds
+        tensor = np.random.default_rng(0).random((asked["batch"], 3, 224, 224), np.float32)
+
+        def run() -> int:
+            ready.run({feed.alias: tensor})
+            return int(asked["batch"])
+
+        return measure(run, asked.get("threads") or ready.instances, seconds)
+    if asked["work"] == "limit":
+        data = Path(asked["image"]).read_bytes()
+        pipeline = classifier(asked["model"], device, precision)
+
+        def whole() -> int:
+            pipeline.read(pipeline.infer([pipeline.prepare(data)])[0])
+            return 1
+
+        return measure(whole, asked["threads"], seconds)
+    recognition = recogniser(device, precision)
+    image = recognition.decode(Path(asked["image"]).read_bytes())
+    prepared = recognition.detectors[0].prepare(image)
+    crops = [recognition.embedder.prepare(image)] * asked["crops"]
+
+    def both() -> int:
+        recognition.detect([prepared])
+        recognition.embedder.infer(crops)
+        return 1
+
+    return measure(both, asked["threads"], seconds)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(work(json.loads(line))), flush=True)

@@ -1,0 +1,58 @@
+"""The real ``pdserve`` command with an engine that can be told to fail: ``python -m tests.faults serve …``.
+
+The engine is OpenVINO, with faults laid over it by files in the folder PDSERVE_FAULTS: while there is
+``fail``, every run fails; who finds ``hang``, takes it away and never comes back; ``slow`` holds the
+seconds that each run takes longer. A magenta picture fails always. ``runs`` gets a byte for every image
+that the engine was given.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pdserve import engines
+from pdserve.cli import main
+from pdserve.engines import openvino
+from pdserve.engines.contract import Array, Instance, Opened, Request
+
+MAGENTA = (255, 0, 255)
+
+
+def open_model(request: Request) -> Opened:
+    """OpenVINO's, with faults."""
+    opened = openvino.open_model(request)
+    return Opened([_faulty(instance) for instance in opened.instances], opened.description)
+
+
+def _faulty(instance: Instance) -> Instance:
+    folder = Path(os.environ["PDSERVE_FAULTS"])
+
+    def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        (images,) = feeds.values()
+        with (folder / "runs").open("ab") as runs:
+            runs.write(b"." * len(images))
+        if (folder / "fail").exists():
+            raise RuntimeError("told to fail")
+        try:
+            (folder / "hang").unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            time.sleep(1000)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            time.sleep(float((folder / "slow").read_text()))
+        means = images.mean(axis=(2, 3))
+        if np.any((means[:, 0] > 0.9) & (means[:, 1] < 0.1) & (means[:, 2] > 0.9)):
+            raise RuntimeError("it does not like magenta")
+        return instance(feeds)
+
+    return run
+
+
+if __name__ == "__main__":
+    engines.ENGINES["openvino"] = "tests.faults:open_model"
+    main()

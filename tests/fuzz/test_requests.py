@@ -1,0 +1,153 @@
+"""What callers send: the pipeline protocol as JSON and as messages, /v1's JSON, multipart forms."""
+
+import base64
+import io
+
+import numpy as np
+from fastapi import Request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdserve.errors import PackageError, RequestError
+from pdserve.protos import message
+from pdserve.services import bodies, gateway, pipeline_protocol
+from pdserve.services.pipeline_protocol import PipelineRequest
+from tests.fuzz.guard import outcome
+from tests.fuzz.mutation import mutated, mutated_json, mutated_message, numpy_files
+from tests.fuzz.test_indexes import NUMPY_TOKENS
+from tests.tiny import picture
+
+IMAGE = base64.b64encode(picture((255, 0, 0), (2, 2))).decode()
+
+
+def _numpy_file() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.arange(6, dtype=np.float32).reshape(2, 3))
+    return out.getvalue()
+
+
+NUMPY_FILE = _numpy_file()
+_TENSOR = {"name": "x", "elem_type": 1, "shape": [2], "float_data": [1.5, 2], "lod": [0, 1]}
+REQUESTS = [
+    {
+        "key": ["image", "pipeline.profile"],
+        "value": [IMAGE, "1"],
+        "logid": "5",
+        "clientip": "",
+        "method": "prediction",
+    },
+    {
+        "key": [],
+        "value": [],
+        "name": "x",
+        "tensors": [
+            _TENSOR,
+            {"name": "y", "elem_type": 13, "byte_data": base64.b64encode(NUMPY_FILE).decode()},
+            {"name": "z", "elem_type": 12, "str_data": [IMAGE]},
+        ],
+    },
+]
+ODD = (_TENSOR, [2**31, 2**31], [-1, 5], "AAAA=A", "Å", {"elem_type": 77}, [2**62] * 40)
+
+
+@given(mutated_json(REQUESTS, ODD))
+def test_json_of_the_pipeline_protocol(body: bytes) -> None:
+    request = outcome(lambda: gateway.parse("x", body), gateway._MalformedError)
+    if request is not None:
+        _take_apart(request)
+
+
+def _take_apart(request: PipelineRequest) -> None:
+    inputs = outcome(lambda: pipeline_protocol._inputs(request), PackageError)
+    for value in (inputs or {}).values():
+        outcome(lambda value=value: pipeline_protocol._image(value))  # type: ignore[misc]
+
+
+def _messages() -> list[bytes]:
+    tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")
+    request = message("baidu.paddle_serving.pipeline_serving.Request")
+    one = request(key=["image"], value=[IMAGE], logid=3, name="x")
+    two = request(name="x")
+    two.tensors.append(tensor(name="y", elem_type=13, byte_data=NUMPY_FILE))
+    two.tensors.append(tensor(name="x", elem_type=1, shape=[2, 1], float_data=[1, 2], lod=[0, 1]))
+    two.tensors.append(tensor(name="z", elem_type=12, str_data=[IMAGE]))
+    return [one.SerializeToString(), two.SerializeToString()]
+
+
+MESSAGES = _messages()
+
+
+@given(st.one_of(mutated(MESSAGES, NUMPY_TOKENS), mutated_message(MESSAGES)))
+def test_message_of_the_pipeline_protocol(data: bytes) -> None:
+    request = message("baidu.paddle_serving.pipeline_serving.Request")()
+    try:
+        request.ParseFromString(data)
+    except Exception:  # gRPC says so itself, before pdserve sees it
+        return
+    _take_apart(PipelineRequest(request.name, request.key, request.value, request.tensors, request.logid))
+
+
+@given(st.one_of(mutated([NUMPY_FILE], NUMPY_TOKENS, among=128), numpy_files(NUMPY_FILE[-24:])))
+def test_tensor_of_bytes(data: bytes) -> None:
+    tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")(name="y", elem_type=13, byte_data=data)
+    outcome(lambda: pipeline_protocol._inputs(PipelineRequest("x", [], [], [tensor])), PackageError)
+
+
+def _request(content_type: bytes) -> Request:
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]})
+
+
+BODIES = [{"images": [IMAGE, f"data:image/png;base64,{IMAGE}"]}, {"images": []}]
+
+
+@given(mutated_json(BODIES, ("data:", "data:;base64,", "data:,x", "====", "AA\nAA", "é")))
+def test_json_of_v1(body: bytes) -> None:
+    request = _request(b"application/json; charset=utf-8")
+    images = outcome(lambda: bodies.read_images(request, body, 4), RequestError)
+    assert images is None or all(isinstance(image, (bytes, RequestError)) for image in images)
+
+
+def _form(*parts: tuple[str, bytes]) -> bytes:
+    return (
+        b"".join(b"--b\r\n" + head.encode() + b"\r\n\r\n" + data + b"\r\n" for head, data in parts)
+        + b"--b--\r\n"
+    )
+
+
+_DISPOSITION = "Content-Disposition: form-data; name="
+FORMS = [
+    _form(
+        (f'{_DISPOSITION}"images"; filename="a.png"\r\nContent-Type: image/png', picture((1, 2, 3), (2, 2)))
+    ),
+    _form(
+        (f'{_DISPOSITION}"images"; filename="a"', b"x"),
+        (f'{_DISPOSITION}"top_k"', b"3"),
+        (f'{_DISPOSITION}"images"', b"y"),
+    ),
+    _form(
+        (f"{_DISPOSITION}images; filename*=UTF-8''%e9", b"x"),
+        ('content-disposition: form-data; name="images"; filename="../../a"', b"z"),
+    ),
+]
+FORM_TOKENS = (
+    b"--b\r\n", b"--b--", b"\r\n\r\n", b"\r\n", b"\n", b"filename=", b'"', b'\\"', b";",
+    b"name*=utf-8''%ff", b"Content-Disposition:", b"Content-Transfer-Encoding: base64\r\n",
+    b": x\r\n" * 300, b"a" * 20000 + b": x\r\n", b"\0", b"\xff", b"--b\r\n" * 300,
+)  # fmt: skip
+TYPES = st.sampled_from(
+    (
+        b"multipart/form-data; boundary=b", b'multipart/form-data; boundary="b"', b"multipart/form-data",
+        b"multipart/form-data; boundary=", b"multipart/form-data; boundary=" + b"b" * 300,
+        b"multipart/form-data; boundary=b; charset=utf-16", b"multipart/form-data; charset=x; boundary=b",
+        b"multipart/form-data; boundary=\xff", b"multipart/form-data; boundary=b; charset=undefined",
+        b"multipart/form-data; boundary=b; charset=idna",
+    )
+)  # fmt: skip
+
+
+@given(TYPES, mutated(FORMS, FORM_TOKENS))
+def test_multipart_form(content_type: bytes, body: bytes) -> None:
+    request = _request(content_type)
+    files = outcome(lambda: bodies.read_form(request, body, 4), RequestError)
+    if files is not None:
+        assert all(isinstance(file, bytes) for file in files[0])

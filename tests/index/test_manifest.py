@@ -1,0 +1,69 @@
+"""index.json, whoever wrote it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdserve.index import manifest
+from pdserve.index.embedder import EmbedderId
+from pdserve.index.errors import IndexFolderError
+from pdserve.index.manifest import Manifest
+from pdserve.record import Stamp
+
+KNOWN = Manifest(
+    version=7,
+    previous=6,
+    change="append: 3 added",
+    type="Flat",
+    metric="IP",
+    dimension=512,
+    count=48,
+    labels=8,
+    slots=48,
+    trained_on=48,
+    next_id=51,
+    embedder=EmbedderId("e", "f"),
+    created="2025-01-31T12:00:00+00:00",
+    updated="2025-01-31T12:00:00+00:00",
+    files={"vector.index": Stamp(9, "0" * 64, 5)},
+)
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    assert manifest.read(tmp_path) is None
+    (tmp_path / manifest.FILE).write_text(manifest.dumps(KNOWN), "utf-8")
+    assert manifest.read(tmp_path) == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "its format is 2"),
+        ({"version": "7"}, "version is '7'"),
+        ({"count": -1}, "count is -1"),
+        ({"previous": "../../x"}, r"previous is '\.\./\.\./x'"),
+        ({"type": 3}, "type is 3"),
+        ({"created": None}, "created is None"),
+        ({"more": 1}, "more"),
+        ({"embedder": "e"}, "mapping"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "", "mtime_ns": 0}}}, "names a file outside its folder"),
+        ({"files": {"a\\b": {"bytes": 1, "sha256": "", "mtime_ns": 0}}}, "names a file outside its folder"),
+        ({"files": {"..": {"bytes": 1, "sha256": "", "mtime_ns": 0}}}, "names a file outside its folder"),
+        ({"files": {"x": 3}}, "mapping"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    fields = json.loads(manifest.dumps(KNOWN)) | change
+    (tmp_path / manifest.FILE).write_text(json.dumps(fields), "utf-8")
+    with pytest.raises(IndexFolderError, match=rf"manifest .* cannot be read .*{words}"):
+        manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"format": 1}', "3"], ids=lambda text: text[:12])
+def test_no_manifest_at_all(tmp_path: Path, text: str) -> None:
+    (tmp_path / manifest.FILE).write_text(text, "utf-8")
+    with pytest.raises(IndexFolderError, match="cannot be read"):
+        manifest.read(tmp_path)
