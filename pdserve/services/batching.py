@@ -14,13 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from pdserve.engines import Engine
-from pdserve.engines.device import cores
 from pdserve.errors import ClosedError, DeadlineError, EngineError, PdserveError
 from pdserve.services.engine_thread import EngineThread
 from pdserve.services.metrics import Metrics
 from pdserve.services.stages import Stages
-from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -283,39 +280,3 @@ def _expire(group: _Group[Result]) -> None:
 
 def _translated(error: Exception) -> PdserveError:
     return error if isinstance(error, PdserveError) else EngineError(f"The engine failed: {error}.")
-
-
-def for_engines(
-    infer: Callable[..., Sequence[Result]],
-    engines: Sequence[Engine],
-    model: ModelSettings,
-    on_broken: Callable[[str], None],
-    metrics: Metrics,
-    name: str,
-) -> Batcher[Item, Result]:
-    """A queue before a model's engines: a worker for each instance on each device.
-
-    ``name`` is the model's, for the metrics. ``infer(items, engine=N)`` runs a batch on the N-th device's
-    engine.
-    """
-    return Batcher(
-        [
-            functools.partial(infer, engine=number)
-            for number, engine in enumerate(engines)
-            for _ in range(engine.instances)
-        ],
-        max_batch_size=batch_size(engines[0], model),
-        max_queue_delay_ms=model.max_queue_delay_ms,
-        timeout_ms=model.timeout_ms,
-        hang_s=model.hang_s,
-        on_broken=on_broken,
-        metrics=metrics,
-        model=name,
-    )
-
-
-def batch_size(engine: Engine, model: ModelSettings) -> int:
-    """What was asked for; else what a GPU needs to be busy, or what a CPU's cores can share out."""
-    if model.max_batch_size != "auto":
-        return model.max_batch_size
-    return 32 if engine.device.kind == "gpu" else min(8, cores())

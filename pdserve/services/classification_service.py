@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import PdserveError
-from pdserve.services.batching import Batcher, for_engines
+from pdserve.services.batching import Batcher
 from pdserve.services.classification import ClassificationPipeline, Tensor
-from pdserve.services.generations import Generations
+from pdserve.services.engine_queue import for_engines
 from pdserve.services.loading import stamp
 from pdserve.services.metrics import Metrics
-from pdserve.services.service import Pool, check_count
+from pdserve.services.served import Served
+from pdserve.services.service import Pool
 from pdserve.services.stages import Stages
-from pdserve.settings import ClassificationSettings, ModelSettings
+from pdserve.settings import ClassificationSettings
 from pdserve.vision.scores import Label
 
 Open = Callable[[bool], tuple[ClassificationPipeline, ClassificationSettings]]
@@ -29,14 +30,14 @@ class _Generation:
     def __init__(
         self,
         pipeline: ClassificationPipeline,
-        settings: ModelSettings,
+        settings: ClassificationSettings,
         pool: Pool,
         metrics: Metrics,
         on_broken: Callable[["_Generation", str], None],
     ) -> None:
         self.pipeline = pipeline
         self.loaded = pipeline.stamp
-        self._settings = settings
+        self.server, self.model = settings.server, settings.model
         self._pool = pool
         self._metrics = metrics
         self._stages = Stages(metrics)
@@ -44,7 +45,7 @@ class _Generation:
         self._batcher: Batcher[Tensor, Tensor] = for_engines(
             pipeline.infer,
             pipeline.engines,
-            settings,
+            settings.model,
             lambda cause: on_broken(self, cause),
             metrics,
             self._name,
@@ -59,7 +60,7 @@ class _Generation:
         self._metrics.queue(self._name, lambda: self._batcher.waiting)
         engine = self.pipeline.engines[0]
         self._metrics.model(
-            "classifier", self._name, engine.name, ",".join(self._settings.devices), self._settings.precision
+            "classifier", self._name, engine.name, ",".join(self.model.devices), self.model.precision
         )
 
     async def answer(
@@ -119,48 +120,19 @@ class _Prepared:
     ended: float
 
 
-class ClassificationService:
+class ClassificationService(Served[_Generation]):
     """See pdserve.services.service.Service; an answer is an image's labels, best first."""
 
     kind = "classification"
 
     def __init__(self, open_pipeline: Open, metrics: Metrics) -> None:
-        pipeline, settings = open_pipeline(False)
-        self.names = frozenset({settings.server.name, self.kind})
-        self._limits = settings.server
-        self._metrics = metrics
-        self._stages = Stages(metrics)
-        self._pool = Pool()
-        self.generations: Generations[_Generation] = Generations(
-            self._generation(pipeline, settings),
-            lambda anew: self._generation(*open_pipeline(anew)),
-            settings.model.max_queue_size,
-            settings.model.hang_s,
-            metrics,
-        )
+        def build(anew: bool, pool: Pool, metrics: Metrics) -> _Generation:
+            pipeline, settings = open_pipeline(anew)
+            return _Generation(
+                pipeline, settings, pool, metrics, lambda *told: self.generations.broken(*told)
+            )
 
-    def _generation(self, pipeline: ClassificationPipeline, settings: ClassificationSettings) -> _Generation:
-        return _Generation(pipeline, settings.model, self._pool, self._metrics, self._broken)
-
-    def _broken(self, generation: _Generation, cause: str) -> None:
-        self.generations.broken(generation, cause)
-
-    @property
-    def ready(self) -> bool:
-        return self.generations.ready
-
-    def start(self) -> None:
-        self.generations.start()
-
-    async def answer(
-        self,
-        images: Sequence[bytes | PdserveError],
-        top_k: int | None = None,
-        timeout_s: float | None = None,
-    ) -> list[list[Label] | PdserveError]:
-        """Labels of each image."""
-        check_count(images, self._limits)
-        return await self._stages.answers(len(images), self.generations.answer(images, top_k, timeout_s))
+        super().__init__(build, metrics)
 
     def result(self, answer: list[Label]) -> Mapping[str, Any]:
         return {"labels": [asdict(label) for label in answer]}
@@ -173,10 +145,3 @@ class ClassificationService:
         if self.generations.current.pipeline.description.postprocess.kind in ("Topk", "ThreshOutput"):
             return {"label": repr([row[0] for row in labels]), "prob": repr([row[0] for row in scores])}
         return {"label": repr(labels), "prob": repr(scores)}
-
-    def stop(self) -> None:
-        self.generations.stop()
-
-    async def close(self) -> None:
-        await self.generations.close()
-        self._pool.close()

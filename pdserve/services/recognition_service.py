@@ -10,14 +10,15 @@ import numpy as np
 from pdserve.engines import Device, Engine
 from pdserve.errors import PdserveError
 from pdserve.index.search import LoadedIndex
-from pdserve.services.batching import Batcher, for_engines
+from pdserve.services.batching import Batcher
 from pdserve.services.embedding import Embedder, Tensor
-from pdserve.services.generations import Generations
+from pdserve.services.engine_queue import for_engines
 from pdserve.services.live_index import LiveIndex
 from pdserve.services.loading import stamp
 from pdserve.services.metrics import Metrics
 from pdserve.services.recognition import Answer, Clock, RecognitionPipeline, Region, choose, regions
-from pdserve.services.service import Pool, check_count
+from pdserve.services.served import Served
+from pdserve.services.service import Pool
 from pdserve.services.stages import Stages
 from pdserve.settings import ModelSettings, RecognitionSettings
 from pdserve.vision.boxes import Box, Floats
@@ -55,6 +56,7 @@ class _Generation:
         device = Device.parse(settings.embedder.devices[0])
         gpu = device.index if device.kind == "gpu" else None
         self.index = LiveIndex(index, pipeline.embedder, gpu, metrics, on_misfit)
+        self.server, self.model = settings.server, settings.detector or settings.embedder
         self._settings = settings
         self._pool = pool
         self._metrics = metrics
@@ -190,42 +192,22 @@ Open = Callable[[bool], tuple[RecognitionPipeline, LoadedIndex, RecognitionSetti
 """Opens models and index by the settings in force, or (True) by what they are when read anew."""
 
 
-class RecognitionService:
+class RecognitionService(Served[_Generation]):
     """See pdserve.services.service.Service; an answer is the objects in an image."""
 
     kind = "recognition"
 
     def __init__(self, open_pipeline: Open, metrics: Metrics) -> None:
-        pipeline, index, settings = open_pipeline(False)
-        self.names = frozenset({settings.server.name, self.kind})
-        self._limits = settings.server
-        self._metrics = metrics
-        self._stages = Stages(metrics)
-        self._pool = Pool()
-        self.generations: Generations[_Generation] = Generations(
-            self._generation(pipeline, index, settings),
-            lambda anew: self._generation(*open_pipeline(anew)),
-            (settings.detector or settings.embedder).max_queue_size,
-            (settings.detector or settings.embedder).hang_s,
-            metrics,
-        )
+        def build(anew: bool, pool: Pool, metrics: Metrics) -> _Generation:
+            return _Generation(
+                *open_pipeline(anew),
+                pool,
+                metrics,
+                lambda *told: self.generations.broken(*told),
+                lambda: self.generations.reload_soon(),
+            )
 
-    def _generation(
-        self, pipeline: RecognitionPipeline, index: LoadedIndex, settings: RecognitionSettings
-    ) -> _Generation:
-        return _Generation(
-            pipeline,
-            index,
-            settings,
-            self._pool,
-            self._metrics,
-            lambda generation, cause: self.generations.broken(generation, cause),
-            lambda: self.generations.reload_soon(),
-        )
-
-    @property
-    def ready(self) -> bool:
-        return self.generations.ready
+        super().__init__(build, metrics)
 
     @property
     def index(self) -> LiveIndex:
@@ -236,19 +218,6 @@ class RecognitionService:
     def embedder(self) -> Embedder:
         """The embedder in force."""
         return self.generations.current.pipeline.embedder
-
-    def start(self) -> None:
-        self.generations.start()
-
-    async def answer(
-        self,
-        images: Sequence[bytes | PdserveError],
-        top_k: int | None = None,
-        timeout_s: float | None = None,
-    ) -> list[Answer | PdserveError]:
-        """Objects of each image."""
-        check_count(images, self._limits)
-        return await self._stages.answers(len(images), self.generations.answer(images, top_k, timeout_s))
 
     def result(self, answer: Answer) -> Mapping[str, Any]:
         return {
@@ -279,10 +248,3 @@ class RecognitionService:
             for answer in answers
         ]
         return {"result": repr(lists[0] if len(lists) == 1 else lists)}
-
-    def stop(self) -> None:
-        self.generations.stop()
-
-    async def close(self) -> None:
-        await self.generations.close()
-        self._pool.close()
