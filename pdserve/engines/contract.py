@@ -88,8 +88,8 @@ class Request:
     def cpu_shares(self, best: int) -> tuple[int, int]:
         """Threads of an instance, and instances, on the CPU; ``best`` is the engine's number of instances.
 
-        Instances that nobody asked for are there to overlap, so each may use all cores; those that were
-        asked for share them out.
+        Instances that nobody asked for share one pool of threads, those that were asked for share out the
+        cores.
         """
         if self.instances is None:
             return self.threads or cores(), best if cores() > 1 else 1

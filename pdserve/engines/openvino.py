@@ -1,7 +1,7 @@
 """OpenVINO, the engine of choice on a CPU: reads ProgramDesc models as they are.
 
-One compiled model; an instance is one of its infer requests, with a stream of its own. A detector's
-suppression is done outside of OpenVINO, which rounds the boxes and scores to two decimals.
+An instance is an infer request of a compiled model, with a stream of its own. A detector's suppression is
+done outside of OpenVINO, which rounds the boxes and scores to two decimals.
 """
 
 import sys
@@ -11,6 +11,8 @@ from typing import Any
 
 from pdserve.engines import optimized, packages, suppression
 from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
+from pdserve.engines.device import cores
+from pdserve.engines.elastic import elastic
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
 from pdserve.parameters import read_parameters
 
@@ -36,21 +38,27 @@ def open_model(request: Request) -> Opened:
     else:
         # In memory, since by path OpenVINO knows a model by its file's ending, and __model__ has none.
         model = core.read_model(graph.program, read_parameters(request.model.files, request.program))
-    # Two instances that may each use all cores: one request alone is as fast as it can be, and under load
-    # one fills the gaps that the other leaves (ResNet50_vd, two cores: 1.1 to 1.2 times the throughput).
-    threads, instances = request.cpu_shares(2)
-    config = {
-        "INFERENCE_PRECISION_HINT": _HINTS[request.precision],
-        "NUM_STREAMS": instances,
-        "INFERENCE_NUM_THREADS": threads * instances,
-    }
+    threads = request.threads or cores() if request.instances is None else request.cpu_shares(1)[0]
+    hint = _HINTS[request.precision]
+    if request.instances is not None or threads == 1:
+        count = request.instances or 1
+        instances = _compiled(core, model, graph, hint, count, threads * count)
+        shared = shared_out(threads, count)
+    else:
+        (alone,) = _compiled(core, model, graph, hint, 1, threads)
+        instances = elastic(alone, _compiled(core, model, graph, hint, 2, threads))
+        shared = f"{threads} threads for one run or two"
+    return Opened(
+        instances, f"OpenVINO {packages.version('openvino')} on CPU, {request.precision}{note}, {shared}"
+    )
+
+
+def _compiled(core: Any, model: Any, graph: "Graph", hint: str, count: int, threads: int) -> list[Instance]:
+    """So many instances, each with a stream of its own, that share out the threads."""
+    config = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": count, "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(model, "CPU", config)
     outputs = {name: compiled.output(name) for name in graph.fetches}
-    return Opened(
-        [_instance(compiled, outputs, graph.cut) for _ in range(instances)],
-        f"OpenVINO {packages.version('openvino')} on CPU, {request.precision}{note}, "
-        f"{shared_out(threads, instances)}",
-    )
+    return [_instance(compiled, outputs, graph.cut) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def for_engines(
 
 
 def batch_size(engine: Engine, model: ModelSettings) -> int:
-    """What was asked for; else what a GPU needs to be busy, or what a CPU's cores can share out."""
+    """What was asked for; else what a GPU needs to be busy, or a CPU, whose cores are with few images."""
     if model.max_batch_size != "auto":
         return model.max_batch_size
-    return 32 if engine.device.kind == "gpu" else min(8, cores())
+    return 32 if engine.device.kind == "gpu" else min(8, max(1, cores() // 2))
