@@ -15,6 +15,11 @@ from pdserve.prototxt import Variable
 from pdserve.serving_model import ServingModel
 
 
+def as_batch(tensors: Sequence[Array]) -> Array:
+    """Tensors of one shape -> one with the batch in front: of one alone a view, since a copy takes time."""
+    return tensors[0][np.newaxis] if len(tensors) == 1 else np.stack(tensors)
+
+
 def check_config(model: ServingModel, signature: Signature) -> None:
     """See that the prototxt speaks of this model. It may leave fetches out, feeds not. Raises ModelError."""
     for kind, variables, specs in (

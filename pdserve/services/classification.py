@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.engines import Engine
+from pdserve.engines.feeds import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.home import Home
 from pdserve.models import find_serving_model
@@ -61,7 +62,7 @@ class ClassificationPipeline:
         rows: list[Tensor | None] = [None] * len(tensors)
         for shape in dict.fromkeys(t.shape for t in tensors):
             among = [i for i, t in enumerate(tensors) if t.shape == shape]
-            scores = self.engines[engine].run({FEED: np.stack([tensors[i] for i in among])})[self.fetch]
+            scores = self.engines[engine].run({FEED: as_batch([tensors[i] for i in among])})[self.fetch]
             if scores.ndim != 2 or len(scores) != len(among):
                 raise EngineError(
                     f"The model's {self.fetch!r} has the shape {scores.shape}, not (images, classes)."

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,12 @@ class ClassificationService(Served[_Generation]):
         super().__init__(build, metrics)
 
     def result(self, answer: list[Label]) -> Mapping[str, Any]:
-        return {"labels": [asdict(label) for label in answer]}
+        # Spelt out: dataclasses.asdict takes ten times as long.
+        return {
+            "labels": [
+                {"class_id": each.class_id, "label": each.label, "score": each.score} for each in answer
+            ]
+        }
 
     def fields(self, answers: Sequence[list[Label]]) -> Mapping[str, str]:
         """``label`` and ``prob``, each the repr of a list with an entry per image."""

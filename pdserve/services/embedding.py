@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pdserve import catalog
 from pdserve.engines import Engine
+from pdserve.engines.feeds import as_batch
 from pdserve.errors import AliasError, EngineError, SettingsError
 from pdserve.home import Home
 from pdserve.models import find_serving_model
@@ -72,7 +73,7 @@ class Embedder:
     def infer(self, tensors: Sequence[Tensor], engine: int = 0) -> list[Tensor]:
         """Tensors -> vectors, each (dimension,) float32 of length 1, as one batch. Raises EngineError."""
         feed = self.engines[engine].feeds[0].alias
-        features = self.engines[engine].run({feed: np.stack(tensors)})[self.fetch]
+        features = self.engines[engine].run({feed: as_batch(tensors)})[self.fetch]
         if features.ndim != 2 or len(features) != len(tensors):
             raise EngineError(f"The embedder gives {features.shape}, not (images, dimension).")
         # A vector of zeros has no direction; it stays as it is and is near to nothing.

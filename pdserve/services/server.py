@@ -20,6 +20,7 @@ from pdserve.services.gallery import add_gallery
 from pdserve.services.http import build_app
 from pdserve.services.http_server import http_door
 from pdserve.services.logs import open_log
+from pdserve.services.memory import keep_freed_memory
 from pdserve.services.metrics import Metrics
 from pdserve.services.observed import ObservedCalls, observed
 from pdserve.services.recognition import RecognitionPipeline, open_index, open_recognition
@@ -107,6 +108,7 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Se
                 bind(settings.host, port).close()
         if warning := exposed_to(settings):
             log.warning("%s", warning)
+        keep_freed_memory()
         yield _Server(settings, keys)
 
 
