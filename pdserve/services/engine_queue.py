@@ -44,7 +44,12 @@ def for_engines(
 
 
 def batch_size(engine: Engine, model: ModelSettings) -> int:
-    """What was asked for; else what a GPU needs to be busy, or a CPU, whose cores are with few images."""
+    """What was asked for; else what a GPU needs to be busy, or a CPU, whose cores are with few images.
+
+    A delay is asked for so that batches fill: then there is something to fill on a CPU, too.
+    """
     if model.max_batch_size != "auto":
         return model.max_batch_size
-    return 32 if engine.device.kind == "gpu" else min(8, max(1, cores() // 2))
+    if engine.device.kind == "gpu":
+        return 32
+    return 8 if model.max_queue_delay_ms else min(8, max(1, cores() // 2))
