@@ -1,0 +1,68 @@
+"""README and docs: the commands they show exist, and migrating.md explains all keys of a config.yml."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from pdserve import config_file
+from pdserve.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MIGRATING = (ROOT / "docs" / "migrating.md").read_text("utf-8")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(document, command line) of everything that is shown as typed, in a block or between backticks."""
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        for line in (*lines, *re.findall(r"`(pdserve [^`\n]+)`", prose)):
+            if match := re.search(r"(?:^|[|=\w/] )(pdserve \w.*)", line):
+                yield document.name, match[1]
+
+
+def words_of(line: str) -> list[str]:
+    """Its words, without a comment, a redirection, a pipe or an &."""
+    words = shlex.split(line.replace("…", ""), comments=True)
+    ends = (i for i, word in enumerate(words) if word in ("|", "&") or re.match(r"\d?>", word))
+    return words[1 : next(ends, len(words))]
+
+
+@pytest.mark.parametrize(("document", "line"), list(commands()), ids=str)
+def test_a_command_that_is_shown_exists(document: str, line: str) -> None:
+    command: Any = typer.main.get_command(app)
+    words = words_of(line)
+    while hasattr(command, "commands") and words:
+        name = words.pop(0)
+        if "|" in name:  # several in one line, as in build|append|remove
+            return
+        assert name in command.commands, f"{document}: {line}"
+        command = command.commands[name]
+    known = {"--help", *(option for each in command.params for option in (*each.opts, *each.secondary_opts))}
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--"):
+            assert option in known, f"{document}: {line}"
+
+
+def keys_of(schema: Any) -> set[str]:
+    return {field.alias or name for name, field in schema.model_fields.items()}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [config_file.ConfigFile, config_file.DagConf, config_file.OpConf, config_file.LocalServiceConf],
+    ids=lambda schema: schema.__name__,
+)
+def test_every_key_of_the_configuration_is_explained(schema: Any) -> None:
+    table = MIGRATING.partition("## Each key of config.yml")[2].partition("\n## ")[0]
+    explained = {key.split(".")[-1] for key in re.findall(r"`([\w.<>]+):?", table)}
+    assert keys_of(schema) - {"dag", "op", "local_service_conf"} <= explained
