@@ -49,6 +49,8 @@ def test_the_table_and_what_to_type(tiny_home: Path, tmp_path: Path) -> None:
     assert told.startswith("Next: pdserve serve classification --model tiny --engine openvino")
 
 
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_tells_what_was_found_and_writes_nothing(tiny_home: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     config.write_text(CONFIG)

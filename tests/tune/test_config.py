@@ -1,6 +1,7 @@
 """The winner in a config.yml."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_instances_are_per_device_and_concurrency_is_not(tmp_path: Path) -> None
     assert settings.detector.instances == TUNED["instances"]
 
 
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32", reason="has other permissions")
 def test_comments_quotes_and_form_stay(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     text = (
@@ -84,6 +87,8 @@ def test_comments_quotes_and_form_stay(tmp_path: Path) -> None:
     assert config.read_bytes().decode() == written
 
 
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a symbolic link")
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     there, link = tmp_path / "there.yml", tmp_path / "config.yml"
     there.write_text("http_port: 1\n")
