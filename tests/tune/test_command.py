@@ -10,8 +10,8 @@ import pytest
 
 from pdserve.settings import classification
 from pdserve.tune.candidates import NAMES
-from tests.running import environment, pdserve
-from tests.tiny import picture
+from tests.running import environment, pdserve, start
+from tests.tiny import build_embedder, picture
 
 QUICK = ("--seconds", "0.1", "--clients", "2", "--engine", "openvino")
 CONFIG = "op: {imagenet: {local_service_conf: {model_config: tiny}}}   # ours\nhttp_port: 18080\n"
@@ -35,6 +35,28 @@ def test_the_command_tries_prints_and_writes(tiny_home: Path, tmp_path: Path) ->
     assert {name: getattr(model, name) for name in NAMES} == best["settings"]["model"]
     assert "# ours" in config.read_text()
     assert f"pdserve serve classification --config {config}" in done.stderr
+    with start(tiny_home, "--config", str(config)) as server:
+        assert "tiny on OpenVINO" in server.log
+
+
+def test_recognition_is_tuned_model_by_model(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    build_embedder(home / "models")
+    gallery = tmp_path / "gallery" / "red"
+    gallery.mkdir(parents=True)
+    (gallery / "a.png").write_bytes(picture((255, 0, 0)))
+    built = ("--gallery", str(gallery.parent), "--out", "colors", "--model", "tiny_embedder")
+    made = pdserve(home, "index", "build", *built)
+    assert made.returncode == 0, made.stderr
+    options = ("--detector", "none", "--embedder", "tiny_embedder", "--index", "colors")
+    done = pdserve(
+        home, "tune", "--service", "recognition", *options, *QUICK, "--precision", "fp32", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(set(trial["settings"]) == {"embedder"} for trial in trials)
+    assert all(trial["settings"]["embedder"]["precision"] == "fp32" for trial in trials)
+    assert f"Next: pdserve serve recognition {' '.join(options)}" in done.stderr
 
 
 def test_the_table_and_what_to_type(tiny_home: Path, tmp_path: Path) -> None:
