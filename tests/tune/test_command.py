@@ -27,7 +27,9 @@ def test_the_command_tries_prints_and_writes(tiny_home: Path, tmp_path: Path) ->
     assert best["images_per_s"] > 0
     assert best["engine"] == "openvino"
     tried = {name: {trial["settings"]["model"][name] for trial in trials} for name in NAMES}
-    assert {name for name, values in tried.items() if len(values) > 1} == set(NAMES) - {"engine"}
+    varied = {name for name, values in tried.items() if len(values) > 1}
+    # A delay is not tried where batches of one were the best.
+    assert varied | {"max_queue_delay_ms"} == set(NAMES) - {"engine"}
     refused = {t["settings"]["model"]["precision"]: t["refused"] for t in trials if "refused" in t}
     assert "pdserve optimize" in refused["int8"]  # nobody has made it
     assert "measurements" in done.stderr  # how long it will take

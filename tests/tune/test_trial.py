@@ -27,15 +27,22 @@ def test_a_bound_takes_the_fastest_that_keeps_it() -> None:
 def test_of_those_that_are_as_good_the_simplest_is_taken() -> None:
     almost = trial(29.5, 400, instances=2)
     assert Goal().choose([DEFAULT, FASTEST, almost]) is almost
-    shaky = trial(25, 60, 31, 24)  # by the median slower, but one round was as good
-    assert Goal().choose([shaky, FASTEST]) is shaky
+    fastest = trial(30, 400, 30, 30, instances=4, threads=1)
+    shaky = trial(25, 60, 31, 24)  # by the median slower, but in one round no slower
+    assert Goal().choose([shaky, fastest]) is shaky
     steady = trial(25, 60, 26, 24)
-    assert Goal().choose([steady, FASTEST]) is FASTEST
+    assert Goal().choose([steady, fastest]) is fastest
+
+
+def test_what_slows_all_rounds_alike_decides_nothing() -> None:
+    """Measured while the machine was ever busier: in each round the same one was faster."""
+    slower, faster = trial(39, 500, 6, 15), trial(53, 700, 27, 34, precision="int8")
+    assert Goal().choose([slower, faster]) is faster
 
 
 def test_figures_are_medians_of_the_rounds() -> None:
     found = trial(10, 50, 40, 20)
-    assert (found.images_per_s, found.fastest, found.spread) == (20, 40, 1.5)
+    assert (found.images_per_s, found.spread) == (20, 1.5)
 
 
 def test_better_is_more_than_chance() -> None:
