@@ -56,6 +56,7 @@ async def _measure(
                 return
 
     try:
+        _check_compared(settings, home)  # once it is known that it runs at all
         await _ask(service, images[0])
         begin = time.perf_counter() + _WARM_UP * seconds
         end = begin + seconds
@@ -98,7 +99,6 @@ def _open(settings: Settings, home: Home) -> tuple[ClassificationService | Recog
             recogniser.close()
             raise
         service = RecognitionService(lambda anew: (recogniser, index, settings), Metrics())
-    _check_compared(settings, home)
     return service, ", ".join(dict.fromkeys(engine.name for engine in engines))
 
 
