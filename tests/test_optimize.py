@@ -14,7 +14,7 @@ from pdserve.optimize import agreement, images
 from pdserve.optimize.images import Picture
 from pdserve.vision.boxes import Box
 from tests.running import pdserve, start
-from tests.tiny import build_serving_model, picture
+from tests.tiny import build_embedder, build_serving_model, picture
 
 needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason='needs nncf: pip install "pdserve[optimize]"'
@@ -58,6 +58,20 @@ def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) 
         assert "int8" in server.log
         red = httpx.post(f"{server.url}/v1/classification", content=picture((255, 0, 0)), trust_env=False)
         assert red.json()["results"][0]["labels"][0]["label"] == "red"
+
+
+@needs_nncf
+def test_an_embedder_is_compared_by_its_neighbours_and_told_where_it_goes(
+    tmp_path: Path, photos: Path
+) -> None:
+    home = tmp_path / "home"
+    build_embedder(home / "models")
+    asked = ("--model", "tiny_embedder", "--precision", "int8", "--calibration", str(photos))
+    done = pdserve(home, "optimize", *asked, "--min-agreement", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "recall@1 agreement" in done.stdout
+    assert "cosine median" in done.stdout
+    assert "op.rec.local_service_conf" in done.stderr
 
 
 @needs_nncf

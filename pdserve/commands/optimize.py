@@ -156,3 +156,9 @@ def _tell(outcome: "Outcome", model: str, as_json: bool) -> None:
     console.line(f"{report.model}: {report.precision} published, {outcome.folder}")
     if report.task == "classification":
         console.say(f"Next: pdserve serve classification --model {model} --precision {report.precision}")
+        return
+    operator = "det" if report.task == "detection" else "rec"
+    console.say(
+        f"Next: precision: {report.precision} in op.{operator}.local_service_conf of a config.yml, or, once "
+        f"both models are {report.precision}, pdserve serve recognition --precision {report.precision}"
+    )

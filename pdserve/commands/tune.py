@@ -1,7 +1,6 @@
 """``pdserve tune``: the settings that serve a model best on this machine."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +8,14 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
+from pdserve.commands import tune_reports as reports
 from pdserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from pdserve.settings import ClassificationSettings, RecognitionSettings
-    from pdserve.tune import Trial
+    from pdserve.tune import Goal, Tuning
+    from pdserve.tune.candidates import Candidate, Settings
 
-_LIMIT_BYTES = 256 << 20  # of images that are read
+_LIMIT_BYTES = 64 << 20  # of images that are read
 
 
 def tune(
@@ -27,6 +27,9 @@ def tune(
         o.Service, typer.Option("--service", help="The service that is to run.")
     ] = o.Service.classification,
     model: o.ModelOption = None,
+    detector: o.DetectorOption = None,
+    embedder: o.EmbedderOption = None,
+    index: o.IndexOption = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="A config.yml; the winner is written into it."),
@@ -39,80 +42,154 @@ def tune(
         typer.Option("--p99", metavar="MS", min=0, help="Most images per second within this latency."),
     ] = None,
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many ask at once.")] = 8,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="For each candidate.")] = 3,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="For each measurement.")] = 3,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
+    engine: Annotated[o.Engine | None, typer.Option("--engine", help="Try no other.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Try no other: fp32, fp16, bf16 or int8.")
+    ] = None,
+    labels: o.LabelsOption = None,
+    resize_short: o.ResizeShortOption = None,
+    resize: o.ResizeOption = None,
+    interpolation: o.InterpolationOption = None,
+    backend: o.BackendOption = None,
+    crop: o.CropOption = None,
+    scale: o.ScaleOption = None,
+    mean: o.MeanOption = None,
+    std: o.StdOption = None,
+    channel_order: o.ChannelOption = None,
     as_json: o.Json = False,
 ) -> None:
     """Try engines, precisions, instances, threads, batches and delays, and tell which serve best.
 
-    With --config the winning settings are written into the file's block pdserve:.
+    With --config the winning settings are written into that file, else printed as what to type. A precision
+    is tried once `pdserve optimize` has made or compared it. Ctrl-C tells what was found until then.
     """
+    given = dict(locals())
     if throughput and p99 is not None:
         raise UsageError("--throughput and --p99 are two goals; give one of them.")
-    if model and service is o.Service.recognition:
-        raise UsageError("--model is for classification; name recognition's models in --config.")
+    _check_options(given, service)
     if config and not config.is_file():
         raise UsageError(f"There is no file {config}; give a config.yml, as in configs/.")
     from pdserve import settings
     from pdserve import tune as tuning
-    from pdserve.bench.pictures import made_up_photograph, read_images
+    from pdserve.tune import config as file
 
-    said = o.as_settings({"model": model, "gpu": gpu, "cpu": cpu})
-
-    def settle(wanted: Mapping[str, Any]) -> "ClassificationSettings | RecognitionSettings":
-        make = getattr(settings, service.value)
-        found: ClassificationSettings | RecognitionSettings = make(said | dict(wanted), os.environ, config)
-        return found
-
-    given = read_images(images, _LIMIT_BYTES)[0] if images else [made_up_photograph()]
-    if not images:
-        console.say("With a made-up photograph of 640×480; your own, with --images, tell more.")
-    outcome = tuning.tune(
-        settle,
-        o.home(),
-        given,
-        tuning.Goal(p99),
-        clients=clients,
-        seconds=seconds,
-        on_trial=lambda trial: console.say(_line(trial)),
-    )
-    if as_json:
-        for trial in outcome.trials:
-            console.json_line(_described(trial) | {"best": trial is outcome.best})
-    else:
-        ran = sorted((t for t in outcome.trials if t.refused is None), key=lambda t: -t.images_per_s)
-        rows = [[*map(str, _cells(t)), t.images_per_s, t.p50_ms, t.p99_ms] for t in ran]
-        console.table((*tuning.NAMES, "images/s", "p50 ms", "p99 ms"), rows, digits=1)
-    if outcome.best is None:
-        raise UsageError(
-            f"Nothing keeps a p99 of {p99:g} ms with {clients} clients; give more, or fewer clients."
-        )
     if config:
-        tuning.write(config, outcome.best)
-        console.say(f"written into {config}")
-    console.say("best: " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in outcome.best.settings.items()))
+        file.check(config)
+    asked = (*_SERVICE_OPTIONS[service], "gpu", "cpu", "engine", "precision")
+    flags = o.as_settings({name: given[name] for name in asked})
+    fixed = {name: flags[name] for name in ("engine", "precision") if flags[name] not in (None, "auto")}
+    wanted: Settings = getattr(settings, service.value)(flags, os.environ, config)
+    goal = tuning.Goal(p99)
+    effort = tuning.Effort(clients, seconds)
+    pictures = _images(images)
+    count, lasts = tuning.estimate(wanted, fixed, effort)
+    console.say(
+        f"Up to {count} measurements of {seconds:g} s with {clients} clients, "
+        f"some {reports.duration(lasts)}; what else keeps this machine busy is measured, too."
+    )
+    outcome = tuning.tune(
+        wanted,
+        o.home(),
+        pictures,
+        goal,
+        fixed=fixed,
+        effort=effort,
+        on_trial=reports.Progress(count).say,
+    )
+    reports.tell(outcome, as_json)
+    if outcome.best is None:
+        raise typer.Exit(_without_winner(outcome, goal, clients))
+    _hand_over(outcome.best.candidate, wanted, service, given)
 
 
-def _cells(trial: "Trial") -> list[Any]:
-    from pdserve.tune import NAMES
-
-    return [trial.settings.get(name, "auto") for name in NAMES]
-
-
-def _described(trial: "Trial") -> dict[str, Any]:
-    if trial.refused is not None:
-        return {"settings": dict(trial.settings), "refused": trial.refused}
-    return {
-        "settings": dict(trial.settings),
-        "images_per_s": round(trial.images_per_s, 2),
-        "p50_ms": round(trial.p50_ms, 2),
-        "p99_ms": round(trial.p99_ms, 2),
-    }
+_PREPROCESSING = (
+    "labels", "resize_short", "resize", "interpolation", "backend", "crop", "scale", "mean", "std",
+    "channel_order",
+)  # fmt: skip
+_SERVICE_OPTIONS = {
+    o.Service.classification: ("model", *_PREPROCESSING),
+    o.Service.recognition: ("detector", "embedder", "index"),
+}
 
 
-def _line(trial: "Trial") -> str:
-    what = " ".join(f"{name}={value}" for name, value in trial.settings.items())
-    if trial.refused is not None:
-        return f"{what}: not here: {trial.refused}"
-    return f"{what}: {trial.images_per_s:.1f} images/s, p99 {trial.p99_ms:.0f} ms"
+def _check_options(given: dict[str, Any], service: o.Service) -> None:
+    for other, names in _SERVICE_OPTIONS.items():
+        wrong = [name for name in names if given[name] is not None]
+        if other is not service and wrong:
+            option = wrong[0].replace("_", "-")
+            raise UsageError(f"--{option} is for --service {other.value}; add that, or leave it out.")
+
+
+def _images(named: list[str] | None) -> list[bytes]:
+    """The images, but for those that cannot be read, which are told."""
+    from pdserve.bench.pictures import made_up_photograph
+    from pdserve.errors import ImageError
+    from pdserve.predict import find_sources
+    from pdserve.vision.decode import decode
+
+    if not named:
+        console.say("With a made-up photograph of 640×480; your own, with --images, tell more.")
+        return [made_up_photograph()]
+    found: list[bytes] = []
+    left = _LIMIT_BYTES
+    for source in find_sources(named):
+        try:
+            data = source.read()
+            decode(data)
+        except ImageError as error:
+            console.say(f"skipped {source.name}: {error.message}")
+            continue
+        left -= len(data)
+        if found and left < 0:
+            console.say(f"With the first {len(found)} images: more would not fit in memory.")
+            break
+        found.append(data)
+    if not found:
+        raise UsageError(
+            f"There is no image that can be read in {', '.join(named)}; give others with --images."
+        )
+    return found
+
+
+def _without_winner(outcome: "Tuning", goal: "Goal", clients: int) -> int:
+    """Say why, and the exit code."""
+    if outcome.interrupted:
+        console.say("Stopped; nothing is decided, and nothing written.")
+        return 1
+    nearest = min((t for t in outcome.trials if t.rounds), key=lambda trial: trial.p99_ms)
+    raise UsageError(
+        f"Nothing keeps a p99 of {goal.p99_ms:g} ms with {clients} clients, {nearest.p99_ms:.1f} ms came "
+        "nearest; give more with --p99, or fewer --clients."
+    )
+
+
+def _hand_over(best: "Candidate", wanted: "Settings", service: o.Service, given: dict[str, Any]) -> None:
+    """Write the winner into the file, or say what to type."""
+    from pdserve.tune import config as file
+    from pdserve.tune.candidates import DEFAULTS, changes, models
+
+    serve = f"pdserve serve {service.value}"
+    devices = max(len(model.devices) for model in models(wanted).values())
+    if given["config"]:
+        file.write(given["config"], best, devices)
+        console.say(f"Written into {given['config']}. Next: {serve} --config {given['config']}")
+        return
+    named = ("model", "detector", "embedder", "index", "gpu")
+    options = [f"--{name} {given[name]}" for name in named if given[name] is not None]
+    different = {name for name in DEFAULTS if len({values[name] for values in best.values()}) > 1}
+    if different:
+        console.say(f"Best, in a config.yml, for {' '.join([serve, *options])} --config FILE:")
+        console.say(file.snippet(best, devices).rstrip())
+        return
+    shared = next(iter(best.values()))
+    options += [
+        f"--{name.replace('_', '-')} {reports.cell(best, name)}"
+        for name, value in shared.items()
+        if value != DEFAULTS[name]
+    ]
+    if not changes(best):
+        console.say("Nothing is better than the defaults.")
+    console.say(f"Next: {' '.join([serve, *options])}")

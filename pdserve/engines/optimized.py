@@ -40,7 +40,8 @@ def folder(model: ServingModel, precision: str) -> Path:
 
 def command(model: ServingModel, precision: str) -> str:
     """What to type to make the form."""
-    return f"pdserve optimize --model {model.path} --precision {precision} --calibration DIR"
+    images = "--calibration" if precision == "int8" else "--images"
+    return f"pdserve optimize --model {model.path} --precision {precision} {images} DIR"
 
 
 def read(request: Request) -> Optimized:

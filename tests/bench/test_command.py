@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.bench.odd_server import GOOD
-from tests.running import Server, environment, pdserve
-from tests.tiny import picture
+from tests.certificates import issue
+from tests.running import Server, environment, pdserve, start
+from tests.tiny import build_embedder, picture
 
 QUICK = ("--requests", "12", "--clients", "2", "--warm-up", "0")
 
@@ -307,3 +309,60 @@ def test_stages_of_a_server_that_tells_them() -> None:
     assert [(s.stage, s.model, round(s.mean_ms, 3)) for s in server.stages] == [("infer", "tiny", 20)]
     assert [(b.model, b.mean) for b in server.batches] == [("tiny", 3)]
     assert all("GET /metrics" in head and "authorization: Bearer secret" in head for head in heads)
+
+
+def test_keys_and_tls_at_both_doors(tiny_home: Path, images: Path, tmp_path: Path) -> None:
+    made = issue(tmp_path / "tls")
+    key = tmp_path / "keys"
+    key.write_text("a-key-of-more-than-16-characters\n")
+    options = ("--api-key", key, "--tls-cert", made.cert, "--tls-key", made.key)
+    with start(tiny_home, "--model", "tiny", *map(str, options)) as server:
+        doors = (server.url, server.target, "--images", images, "--route", "v1,grpc", "--ca", made.ca)
+        runs, _ = bench(tiny_home, *doors, "--api-key", key, *QUICK)
+        assert [(run["route"], run["answers"], run["errors"]) for run in runs] == [
+            ("v1", 12, {}),
+            ("grpc", 12, {}),
+        ]
+        _, said = bench(tiny_home, *doors, *QUICK, code=1)
+        assert "wants a key" in said
+
+
+def test_recognition(tmp_path: Path, images: Path) -> None:
+    home = tmp_path / "home"
+    build_embedder(home / "models")
+    shutil.copytree(images, tmp_path / "gallery" / "a")
+    built = ("--gallery", str(tmp_path / "gallery"), "--out", "colors", "--model", "tiny_embedder")
+    made = pdserve(home, "index", "build", *built)
+    assert made.returncode == 0, made.stderr
+    options = ("--embedder", "tiny_embedder", "--detector", "none", "--index", "colors")
+    with start(home, *options, service="recognition") as server:
+        routes = "v1,json,form,pipeline,grpc"
+        at = (server.url, server.target, "--images", images, "--route", routes, "--service", "recognition")
+        runs, _ = bench(home, *at, *QUICK)
+    assert [(run["route"], run["answers"], run["errors"]) for run in runs] == [
+        (route, 12, {}) for route in routes.split(",")
+    ]
+    assert {stage["stage"] for stage in runs[0]["server"]["stages"]} >= {"decode", "infer", "search"}
+
+
+def test_a_server_that_dies_midway(tiny_home: Path, images: Path) -> None:
+    with start(tiny_home, "--model", "tiny") as server:
+        command = [sys.executable, "-m", "pdserve", "bench", server.url, "--images", str(images), "--json"]
+        process = subprocess.Popen(
+            [*command, "--clients", "2", "--duration", "0.5", "--route", "v1,json", "--warm-up", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(tiny_home),
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            first = json.loads(process.stdout.readline())
+            assert (first["answers"] > 0, first["errors"]) == (True, {})
+            server.process.kill()
+            out, err = process.communicate(timeout=60)
+    (second,) = (json.loads(line) for line in out.splitlines())
+    assert set(second["errors"]) <= {"connection refused", "connection reset", "connection closed"}
+    assert second["errors"]
+    assert "requests failed" in err
+    assert "Traceback" not in err

@@ -24,10 +24,22 @@ def test_a_picture_of_several_routes(tmp_path: Path, suffix: str) -> None:
     plot([*runs, a_run([], route="json")], path)
     if suffix == ".png":
         with Image.open(path) as picture:
-            assert picture.size == (1200, 750)
+            assert picture.size == (1350, 750)
             assert np.asarray(picture).std() > 5
     else:
         assert "<svg" in path.read_text("utf-8")
+
+
+def test_a_run_with_failures_is_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import matplotlib
+
+    path = tmp_path / "load.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot([a_run([0.01] * 10)], path)
+        assert "hollow" not in path.read_text("utf-8")
+        plot([a_run([0.01] * 10), a_run([0.01] * 10, errors={"timeout": 1})], path)
+    assert "hollow" in path.read_text("utf-8")
 
 
 def test_runs_without_answers(tmp_path: Path) -> None:
