@@ -19,7 +19,7 @@ from pdserve.settings import ServerSettings
 from tests.services.doors import Doors, doors
 from tests.services.watching import until
 
-HEADER_S, BODY_S, HEAD_BYTES, BODY_BYTES = 0.4, 0.6, 4096, 1_000_000
+HEADER_S, BODY_S, HEAD_BYTES, PART_BYTES, BODY_BYTES = 0.4, 0.6, 4096, 20_000, 1_000_000
 POST = b"POST /v1/classification HTTP/1.1\r\nHost: x\r\n"
 OLD = b"POST /imagenet/prediction HTTP/1.1\r\nHost: x\r\n"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
@@ -29,7 +29,7 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
 def opened() -> Iterator[Doors]:
     with doors(
         header_timeout_s=HEADER_S, body_timeout_s=BODY_S, max_header_bytes=HEAD_BYTES,
-        max_body_bytes=BODY_BYTES, keep_alive_s=1, max_images=3,
+        max_body_bytes=BODY_BYTES, max_part_bytes=PART_BYTES, keep_alive_s=1, max_images=3,
     ) as opened:  # fmt: skip
         yield opened
 
@@ -234,6 +234,35 @@ def test_trailers_are_no_headers(opened: Doors) -> None:
         answer = rest(connection)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"from-a-trailer" not in answer
+
+
+# Forms
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
+
+
+IMAGE = b'Content-Disposition: form-data; name="images"; filename="a"\r\n'
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "words"),
+    [
+        (IMAGE + b"\r\n" + b"x" * PART_BYTES, 200, '"size":20000'),
+        (IMAGE + b"\r\n" + b"x" * (PART_BYTES + 1), 413, "limit of 20000 bytes"),
+        (b"Content-Disposition: form-data; name=a\r\n\r\n" + b"x" * (PART_BYTES + 1), 413, "20000 bytes"),
+        (IMAGE + b"A: " + b"b" * 8200 + b"\r\n\r\nx", 400, "no end within 8192 bytes"),
+        (b"A: b\r\n\r\nx", 400, "no Content-Disposition"),
+    ],
+    ids=["at the limit", "a file over it", "a field over it", "a long head", "no name"],
+)
+def test_parts_of_a_form(opened: Doors, part: bytes, status: int, words: str) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    with httpx.Client(base_url=opened.url, trust_env=False, timeout=30) as client:
+        response = client.post("/v1/classification", content=form(part), headers=kind)
+    assert response.status_code == status
+    assert words in response.text
 
 
 # Answers
