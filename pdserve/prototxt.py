@@ -96,9 +96,8 @@ def parse_text(text: str, source: str = "prototxt") -> ModelConfig:
     config = message("pdserve.model_config.GeneralModelConfig")()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", DeprecationWarning
-            )  # Python takes an escape that is none, and only warns of it
+            # Python takes an escape that is none, and only warns of it.
+            warnings.simplefilter("error", DeprecationWarning)
             text_format.Parse(text, config)
     except (text_format.ParseError, DeprecationWarning) as error:
         raise ModelError(f"{source} is no serving configuration: {error}.") from error
