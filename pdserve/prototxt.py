@@ -5,6 +5,7 @@ Paddle Serving keeps the same GeneralModelConfig message twice: as protobuf text
 client. Both are written byte for byte as the published converter 0.9.0 writes them.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,8 +95,11 @@ def parse_text(text: str, source: str = "prototxt") -> ModelConfig:
     """Read protobuf text. Raises ModelError, with line and column, for anything else."""
     config = message("pdserve.model_config.GeneralModelConfig")()
     try:
-        text_format.Parse(text, config)
-    except text_format.ParseError as error:
+        with warnings.catch_warnings():
+            # Python takes an escape that is none, and only warns of it.
+            warnings.simplefilter("error", DeprecationWarning)
+            text_format.Parse(text, config)
+    except (text_format.ParseError, DeprecationWarning) as error:
         raise ModelError(f"{source} is no serving configuration: {error}.") from error
     return _from_message(config, source)
 

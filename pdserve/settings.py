@@ -74,7 +74,8 @@ class ServerSettings(_Frozen):
     """The doors. A port of None keeps that door shut, 0 takes any free one.
 
     ``name`` is the service's name in the pipeline protocol. Limits: ``max_body_bytes`` per request,
-    ``max_header_bytes`` for its head, ``max_pixels`` per image, ``max_images`` per request. Seconds:
+    ``max_header_bytes`` for its head, ``max_part_bytes`` per part of a form, ``max_pixels`` per image,
+    ``max_images`` per request. Seconds:
     ``header_timeout_s`` for the head of a request to come in, ``body_timeout_s`` for the next part of its
     body, ``keep_alive_s`` for which an idle connection is kept, ``grace_s`` in which a stopping server
     lets running requests finish.
@@ -89,6 +90,7 @@ class ServerSettings(_Frozen):
     http_port: int | None = Field(default=None, ge=0, le=65535)
     rpc_port: int | None = Field(default=None, ge=0, le=65535)
     max_body_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    max_part_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     max_pixels: int = Field(default=64_000_000, ge=1)
     max_images: int = Field(default=64, ge=1)
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)

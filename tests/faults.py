@@ -1,12 +1,11 @@
 """The real ``pdserve`` command with an engine that can be told to fail: ``python -m tests.faults serve …``.
 
 The engine is OpenVINO, with faults laid over it by files in the folder PDSERVE_FAULTS: while there is
-``fail``, every run fails; who finds ``hang``, takes it away and never comes back; ``slow`` holds the
-seconds that each run takes longer. A magenta picture fails always. ``runs`` gets a byte for every image
+``fail``, every run fails; who finds ``hang``, takes it away and never comes back; a run waits while
+there is ``hold``. A magenta picture fails always. ``runs`` gets a byte for every image
 that the engine was given.
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -43,8 +42,8 @@ def _faulty(instance: Instance) -> Instance:
             pass
         else:
             time.sleep(1000)
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            time.sleep(float((folder / "slow").read_text()))
+        while (folder / "hold").exists():
+            time.sleep(0.005)
         means = images.mean(axis=(2, 3))
         if np.any((means[:, 0] > 0.9) & (means[:, 1] < 0.1) & (means[:, 2] > 0.9)):
             raise RuntimeError("it does not like magenta")

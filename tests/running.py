@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 _READY = re.compile(
     r"ready: \w+ at (?:https?://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?"
 )
@@ -65,6 +67,14 @@ class Server:
     @property
     def log(self) -> str:
         return self.log_path.read_text("utf-8")
+
+    @property
+    def queued(self) -> int:
+        """Images that wait for an engine, by /metrics."""
+        text = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=30).text
+        return sum(
+            int(float(count)) for count in re.findall(r"^pdserve_queue_images\{.*\} (.+)$", text, re.M)
+        )
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Send a signal, as Ctrl-C does."""

@@ -117,6 +117,11 @@ def test_a_name_that_is_no_text_is_refused() -> None:
         prototxt.parse_stream(data)
 
 
+def test_an_escape_that_is_none_is_refused() -> None:
+    with pytest.raises(ModelError, match="no serving configuration"):
+        prototxt.parse_text('feed_var { name: "x" alias_name: "\\ x" }')
+
+
 def test_two_variables_swap_their_aliases() -> None:
     config = prototxt.ModelConfig(
         (prototxt.Variable("a", "b", "float32", (1,)), prototxt.Variable("b", "a", "float32", (1,))), ()

@@ -141,6 +141,9 @@ MaxQueueSizeOption = Annotated[
 ]
 TimeoutMsOption = Annotated[int | None, typer.Option("--timeout-ms", min=1, help="Time limit of a request.")]
 MaxBodyBytesOption = Annotated[int | None, typer.Option("--max-body-bytes", min=1, help="Limit of a body.")]
+MaxPartBytesOption = Annotated[
+    int | None, typer.Option("--max-part-bytes", min=1, help="Limit of a part of a form.")
+]
 MaxPixelsOption = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Limit of an image.")]
 MaxImagesOption = Annotated[int | None, typer.Option("--max-images", min=1, help="Limit of a request.")]
 GraceOption = Annotated[

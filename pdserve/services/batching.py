@@ -123,8 +123,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """How many items are queued."""
-        return len(self._queue)
+        """How many items are queued for somebody who still waits."""
+        return sum(not waiting.group.future.done() for waiting in self._queue)
 
     def start(self) -> None:
         """Start the workers' threads; called on the running event loop."""

@@ -79,11 +79,11 @@ def _too_slow(limits: ServerSettings) -> SlowBodyError:
     )
 
 
-def read_images(request: Request, body: bytes, max_images: int) -> list[bytes | PdserveError]:
+def read_images(request: Request, body: bytes, limits: ServerSettings) -> list[bytes | PdserveError]:
     """The images of a /v1 request, in order, by the body's type. Raises RequestError."""
     kind = media_type(request)
     if kind == "multipart/form-data":
-        files, _ = read_form(request, body, max_images)
+        files, _ = read_form(request, body, limits)
         return list(files)
     if kind == "application/json":
         wanted = '{"images": [base64, …]}'
@@ -104,15 +104,24 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def read_form(request: Request, body: bytes, max_images: int) -> tuple[list[bytes], dict[str, list[str]]]:
+def read_form(
+    request: Request, body: bytes, limits: ServerSettings
+) -> tuple[list[bytes], dict[str, list[str]]]:
     """A multipart form's files in the field ``images``, at least one, and its text fields.
 
-    Raises RequestError, BodyTooLargeError for more than ``max_images`` files.
+    Raises RequestError, BodyTooLargeError for more than ``max_images`` files or a part of more than
+    ``max_part_bytes``.
     """
+    max_images = limits.max_images
     files: list[bytes] = []
     fields: dict[str, list[str]] = {}
     file_count = text_count = 0
     for part in parts(body, boundary_of(request.headers.get("content-type", ""))):
+        if len(part.data) > limits.max_part_bytes:
+            raise BodyTooLargeError(
+                f"A part of the form is larger than the limit of {limits.max_part_bytes} bytes; send smaller "
+                "ones or raise max_part_bytes."
+            )
         if part.is_file:
             file_count += 1
             if file_count > max_images:

@@ -17,7 +17,7 @@ from pdserve.services.bodies import from_base64, json_object, media_type, read_b
 from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.results import json_response
 from pdserve.services.service import check_count
-from pdserve.settings import RecognitionSettings
+from pdserve.settings import RecognitionSettings, ServerSettings
 
 
 class WritesOffError(RequestError):
@@ -61,7 +61,7 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: Recognition
     async def add(request: Request) -> Response:
         check_writes()
         body = await read_body(request, settings.server)
-        images = _labelled(request, body, settings.server.max_images)
+        images = _labelled(request, body, settings.server)
         check_count(images, settings.server)
         return await change(append, images, service.index.folder, service.embedder, strict=True)
 
@@ -86,10 +86,10 @@ def described(change: Change) -> dict[str, Any]:
     return content
 
 
-def _labelled(request: Request, body: bytes, max_images: int) -> list[GalleryImage]:
+def _labelled(request: Request, body: bytes, limits: ServerSettings) -> list[GalleryImage]:
     """The images of a request with their labels: a form, or JSON. Raises RequestError, ImageError."""
     if media_type(request) == "multipart/form-data":
-        files, fields = read_form(request, body, max_images)
+        files, fields = read_form(request, body, limits)
         labels = fields.get("label", [])
         if len(labels) == 1:
             labels = labels * len(files)

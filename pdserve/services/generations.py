@@ -239,9 +239,17 @@ class Generations(Generic[G]):
     async def _watch(self) -> None:
         refused: Hashable = None
         before: Hashable = self.current.loaded
+        unseen = ""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            now = await asyncio.to_thread(self.current.stamp)
+            try:
+                now = await asyncio.to_thread(self.current.stamp)
+            except OSError as error:  # too many open files, say, which passes
+                if str(error) != unseen:
+                    log.error("the models' files cannot be looked at, what runs goes on: %s", error)
+                unseen = str(error)
+                continue
+            unseen = ""
             if now == before and now not in (self.current.loaded, refused):
                 log.info("the models' files have changed")
                 await self.reload()

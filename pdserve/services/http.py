@@ -59,7 +59,7 @@ def build_app(
     @app.post(v1_path, tags=[service.kind], **openapi.images_route(service.kind))
     async def v1(request: Request) -> Response:
         top_k = _top_k(request)
-        images = read_images(request, await read_body(request, settings), settings.max_images)
+        images = read_images(request, await read_body(request, settings), settings)
         answers = await unless_gone(request.receive, service.answer(images, top_k))
         log_failures(answers, v1_path)
         status = _status(answers)

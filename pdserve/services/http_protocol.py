@@ -40,8 +40,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self.resume_writing()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def _close(self) -> None:
+        """Close when all is written; what the caller does not take in time is thrown away."""
+        self.transport.close()
+        self._start_write_timer()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -126,7 +131,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         unread = not self.pipeline and self.cycle.more_body
         super().on_response_complete()
-        if unread and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._close()
+        elif unread:
             # Closing now would make the caller's machine throw the answer away; read on for a while.
             self._unset_keepalive_if_required()
             self._start_timer()
@@ -145,19 +152,29 @@ class LimitedProtocol(HttpToolsProtocol):
     def _time_is_up(self) -> None:
         self._head_timer = None
         if not self._in_head or not (self._begun or self._unclear):
-            self.transport.close()
+            self._close()
         elif self.cycle and not self.cycle.response_complete:
             self._start_timer()  # part of the next request, while this one is being answered
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.settings.body_timeout_s, self.transport.abort)
+        self._start_write_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_write_timer()
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.settings.body_timeout_s, self.transport.abort)
+
+    def _stop_write_timer(self) -> None:
         if self._write_timer:
             self._write_timer.cancel()
             self._write_timer = None
@@ -179,7 +196,7 @@ class LimitedProtocol(HttpToolsProtocol):
             lines += [b"content-type: text/plain; charset=utf-8", b"x-content-type-options: nosniff"]
             lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
             self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
+        self._close()
 
 
 # A request that is one but for its method, which the parser does not know.

@@ -57,7 +57,7 @@ class LiveIndex:
                 self._tell()
                 log.info("index version %d in force: %d entries", newer.version, newer.count)
             self._refused = None
-        except PdserveError as error:
+        except (PdserveError, OSError) as error:
             if str(error) != self._refused:
                 log.error(
                     "the published index is not taken, version %d stays: %s", self.loaded.version, error

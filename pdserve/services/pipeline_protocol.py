@@ -157,8 +157,7 @@ def _tensor(tensor: Any) -> str | None:
         return "".join(tensor.str_data)
     if kind == _BYTES:
         try:
-            # Never with pickles: those run code of whoever sent them.
-            np.load(io.BytesIO(tensor.byte_data), allow_pickle=False)
+            _check_array_file(tensor.byte_data)
         except Exception as error:  # NumPy raises many kinds on a hostile header
             raise PackageError(f"the bytes of tensor {tensor.name} are no NumPy array file.") from error
         return None
@@ -170,6 +169,22 @@ def _tensor(tensor: Any) -> str | None:
     if math.prod(tensor.shape) != size:
         raise PackageError(f"cannot reshape array of size {size} into shape {tuple(tensor.shape)}")
     return None
+
+
+def _check_array_file(data: bytes) -> None:
+    """Whether the bytes are what their header (numpy.lib.format) says. They are never loaded.
+
+    Objects would be unpickled, which runs code of whoever sent them, and a header of 100 bytes may ask for
+    all memory. Raises ValueError, and what NumPy raises.
+    """
+    file = io.BytesIO(data)
+    old = np.lib.format.read_magic(file) == (1, 0)
+    read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("an array of objects, or of no size")
+    if math.prod(shape) * dtype.itemsize > len(data) - file.tell():
+        raise ValueError("the header promises more than there is")
 
 
 def _image(value: str | bytes | None) -> bytes | PdserveError:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
-from pdserve.errors import EngineError
+from pdserve.errors import EngineError, PdserveError
 from pdserve.home import Home
 from pdserve.services.access import Keys, KeysOnCalls, exposed_to, guarded
 from pdserve.services.classification import ClassificationPipeline, open_classification
@@ -202,8 +202,12 @@ class _Server:
                 signal.signal(number, handler)
 
     async def _reload(self, service: AnyService) -> None:
-        if self._keys:
-            self._keys.reload()
+        try:
+            if self._keys:
+                self._keys.reload()
+        except PdserveError as error:
+            log.error("not reloaded, the keys that were read before stay in force: %s", error)
+            return
         await service.generations.reload(resettle=True)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import re
 import signal
 import socket
 import sys
@@ -46,6 +47,12 @@ class Faulty:
     def runs(self) -> int:
         """Images that the engine was given."""
         return (self._folder / "runs").stat().st_size
+
+    @property
+    def gone(self) -> int:
+        """Images whose callers went away."""
+        found = re.search(r'images_total\{outcome="gone"\} (\S+)', self.client.get("/metrics").text)
+        return int(float(found[1])) if found else 0
 
     def ask(self, image: bytes) -> httpx.Response:
         return self.client.post("/v1/classification?top_k=1", content=image)
@@ -158,17 +165,17 @@ def test_engines_that_go_on_hanging_end_the_server(faulty: Callable[..., Faulty]
 
 def test_a_full_queue_answers_at_once_by_every_door(faulty: Callable[..., Faulty]) -> None:
     it = faulty("--instances", "1", "--max-batch-size", "1", "--max-queue-size", "2")
-    it.tell("slow", "1")
+    it.tell("hold")
+    before = it.runs
     with ThreadPoolExecutor(8) as pool:
         inside = [pool.submit(it.ask, RED) for _ in range(3)]
-        until(lambda: "pdserve_queue_images{" in it.client.get("/metrics").text and it.runs >= 2)
-        time.sleep(0.2)
-        begun = time.monotonic()
+        until(lambda: it.runs == before + 1 and it.server.queued == 2)
         refused = it.ask(RED)
         old = it.pipeline(RED)
         assert rpc_status(it.server.target) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert it.is_ready()
-        assert time.monotonic() - begun < 0.9  # before the engine has done one of them
+        assert it.runs == before + 1  # the engine has done none of them yet
+        it.end("hold")
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0
@@ -194,8 +201,8 @@ def rpc_status(target: str) -> grpc.StatusCode:
 
 
 def test_what_comes_too_late_costs_no_engine_time(faulty: Callable[..., Faulty]) -> None:
-    it = faulty("--instances", "1", "--max-batch-size", "1", "--timeout-ms", "400")
-    it.tell("slow", "1")
+    it = faulty("--instances", "1", "--max-batch-size", "1", "--timeout-ms", "1000")
+    it.tell("hold")
     before = it.runs
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(it.ask, RED)
@@ -206,42 +213,44 @@ def test_what_comes_too_late_costs_no_engine_time(faulty: Callable[..., Faulty])
         assert old.result()["err_no"] == 6000
         assert rpc_status(it.server.target) is grpc.StatusCode.DEADLINE_EXCEEDED
         assert first.result().status_code == 504
-    it.end("slow")
-    until(lambda: it.ask(GREEN).status_code == 200)
+    it.end("hold")
+    assert it.ask(GREEN).status_code == 200
     assert it.runs == before + 2
 
 
 def test_a_client_that_went_away_is_not_computed(faulty: Callable[..., Faulty]) -> None:
     it = faulty("--instances", "1", "--max-batch-size", "1")
-    it.tell("slow", "0.7")
+    it.tell("hold")
     before = it.runs
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(it.ask, RED)
         until(lambda: it.runs == before + 1)
-        for route in ("/v1/classification", "/imagenet/prediction"):
+        for count, route in enumerate(("/v1/classification", "/imagenet/prediction"), 1):
             body = (
                 RED if route.startswith("/v1") else b'{"key": ["a"], "value": ["%s"]}' % base64.b64encode(RED)
             )
             with socket.create_connection(("127.0.0.1", it.server.http_port)) as gone:
                 head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
                 gone.sendall(head.encode() + body)
-                time.sleep(0.1)
-        asyncio.run(_cancelled_call(it.server.target))
+                until(lambda: it.server.queued == 1)
+            until(lambda count=count: it.gone == count)
+            until(lambda: it.server.queued == 0)
+        asyncio.run(_cancelled_call(it.server))
+        until(lambda: it.gone == 3)
+        it.end("hold")
         assert first.result().status_code == 200
-    it.end("slow")
     assert it.label(GREEN) == "green"
     assert it.runs == before + 2
-    assert 'pdserve_images_total{outcome="gone"} 3.0' in it.client.get("/metrics").text
 
 
-async def _cancelled_call(target: str) -> None:
-    async with grpc.aio.insecure_channel(target) as channel:
+async def _cancelled_call(server: Server) -> None:
+    async with grpc.aio.insecure_channel(server.target) as channel:
         call = channel.unary_unary(
             pipeline.METHOD,
             request_serializer=pipeline.request_class().SerializeToString,
             response_deserializer=pipeline.response_class().FromString,
         )(pipeline.request_class()(key=["a"], value=[base64.b64encode(RED).decode()]))
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(until, lambda: server.queued == 1)
         call.cancel()
 
 
@@ -311,13 +320,16 @@ def test_sighup_reads_the_configuration_anew(
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM")
 def test_a_stopping_server_finishes_what_runs_within_its_grace(faulty: Callable[..., Faulty]) -> None:
     it = faulty("--grace", "10", "--instances", "1", "--max-batch-size", "1")
-    it.tell("slow", "0.5")
+    it.tell("hold")
     with ThreadPoolExecutor(4) as pool:
         before = it.runs
         inside = [pool.submit(it.ask, RED) for _ in range(3)]
-        until(lambda: it.runs == before + 1)
-        time.sleep(0.2)
+        until(lambda: it.runs == before + 1 and it.server.queued == 2)
         it.server.interrupt(signal.SIGTERM)
+        until(lambda: "stopping: " in it.server.log)
+        it.server.interrupt(signal.SIGTERM)  # again, which changes nothing
+        it.server.interrupt(signal.SIGINT)
+        it.end("hold")
         assert [each.result().status_code for each in inside] == [200, 200, 200]
     assert it.server.wait() == 0
 

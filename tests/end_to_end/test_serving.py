@@ -1,11 +1,12 @@
 """Start, checks before a port is opened, stop: the real server as a process."""
 
+import os
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from pdserve.clients import HttpClient, RpcClient
 from tests.running import Server, pdserve
+from tests.services.watching import until
 from tests.tiny import build_serving_model, picture
 
 RED = (255, 0, 0)
@@ -166,8 +168,8 @@ def test_a_log_file(serving: Callable[..., Server], tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_finishes_what_is_running(serving: Callable[..., Server], number: int) -> None:
-    # The delay keeps the requests in the queue when the signal comes.
-    server = serving("--model", "tiny", "--max-queue-delay-ms", "1500")
+    # The delay keeps the requests in the queue until the signal has come.
+    server = serving("--model", "tiny", "--max-batch-size", "8", "--max-queue-delay-ms", "3000")
     answers: list[str] = []
 
     def ask(kind: type[HttpClient] | type[RpcClient]) -> None:
@@ -177,7 +179,7 @@ def test_a_stop_finishes_what_is_running(serving: Callable[..., Server], number:
     threads = [threading.Thread(target=ask, args=(kind,)) for kind in (HttpClient, RpcClient)]
     for thread in threads:
         thread.start()
-    time.sleep(0.7)
+    until(lambda: server.queued == 2)
     server.interrupt(number)
     for thread in threads:
         thread.join(20)
@@ -197,3 +199,21 @@ def test_a_stop_while_nothing_runs_is_quick(serving: Callable[..., Server]) -> N
         assert client.predict(picture(RED))
         server.interrupt(signal.SIGTERM)
         assert server.wait(10) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
+@pytest.mark.parametrize(
+    ("engine", "package"), [("openvino", "openvino"), ("paddle", "paddle"), ("onnx", "onnxruntime")]
+)
+def test_a_server_is_one_process(serving: Callable[..., Server], engine: str, package: str) -> None:
+    """No child that could be killed, and leave a server that looks alive and is not."""
+    if find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    server = serving("--model", "tiny", "--engine", engine, "--instances", "2")
+    with HttpClient(server.url) as client:
+        assert client.predict(picture(RED))[0].label == "red"
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    # The parent's id is the second field after the name, which is in brackets and may hold any character.
+    parents = {int(stat.rpartition(")")[2].split()[1]) for stat in stats}
+    assert os.getpid() in parents  # of the server
+    assert server.process.pid not in parents

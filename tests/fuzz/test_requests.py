@@ -12,6 +12,7 @@ from pdserve.errors import PackageError, RequestError
 from pdserve.protos import message
 from pdserve.services import bodies, gateway, pipeline_protocol
 from pdserve.services.pipeline_protocol import PipelineRequest
+from pdserve.settings import ServerSettings
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, mutated_message, numpy_files
 from tests.fuzz.test_indexes import NUMPY_TOKENS
@@ -97,13 +98,14 @@ def _request(content_type: bytes) -> Request:
     return Request({"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]})
 
 
+LIMITS = ServerSettings(name="x", max_images=4, max_part_bytes=10_000)
 BODIES = [{"images": [IMAGE, f"data:image/png;base64,{IMAGE}"]}, {"images": []}]
 
 
 @given(mutated_json(BODIES, ("data:", "data:;base64,", "data:,x", "====", "AA\nAA", "é")))
 def test_json_of_v1(body: bytes) -> None:
     request = _request(b"application/json; charset=utf-8")
-    images = outcome(lambda: bodies.read_images(request, body, 4), RequestError)
+    images = outcome(lambda: bodies.read_images(request, body, LIMITS), RequestError)
     assert images is None or all(isinstance(image, (bytes, RequestError)) for image in images)
 
 
@@ -148,6 +150,6 @@ TYPES = st.sampled_from(
 @given(TYPES, mutated(FORMS, FORM_TOKENS))
 def test_multipart_form(content_type: bytes, body: bytes) -> None:
     request = _request(content_type)
-    files = outcome(lambda: bodies.read_form(request, body, 4), RequestError)
+    files = outcome(lambda: bodies.read_form(request, body, LIMITS), RequestError)
     if files is not None:
         assert all(isinstance(file, bytes) for file in files[0])

@@ -399,7 +399,9 @@ def test_the_server_reads_its_keys_again(serving: Any, key_file: Path):
     assert status(ONE) == 401
     key_file.write_text("short", "utf-8")
     server.interrupt(signal.SIGHUP)
-    until(lambda: "5 characters" in server.log)
+    until(lambda: "not reloaded, the keys that were read before stay in force" in server.log)
+    assert "5 characters" in server.log
+    assert "Traceback" not in server.log
     assert status(OTHER) == 200
 
 

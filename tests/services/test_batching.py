@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -104,16 +103,14 @@ def test_idle_workers_share_what_waits() -> None:
 def test_a_delay_gathers_what_comes_within_it() -> None:
     async def test() -> None:
         worker = Worker()
-        queue = batcher(worker, max_queue_delay_ms=2000, max_batch_size=3)
+        queue = batcher(worker, max_queue_delay_ms=60_000, max_batch_size=3)
         queue.start()
-        begin = time.monotonic()
         tasks = []
         for i in range(3):  # the third fills the batch, long before the delay is over
             tasks.append(asyncio.create_task(queue.submit([i])))
             await asyncio.sleep(0.02)
         await asyncio.gather(*tasks)
         assert worker.batches == [[0, 1, 2]]
-        assert time.monotonic() - begin < 1.5
         await queue.close()
 
     run(test)

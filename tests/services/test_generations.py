@@ -16,11 +16,13 @@ from pdserve.services.metrics import Metrics
 
 
 class Models:
-    """Builds stand-ins, numbered from 1; ``files`` are on the disk, ``broken`` fails building."""
+    """Builds stand-ins, numbered from 1; ``files`` are on the disk, ``broken`` fails building, ``unseen``
+    looking at the files."""
 
     def __init__(self) -> None:
         self.files: Hashable = "first"
         self.broken: str | None = None
+        self.unseen: str | None = None
         self.built: list[Standin] = []
         self.anew: list[bool] = []
         self.works = True
@@ -59,6 +61,8 @@ class Standin:
         return [self.number] * len(images)
 
     def stamp(self) -> Hashable:
+        if self.models.unseen:
+            raise OSError(self.models.unseen)
         return self.models.files
 
     def check(self) -> None:
@@ -145,6 +149,25 @@ def test_changed_files_are_loaded_once_they_have_come_to_rest(monkeypatch: pytes
         models.broken = None
         models.files = "fourth"
         await until(lambda: served.current.number == 3)
+        await served.close()
+
+    run(test)
+
+
+def test_files_that_cannot_be_looked_at_for_a_while_are_watched_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(generations, "INTERVAL_S", 0.01)
+
+    async def test() -> None:
+        models = Models()
+        served = serving(models)
+        models.unseen = "too many open files"
+        await until(lambda: "cannot be looked at" in caplog.text)
+        models.files = "second"
+        models.unseen = None
+        await until(lambda: served.current.number == 2)
+        assert caplog.text.count("too many open files") == 1
         await served.close()
 
     run(test)

@@ -335,15 +335,17 @@ def test_grpc_methods_that_are_not_there() -> None:
 def test_grpc_callers_that_go_away_or_do_not_wait() -> None:
     async def test() -> None:
         async with calls() as open_calls:
+            assert (await open_calls.ask(b"image")).err_no == 0  # there is a connection now
             with pytest.raises(grpc.aio.AioRpcError):
                 await open_calls.ask(b"slow", timeout=0.5)
             call = open_calls.ask(b"slow")
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(until, lambda: open_calls.service.slow == 2)
             call.cancel()
             await asyncio.to_thread(
                 counted,
                 open_calls.metrics,
                 {
+                    ("inference", "OK"): 1,
                     ("inference", "DEADLINE_EXCEEDED"): 1,
                     ("inference", "CANCELLED"): 1,
                 },

@@ -149,6 +149,21 @@ def test_a_pickle_in_a_tensor_does_not_run(tiny_server: Server, tmp_path: Path) 
     assert not target.exists()
 
 
+@pytest.mark.parametrize("descr", ["<f4", "|V1000000"])
+@pytest.mark.parametrize("shape", ["(99999999999,)", "(7,)", "(-2, -3)"])
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(
+    tiny_server: Server, shape: str, descr: str
+) -> None:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    data = base64.b64encode(b"\x93NUMPY\x01\x00v\x00" + header + bytes(24)).decode()
+    body = {"tensors": [{"name": "image", "elem_type": 13, "byte_data": data}]}
+    got = exchange_http(
+        {"method": "POST", "path": "/imagenet/prediction", "json": body}, tiny_server.http_port
+    )
+    answer = json.loads(got["body"])
+    assert (answer["err_no"], "no NumPy array file" in answer["err_msg"]) == (8000, True)
+
+
 def test_large_bodies(tiny_server: Server) -> None:
     large = {case["case"]: case for case in CASES if case["door"] == "http" and case["case"] in LARGE}
     got = exchange_http(large["70 MB body"]["request"], tiny_server.http_port)

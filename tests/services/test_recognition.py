@@ -4,7 +4,6 @@ import ast
 import base64
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pdserve.services.recognition import Region, choose
 from pdserve.settings import RecognitionOptions
 from pdserve.vision.boxes import Box
 from tests.running import Server, pdserve, start
+from tests.services.watching import until
 from tests.tiny import build_embedder, build_serving_model, picture
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "黄色": (255, 255, 0)}
@@ -236,11 +236,9 @@ def test_a_published_index_is_picked_up_without_losing_a_request(
         options = ("--gallery", str(tmp_path), "--labels", str(listed), "--index", "colors")
         done = pdserve(home, "index", "append", *options)
         assert done.returncode == 0, done.stderr
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not any(version == 2 for version, _ in seen):
-            time.sleep(0.05)
+        until(lambda: any(version == 2 for version, _ in seen))
         assert pdserve(home, "index", "rollback", "--index", "colors").returncode == 0
-        time.sleep(2)
+        until(lambda: seen[-1][0] != 2)
     finally:
         stop.set()
         for thread in threads:

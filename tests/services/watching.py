@@ -25,7 +25,7 @@ class FakeService:
 
     def __init__(self, metrics: Metrics) -> None:
         self._stages = Stages(metrics)
-        self.cancelled = 0
+        self.slow = self.cancelled = 0  # images that take long: begun, and let go
 
     def start(self) -> None:
         pass
@@ -50,6 +50,7 @@ class FakeService:
         if b"broken" in images:
             raise ValueError("a fault of ours in /home/somebody")
         if b"slow" in images:
+            self.slow += 1
             try:
                 await asyncio.sleep(20)
             except asyncio.CancelledError:

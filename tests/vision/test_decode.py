@@ -1,7 +1,6 @@
 import io
 import random
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from pdserve.errors import ImageError, ImageTooLargeError
 from pdserve.vision.decode import MAX_PIXELS, decode
 from tests.conftest import GOLDEN
+from tests.fuzz.guard import outcome
 
 IMAGES = sorted((GOLDEN / "images").iterdir())
 
@@ -194,10 +194,7 @@ def test_limit_of_pixels_is_a_setting():
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (MAX_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1)])
 def test_a_hundred_megapixels_are_refused_by_the_header(size):
-    started = time.perf_counter()
-    with pytest.raises(ImageTooLargeError):
-        decode(png_header(*size))
-    assert time.perf_counter() - started < 0.5
+    assert outcome(lambda: decode(png_header(*size)), ImageTooLargeError, memory=64 << 20) is None
 
 
 @pytest.mark.parametrize("name", ["jpeg", "bmp", "gif", "webp"])
@@ -224,10 +221,7 @@ def test_png_chunk_that_promises_gigabytes(chunk, length):
     data = encoded("png")
     at = data.index(b"IDAT") - 4
     hostile = data[:at] + struct.pack(">I", length) + chunk + data[at + 8 :]
-    started = time.perf_counter()
-    with pytest.raises(ImageError):
-        decode(hostile)
-    assert time.perf_counter() - started < 0.5
+    assert outcome(lambda: decode(hostile), ImageError, memory=64 << 20) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of much that is odd in a header
