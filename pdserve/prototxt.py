@@ -5,7 +5,7 @@ Paddle Serving keeps the same GeneralModelConfig message twice: as protobuf text
 client. Both are written byte for byte as the published converter 0.9.0 writes them.
 """
 
-import warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,13 +95,27 @@ def parse_text(text: str, source: str = "prototxt") -> ModelConfig:
     """Read protobuf text. Raises ModelError, with line and column, for anything else."""
     config = message("pdserve.model_config.GeneralModelConfig")()
     try:
-        with warnings.catch_warnings():
-            # Python takes an escape that is none, and only warns of it.
-            warnings.simplefilter("error", DeprecationWarning)
-            text_format.Parse(text, config)
-    except (text_format.ParseError, DeprecationWarning) as error:
+        _check_escapes(text)
+        text_format.Parse(text, config)
+    except text_format.ParseError as error:
         raise ModelError(f"{source} is no serving configuration: {error}.") from error
     return _from_message(config, source)
+
+
+# Comments and strings of protobuf text (protobuf.dev, text format), and what may follow a backslash.
+_QUOTED = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
+_ESCAPES = frozenset("abfnrtv?\\'\"01234567xXuU")
+
+
+def _check_escapes(text: str) -> None:
+    """Refuse an escape that is none, which Python's parser takes as it stands, with a warning of Python's."""
+    for quoted in _QUOTED.finditer(text):
+        escapes = () if quoted[0].startswith("#") else re.finditer(r"\\(.)", quoted[0], re.DOTALL)
+        for escape in escapes:
+            if escape[1] not in _ESCAPES:
+                at = quoted.start() + escape.start()
+                line, before = text.count("\n", 0, at) + 1, text.rfind("\n", 0, at)
+                raise text_format.ParseError(f"{escape[0]} is no escape", line, at - before)
 
 
 def parse_stream(data: bytes, source: str = "stream.prototxt") -> ModelConfig:

@@ -118,8 +118,14 @@ def test_a_name_that_is_no_text_is_refused() -> None:
 
 
 def test_an_escape_that_is_none_is_refused() -> None:
-    with pytest.raises(ModelError, match="no serving configuration"):
-        prototxt.parse_text('feed_var { name: "x" alias_name: "\\ x" }')
+    with pytest.raises(ModelError, match=r"no serving configuration: 2:22"):
+        prototxt.parse_text('# a \\comment\nfeed_var { name: "\\\\ \\ x" }')
+
+
+def test_escapes_and_what_only_looks_like_one() -> None:
+    text = "feed_var { name: \"\\\\d\\x41\\101\\\"\" alias_name: '\\t' } # it's a \\d"
+    (feed,) = prototxt.parse_text(text).feeds
+    assert (feed.name, feed.alias) == ('\\dAA"', "\t")
 
 
 def test_two_variables_swap_their_aliases() -> None:
