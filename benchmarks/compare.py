@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -230,6 +231,8 @@ def main() -> None:
     given.clients = sorted(given.clients)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(given.out, given)
+    # Ended by a signal or by Ctrl-C, it still ends the server that runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; go on with --resume"))
     measure_all(given, report)
     text = comparison.markdown(report.content)
     given.out.with_suffix(".md").write_text(text, "utf-8")

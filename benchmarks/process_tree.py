@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MARK = "PDSERVE_YARDSTICK"
@@ -50,14 +51,11 @@ class ProcessTree:
         """Ask the root to end, and kill what is left of the tree after ``patience_s``, or after it."""
         self.pids()
         _signal(self._root, signal.SIGTERM)
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and _stat(self._root):
-            time.sleep(0.05)
-        deadline = time.monotonic() + 3
-        while (left := self.pids()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for pid in left:
+        _until(lambda: _stat(self._root) is None, patience_s)
+        _until(lambda: not self.pids(), 3)
+        for pid in self.pids():
             _signal(pid, signal.SIGKILL)
+        _until(lambda: not self.pids(), 10)
 
     def _marked(self, pid: int) -> bool:
         try:
@@ -109,6 +107,12 @@ def _pss_kb(pid: int) -> int:
     except OSError:  # it ended meanwhile
         pass
     return 0
+
+
+def _until(over: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not over() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _signal(pid: int, number: int) -> None:
