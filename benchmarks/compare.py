@@ -237,7 +237,7 @@ def main() -> None:
     text = comparison.markdown(report.content)
     given.out.with_suffix(".md").write_text(text, "utf-8")
     plot(report.content, given.out.with_suffix(".png"))
-    comparison.show(report.content, Console())
+    comparison.show(report.content, Console(width=None if sys.stdout.isatty() else 160))
     if given.readme:
         picture = given.out.with_suffix(".png").absolute()
         where = os.path.relpath(picture, given.readme.absolute().parent)

@@ -72,7 +72,7 @@ def columns(report: Mapping[str, Any], model: str) -> list[Cells]:
         out.append(column(f"{count}: p99, ms", True, 0, "loads", count, "p99_ms"))
     out.append(column("memory, MB", True, 0, "memory_mb"))
     out.append(column("start, s", True, 1, "start_s"))
-    sizes = {name: report["installed"].get(name, {}).get("own_mb") for name in names}
+    sizes = {name: report["installed"].get(name) for name in names}
     out.append(Cells("installed, MB", True, 0, sizes))
     return out
 
@@ -103,8 +103,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     for run in report["runs"]:
         title = report["contenders"][run["server"]]["title"]
         for count, load in run["loads"].items():
+            clients = f"{count} client" + "s" * (count != "1")
             if "not_offered" in load:
-                said[f"{title}, {run['model']}, {count} clients: not offered, {load['not_offered']}."] = None
+                said[f"{title}, {run['model']}, {clients}: not offered, {load['not_offered']}."] = None
             for kind, times in load.get("errors", {}).items():
                 said[
                     f"{title}, {run['model']}, {count} clients: {times} × {kind} in round {run['round']}."

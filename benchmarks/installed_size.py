@@ -2,7 +2,7 @@
 
 Counted are the files of the named packages and of all that they require, as pip's records list them,
 compiled ``.pyc`` files aside. What every server needs for this work whichever it is (COMMON: the engine,
-NumPy, OpenCV, Pillow, faiss) is told apart from what a server brings itself.
+NumPy, OpenCV, Pillow, faiss) is left out, with what that requires: the rest is the server's own.
 """
 
 import re
@@ -27,8 +27,8 @@ COMMON = (
 _TOOLS = {"pip", "setuptools", "wheel"}
 
 
-def installed_mb(python: Path, roots: Iterable[str] | None, source: Path | None = None) -> dict[str, float]:
-    """``own_mb``, and ``whole_mb`` with what is COMMON, of the packages ``roots`` in an environment.
+def installed_mb(python: Path, roots: Iterable[str] | None, source: Path | None = None) -> float:
+    """MB of the packages ``roots`` in an environment, and of what they require beside COMMON.
 
     ``roots`` None: all that is installed there. ``source``: a package's own folder, where it is installed as
     a link to that.
@@ -40,11 +40,8 @@ def installed_mb(python: Path, roots: Iterable[str] | None, source: Path | None 
     environment = {"python_version": version, "python_full_version": version + ".0"}
     common = _closure([name for name in COMMON if name in there], there, environment)
     mine = _closure(there if roots is None else roots, there, environment) - common - _TOOLS
-    own = sum(_bytes(there[name]) for name in mine) + (_folder_bytes(source) if source else 0)
-    return {
-        "own_mb": own / 1e6,
-        "whole_mb": (own + sum(_bytes(there[name]) for name in common)) / 1e6,
-    }
+    size = sum(_bytes(there[name]) for name in mine) + (_folder_bytes(source) if source else 0)
+    return size / 1e6
 
 
 def _closure(

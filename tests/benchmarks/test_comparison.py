@@ -34,7 +34,7 @@ def report() -> dict[str, Any]:
             "two": {"title": "Two", "kind": "rival", "settings": "`batch=8`"},
             "gone": {"title": "Gone", "kind": "rival", "settings": "none"},
         },
-        "installed": {"one": {"own_mb": 30.4, "whole_mb": 400.0}, "two": {"own_mb": 31.4, "whole_mb": 401.0}},
+        "installed": {"one": 30.4, "two": 31.4},
         "notes": ["A note."],
         "skipped": {"Gone": "it does not install."},
         "runs": [
@@ -80,7 +80,7 @@ def test_the_markdown_has_the_tables_settings_and_notes(report: dict[str, Any]) 
     assert "**42.0**" in one
     assert "| Two | `batch=8` |" in lines
     assert "- Two, M, 8 clients: not offered, too slow." in lines
-    assert "- Two, M, 1 clients: 3 × 503 in round 1." in lines
+    assert "- Two, M, 1 client: 3 × 503 in round 1." in lines
     assert "- Not measured: Gone: it does not install." in lines
     assert "- A note." in lines
     assert "not measured**" not in text  # a model without a run has no table
