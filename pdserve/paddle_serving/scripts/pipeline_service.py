@@ -126,6 +126,7 @@ def watch_children() -> None:
 def end(code: int) -> None:
     """End at once, with all processes."""
     for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)  # the gateway takes no other
+        if child.pid:
+            os.kill(child.pid, signal.SIGKILL)  # the gateway takes no other
     sys.stderr.flush()
     os._exit(code)
