@@ -10,6 +10,12 @@ SCORE = 1e-3
 PIXELS = 1
 
 
+def labels(fields: Mapping[str, str]) -> list[str]:
+    """The labels in the fields of an answer."""
+    found = {key: ast.literal_eval(value) for key, value in fields.items()}
+    return [each["rec_docs"] for each in found["result"]] if "result" in found else list(found["label"])
+
+
 def fault(body: bytes, wanted: Mapping[str, str]) -> str | None:
     """What is wrong with an answer; None where it is good.
 

@@ -18,10 +18,8 @@ Results are written after each measurement; --resume measures only what they lac
 import argparse
 import json
 import os
-import platform
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rich.console import Console
 
 from benchmarks import comparison
+from benchmarks.answers import labels
 from benchmarks.comparison_plot import plot
-from benchmarks.contenders import CONTENDERS, MODELS, Contender, Pythons
+from benchmarks.comparison_report import Report, say
+from benchmarks.contenders import CONTENDERS, DETECTOR, EMBEDDER, MODELS, RECOGNITION, Contender, Pythons
 from benchmarks.installed_size import installed_mb
 from benchmarks.measurement import Plan, UnfitError, measure_server
 from benchmarks.raw_side import RawSide, raw_process, right_answer
@@ -40,78 +40,6 @@ from benchmarks.rivals.environment import ROOT, prepare, requirements
 from pdserve.home import Home
 
 HERE = Path(__file__).parent
-
-
-def say(text: str) -> None:
-    """Progress, for who waits."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-class Report:
-    """What was measured so far, in a file that is whole at any time."""
-
-    def __init__(self, path: Path, given: argparse.Namespace) -> None:
-        self._path = path
-        before = json.loads(path.read_text("utf-8")) if given.resume and path.is_file() else {}
-        self.content: dict[str, Any] = {
-            "command": " ".join(sys.argv),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": {
-                "cores": os.cpu_count(),
-                "processor": _processor(),
-                "system": platform.platform(),
-                "python": platform.python_version(),
-            },
-            "image": {"file": given.image.name, "bytes": given.image.stat().st_size},
-            "settings": {
-                "models": given.models,
-                "clients": given.clients,
-                "seconds": given.seconds,
-                "rounds": given.rounds,
-            },
-            "contenders": {
-                name: {"title": one.title, "kind": one.kind, "settings": one.settings}
-                for name, one in CONTENDERS.items()
-                if name in given.servers
-            },
-            "installed": before.get("installed", {}),
-            "notes": [],
-            "skipped": {},
-            "runs": before.get("runs", []),
-        }
-        kept = before.get("settings", self.content["settings"]) | {
-            "models": given.models,
-            "rounds": given.rounds,
-        }
-        if kept != self.content["settings"]:
-            sys.exit(f"{path} was measured with {before['settings']}; say the same, or leave out --resume.")
-        self.content["runs"] = [run for run in self.content["runs"] if run["server"] in given.servers]
-
-    def has(self, number: int, model: str, server: str) -> bool:
-        """Whether this was measured before."""
-        wanted = (number, model, server)
-        return any((run["round"], run["model"], run["server"]) == wanted for run in self.content["runs"])
-
-    def add(self, run: dict[str, Any]) -> None:
-        self.content["runs"].append(run)
-        self.write()
-
-    def skip(self, what: str, why: str) -> None:
-        say(f"left out: {what}: {why}")
-        self.content["skipped"][what] = why
-        self.write()
-
-    def write(self) -> None:
-        beside = self._path.with_suffix(".part")
-        beside.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        beside.replace(self._path)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def find_pythons(given: argparse.Namespace, report: Report) -> Pythons:
@@ -152,7 +80,22 @@ def right_answers(given: argparse.Namespace, servers: Sequence[str], report: Rep
                     say(f"{model} {precision}: {found[model, precision]}")
                 except UnfitError as error:
                     report.skip(f"{model} {precision}", str(error))
+    for model in given.models:
+        if (model, "int8") in found:
+            report.content["notes"] += int8_notes(model, found[model, "int8"], found[model, "fp32"])
     return found
+
+
+def int8_notes(model: str, int8: dict[str, str], float32: dict[str, str]) -> list[str]:
+    """How well the INT8 forms agree, as `pdserve optimize` found, and whether this image's answer is one."""
+    names = (DETECTOR, EMBEDDER) if model == RECOGNITION else (model,)
+    said = []
+    for name in names:
+        path = Home.from_environ(os.environ).serving_model(name) / ".pdserve" / "int8" / "report.json"
+        told = json.loads(path.read_text("utf-8"))["agreement"]
+        said.append(f"{name} {told['value']:.2f} ({told['measure']}, {told['images']} images)")
+    same = "the same labels" if labels(int8) == labels(float32) else "other labels"
+    return [f"INT8, {model}: agreement with float32 {', '.join(said)}; for this image it has {same}."]
 
 
 def fit(one: Contender, pythons: Pythons, report: Report) -> bool:
@@ -181,6 +124,7 @@ def measure_all(given: argparse.Namespace, report: Report) -> None:
                 wanted = answers.get((model, "int8" if name == "pdserve-int8" else "fp32"))
                 if wanted is None or (model, name) in failed or report.has(number, model, name):
                     continue
+                say(f"round {number}/{given.rounds}, {model}, {one.title} …")
                 try:
                     if one.kind == "raw":
                         found = raw_side.measure(one, model)

@@ -107,9 +107,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             if "not_offered" in load:
                 said[f"{title}, {run['model']}, {clients}: not offered, {load['not_offered']}."] = None
             for kind, times in load.get("errors", {}).items():
-                said[
-                    f"{title}, {run['model']}, {count} clients: {times} × {kind} in round {run['round']}."
-                ] = None
+                said[f"{title}, {run['model']}, {clients}: {times} × {kind} in round {run['round']}."] = None
     for what, why in report["skipped"].items():
         said[f"Not measured: {what}: {why}"] = None
     for note in report.get("notes", ()):

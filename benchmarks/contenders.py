@@ -13,6 +13,7 @@ from benchmarks.rivals.environment import ROOT
 
 # The model that stands for recognition: detector, embedder and index together.
 RECOGNITION = "PP-ShiTu"
+DETECTOR, EMBEDDER = "picodet_PPLCNet_x2_5_mainbody_lite_v1.0", "general_PPLCNet_x2_5_lite_v1.0"
 MODELS = ("ResNet50_vd", "EfficientNet_lite0", RECOGNITION)
 
 
@@ -55,7 +56,8 @@ CONTENDERS = {
             "Paddle Serving, as shipped",
             "paddle-serving",
             "0.9.0 with Paddle 2.6.2 and the guide's config.yml: `concurrency: 1`, its own defaults for the "
-            "rest (`ir_optim` and `use_mkldnn` off)",
+            "rest (`ir_optim` and `use_mkldnn` off), by `pdserve serve --runtime paddle-serving` (whose "
+            "own memory is not counted)",
         ),
         Contender(
             "paddle-serving-tuned",
@@ -156,8 +158,8 @@ def _config(
 
     if model == RECOGNITION:
         ops = {
-            "det": op("picodet_PPLCNet_x2_5_mainbody_lite_v1.0"),
-            "rec": op("general_PPLCNet_x2_5_lite_v1.0", fetch_list=["features"]),
+            "det": op(DETECTOR),
+            "rec": op(EMBEDDER, fetch_list=["features"]),
         }
     else:
         ops = {"imagenet": op(model, fetch_list=["prediction"])}

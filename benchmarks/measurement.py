@@ -43,7 +43,12 @@ def measure_server(one: Contender, model: str, plan: Plan, wanted: dict[str, str
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         mark = uuid.uuid4().hex
         how = launch(one, model, plan.home, Path(folder), plan.pythons, mark)
-        with _running(how, Path(folder), mark) as (process, tree, begun), MemorySampler(tree) as memory:
+        # What launches Paddle Serving is pdserve, and no part of it.
+        launcher = one.kind == "paddle-serving"
+        with (
+            _running(how, Path(folder), mark) as (process, tree, begun),
+            MemorySampler(tree, but_root=launcher) as memory,
+        ):
             start_s = _first_answer(how, process, Path(folder) / "log", plan, model, wanted, begun)
             loads = _loads(how.url, model, plan)
         return {"start_s": start_s, "memory_mb": memory.peak_mb, "loads": loads}

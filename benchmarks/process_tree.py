@@ -43,9 +43,12 @@ class ProcessTree:
         self._known = {pid: seen[pid][2] for pid in found}
         return sorted(found)
 
-    def memory_mb(self) -> float:
-        """Proportional set size of them all, in MB: what several share counts once."""
-        return sum(map(_pss_kb, self.pids())) / 1024
+    def memory_mb(self, but_root: bool = False) -> float:
+        """Proportional set size of them all, in MB: what several share counts once.
+
+        ``but_root`` leaves the root out, where that is only a launcher.
+        """
+        return sum(_pss_kb(pid) for pid in self.pids() if not (but_root and pid == self._root)) / 1024
 
     def end(self, patience_s: float = 20) -> None:
         """Ask the root to end, and kill what is left of the tree after ``patience_s``, or after it."""
@@ -67,8 +70,9 @@ class ProcessTree:
 class MemorySampler:
     """The most memory that a tree has had, looked at every half second in a thread."""
 
-    def __init__(self, tree: ProcessTree, every_s: float = 0.5) -> None:
+    def __init__(self, tree: ProcessTree, *, but_root: bool = False, every_s: float = 0.5) -> None:
         self._tree = tree
+        self._but_root = but_root
         self._every_s = every_s
         self._stop = threading.Event()
         self.peak_mb = 0.0
@@ -84,7 +88,7 @@ class MemorySampler:
 
     def _sample(self) -> None:
         while not self._stop.wait(self._every_s):
-            self.peak_mb = max(self.peak_mb, self._tree.memory_mb())
+            self.peak_mb = max(self.peak_mb, self._tree.memory_mb(self._but_root))
 
 
 def _stat(pid: int) -> tuple[int, int, str] | None:

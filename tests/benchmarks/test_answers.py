@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.answers import fault
+from benchmarks.answers import fault, labels
 
 LABEL = {"label": "['cat']", "prob": "[0.5]"}
 OBJECTS = {"result": "[{'bbox': [1, 2, 30, 40], 'rec_docs': 'cola', 'rec_scores': 0.9}]"}
@@ -42,3 +42,8 @@ def test_wrong_answers(given: bytes, wanted: dict[str, str], said: str) -> None:
     found = fault(given, wanted)
     assert found
     assert said in found
+
+
+def test_labels() -> None:
+    assert labels(LABEL) == ["cat"]
+    assert labels(OBJECTS) == ["cola"]
