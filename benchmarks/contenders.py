@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -63,7 +63,8 @@ CONTENDERS = {
             "paddle-serving-tuned",
             "Paddle Serving, tuned",
             "paddle-serving",
-            "the same with `ir_optim: True`, `use_mkldnn: True`, `thread_num: 2`",
+            "the same with `ir_optim: True`, `use_mkldnn: True`, `thread_num: 2`, `concurrency: 2`, "
+            "`worker_num: 8` (requests at once; its gRPC thread pool)",
         ),
         Contender(
             "litserve",
@@ -95,8 +96,18 @@ CONTENDERS = {
     )
 }
 
-# Paddle Serving's switches, on each of its ops.
-_TUNED = {"ir_optim": True, "use_mkldnn": True, "thread_num": 2}
+
+@dataclass(frozen=True)
+class Switches:
+    """Of Paddle Serving's config.yml; the defaults are the guide's."""
+
+    worker_num: int = 1
+    concurrency: int = 1
+    local: dict[str, bool | int] = field(default_factory=dict)
+
+
+# What one would turn in config.yml: for the whole, for each op, for each op's model.
+_TUNED = Switches(8, 2, {"ir_optim": True, "use_mkldnn": True, "thread_num": 2})
 
 
 @dataclass(frozen=True)
@@ -135,17 +146,15 @@ def launch(one: Contender, model: str, home: Path, folder: Path, pythons: Python
         command += ["--precision", "int8"]
     if one.kind == "paddle-serving":
         command += ["--runtime", "paddle-serving", "--python", str(pythons.paddle_serving)]
-        switches = _TUNED if one.name == "paddle-serving-tuned" else {}
+        switches = _TUNED if one.name == "paddle-serving-tuned" else Switches()
         command += ["--config", str(_config(model, home, folder, http, rpc, switches))]
     elif model != RECOGNITION:
         command += ["--model", model]
     return Launch(command, environment, f"http://127.0.0.1:{http}")
 
 
-def _config(
-    model: str, home: Path, folder: Path, http: int, rpc: int, switches: dict[str, bool | int]
-) -> Path:
-    """The guide's config.yml for a CPU, with more switches on each model."""
+def _config(model: str, home: Path, folder: Path, http: int, rpc: int, switches: Switches) -> Path:
+    """The guide's config.yml for a CPU, with these switches."""
 
     def op(name: str, **more: object) -> dict[str, object]:
         local = {
@@ -154,7 +163,10 @@ def _config(
             "devices": "",
             "client_type": "local_predictor",
         }
-        return {"concurrency": 1, "local_service_conf": {**local, **more, **switches}}
+        return {
+            "concurrency": switches.concurrency,
+            "local_service_conf": {**local, **more, **switches.local},
+        }
 
     if model == RECOGNITION:
         ops = {
@@ -163,7 +175,13 @@ def _config(
         }
     else:
         ops = {"imagenet": op(model, fetch_list=["prediction"])}
-    content = {"worker_num": 1, "http_port": http, "rpc_port": rpc, "dag": {"is_thread_op": False}, "op": ops}
+    content = {
+        "worker_num": switches.worker_num,
+        "http_port": http,
+        "rpc_port": rpc,
+        "dag": {"is_thread_op": False},
+        "op": ops,
+    }
     path = folder / "config.yml"
     YAML(typ="safe").dump(content, path)
     return path

@@ -1,6 +1,7 @@
 """A rival's virtual environment: pdserve and the rival's pinned requirements, made once."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,20 @@ def requirements(name: str) -> Path:
     return HERE / f"requirements-{name}.txt"
 
 
+def stamp_of(name: str) -> str:
+    """What an environment is known by: the rival's requirements, and pdserve's dependencies."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    found = re.search(r"^dependencies = \[.*?^\]", project, re.MULTILINE | re.DOTALL)
+    assert found
+    return hashlib.sha256(requirements(name).read_bytes() + found[0].encode()).hexdigest()
+
+
 def prepare(name: str, folder: Path) -> Path:
-    """The Python of ``folder/name``, made or mended where it is not as requirements and pyproject.toml say.
+    """The Python of ``folder/name``, made or mended where requirements or dependencies have changed.
 
     Raises RuntimeError, with what pip said last, where it cannot be made.
     """
-    wanted = hashlib.sha256(
-        requirements(name).read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    ).hexdigest()
+    wanted = stamp_of(name)
     place = folder.absolute() / name
     python, stamp = place / "bin" / "python", place / "installed"
     if stamp.is_file() and stamp.read_text("utf-8") == wanted:

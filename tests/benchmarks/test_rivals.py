@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contenders import CONTENDERS
-from benchmarks.rivals.environment import HERE, ROOT, prepare, requirements
+from benchmarks.rivals.environment import HERE, prepare, requirements, stamp_of
 
 RIVALS = [one.name for one in CONTENDERS.values() if one.kind == "rival"]
 # Beside them: what they share.
@@ -43,10 +43,7 @@ def test_the_batching_that_the_table_tells_is_that_of_the_files() -> None:
         assert "max_batch_size=BATCH" in (HERE / f"{name}.py").read_text("utf-8")
 
 
-def test_an_environment_that_is_there_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    both = requirements("mosec").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+def test_an_environment_that_is_there_is_taken(tmp_path: Path) -> None:
     (tmp_path / "mosec").mkdir()
-    (tmp_path / "mosec" / "installed").write_text(hashlib.sha256(both).hexdigest(), "utf-8")
+    (tmp_path / "mosec" / "installed").write_text(stamp_of("mosec"), "utf-8")
     assert prepare("mosec", tmp_path) == tmp_path / "mosec" / "bin" / "python"
