@@ -63,7 +63,7 @@ def _bars(axes: Axes, report: Mapping[str, Any], model: str, what: str, label: s
                 color="#444444",
             )
     axes.set_yticks(range(len(names)), [report["contenders"][name]["title"] for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top, and each in line with itself beside it
     axes.margins(x=0.12)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)

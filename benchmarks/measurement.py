@@ -20,6 +20,9 @@ from benchmarks.rivals.environment import ROOT
 from pdserve.bench.messages import Post, posts
 
 START_LIMIT_S = 120
+# Images that the rivals run together, and how many such batches a load should see.
+BATCH = 8
+BATCHES = 4
 
 
 class UnfitError(Exception):
@@ -129,7 +132,8 @@ def _loads(url: str, model: str, plan: Plan) -> dict[str, Any]:
     """Each number of clients in turn, fewest first.
 
     The warm-up and the measured time are both at least as long as one round of all clients takes, so that a
-    full queue is what is measured, however slow the server.
+    full queue is what is measured, however slow the server; and as long as several of the rivals' batches,
+    whose answers come all at once.
     """
     image = plan.image.read_bytes()
     (post,) = posts("pipeline", [image], 1, service(model))
@@ -147,7 +151,7 @@ def _loads(url: str, model: str, plan: Plan) -> dict[str, Any]:
             image,
             "pipeline",
             clients,
-            max(plan.seconds, one_round),
+            max(plan.seconds, one_round, BATCHES * min(clients, BATCH) / rate),
             service(model),
             warm_up_s=max(1, one_round),
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.measurement import BATCH
 from benchmarks.rivals.environment import HERE, prepare, requirements, stamp_of
 
 RIVALS = [one.name for one in CONTENDERS.values() if one.kind == "rival"]
@@ -35,6 +36,7 @@ def test_the_batching_that_the_table_tells_is_that_of_the_files() -> None:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    assert numbers["BATCH"] == BATCH  # which says how long a load has to be
     assert f"`max_batch_size={numbers['BATCH']}`, `batch_timeout={numbers['WAIT_S']}`" in (
         CONTENDERS["litserve"].settings
     )
