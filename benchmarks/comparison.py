@@ -132,8 +132,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{report['date']}, {machine['cores']} cores ({machine['processor']}), Python {machine['python']}; "
-        f"medians of the rounds ({report['settings']['rounds']}); loads of {report['settings']['seconds']:g} s "
-        "or more. "
+        f"medians of the rounds ({report['settings']['rounds']}); "
+        f"loads of {report['settings']['seconds']:g} s or more. "
         "Before the colon: clients in a closed loop. Memory: the most that all of a server's processes held "
         "(proportional set size). Start: from the command to the first good answer. Installed: the server's "
         "packages and what they require, without engine, NumPy, OpenCV, Pillow and faiss. "
