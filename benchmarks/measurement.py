@@ -22,7 +22,7 @@ from pdserve.bench.messages import Post, posts
 START_LIMIT_S = 120
 # Images that the rivals run together, and how many such batches a load should see.
 BATCH = 8
-BATCHES = 4
+BATCHES = 3
 
 
 class UnfitError(Exception):
