@@ -10,7 +10,6 @@ workers anew from the name of a module.
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ PORT = int(os.environ.get("RIVAL_PORT", "18080"))
 RECOGNITION = MODEL == "PP-ShiTu"
 PATH = "/recognition/prediction" if RECOGNITION else "/imagenet/prediction"
 
-# A server that takes one batch at a time needs no more than one engine, on all cores.
+# How many images go together, and how long a batch waits to fill, where a server makes batches.
 BATCH = 8
 WAIT_S = 0.002
 
@@ -47,9 +46,8 @@ def answer(fields: Mapping[str, str]) -> dict[str, Any]:
 class Classification:
     """A classifier's first label."""
 
-    def __init__(self, instances: int | None) -> None:
-        flags = {"model": MODEL, "devices": ("cpu",)}
-        chosen = settings.classification(flags | ({"instances": instances} if instances else {}), {})
+    def __init__(self) -> None:
+        chosen = settings.classification({"model": MODEL, "devices": ("cpu",), "instances": 1}, {})
         self._pipeline = open_classification(chosen, Home.from_environ(os.environ))
 
     def prepare(self, data: bytes) -> Any:
@@ -68,16 +66,12 @@ class Classification:
 class Recognition:
     """Detector, embedder and index: the objects in an image."""
 
-    def __init__(self, instances: int | None) -> None:
-        flags = {"devices": ("cpu",)} | ({"instances": instances} if instances else {})
-        chosen = settings.recognition(flags, {})
+    def __init__(self) -> None:
+        chosen = settings.recognition({"devices": ("cpu",), "instances": 1}, {})
         home = Home.from_environ(os.environ)
         self._pipeline = open_recognition(chosen, home)
+        self._detector = self._pipeline.detectors[0]
         self._index = open_index(chosen, home, self._pipeline.embedder)
-
-    @cached_property
-    def _detector(self) -> Any:
-        return self._pipeline.detectors[0]
 
     def prepare(self, data: bytes) -> Any:
         """An image file -> the image, and what the detector takes of it."""
@@ -111,6 +105,9 @@ class Recognition:
         }
 
 
-def open_task(instances: int | None = 1) -> Classification | Recognition:
-    """The task of RIVAL_MODEL, its engines loaded and warm; ``instances`` None: as many as suit them."""
-    return Recognition(instances) if RECOGNITION else Classification(instances)
+def open_task() -> Classification | Recognition:
+    """The task of RIVAL_MODEL, its engines loaded and warm.
+
+    These servers run one batch at a time, so there is one instance, with all cores.
+    """
+    return Recognition() if RECOGNITION else Classification()
