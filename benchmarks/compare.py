@@ -130,7 +130,7 @@ def measure_all(given: argparse.Namespace, report: Report) -> None:
                         found = raw_side.measure(one, model)
                     else:
                         found = measure_server(one, model, plan, wanted)
-                except (UnfitError, RuntimeError) as error:
+                except (UnfitError, RuntimeError, OSError) as error:
                     failed.add((model, name))
                     report.skip(f"{one.title}, {model}", str(error))
                     continue

@@ -43,6 +43,13 @@ class Plan:
 
 def measure_server(one: Contender, model: str, plan: Plan, wanted: dict[str, str]) -> dict[str, Any]:
     """Start-up, memory, and a load at each number of clients. Raises UnfitError."""
+    try:
+        return _measure(one, model, plan, wanted)
+    except (OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+        raise UnfitError(f"it broke off: {type(error).__name__}: {error}") from error
+
+
+def _measure(one: Contender, model: str, plan: Plan, wanted: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         mark = uuid.uuid4().hex
         how = launch(one, model, plan.home, Path(folder), plan.pythons, mark)
@@ -107,8 +114,9 @@ def _first_answer(
             return time.perf_counter() - begun
         # A server that is still starting may say so in its own way; a wrong label stays wrong.
         wrong = faulty
-        time.sleep(0.5)
-        deadline = min(deadline, time.perf_counter() + (START_LIMIT_S if status != 200 else 10))
+        time.sleep(0.05)
+        if status == 200:
+            deadline = min(deadline, time.perf_counter() + 10)
     raise UnfitError(f"no good answer in {time.perf_counter() - begun:.0f} s: {wrong}; {_end_of(log)}")
 
 
