@@ -59,7 +59,7 @@ def measure_sizes(servers: Sequence[str], pythons: Pythons, report: Report) -> N
     sizes = report.content["installed"]
     for name in servers:
         one = CONTENDERS[name]
-        if one.kind == "pdserve":
+        if one.kind in ("pdserve", "int8"):
             sizes[name] = installed_mb(Path(sys.executable), ["pdserve"], ROOT / "pdserve")
         elif one.kind == "paddle-serving" and pythons.paddle_serving:
             sizes[name] = installed_mb(pythons.paddle_serving, None)
@@ -87,7 +87,7 @@ def right_answers(given: argparse.Namespace, servers: Sequence[str], report: Rep
 
 
 def int8_notes(model: str, int8: dict[str, str], float32: dict[str, str]) -> list[str]:
-    """How well the INT8 forms agree, as `pdserve optimize` found, and whether this image's answer is one."""
+    """How well the INT8 forms agree, as `pdserve optimize` found, and whether they do on this image."""
     names = (DETECTOR, EMBEDDER) if model == RECOGNITION else (model,)
     said = []
     for name in names:
@@ -121,7 +121,7 @@ def measure_all(given: argparse.Namespace, report: Report) -> None:
         for model in given.models:
             for name in servers:
                 one = CONTENDERS[name]
-                wanted = answers.get((model, "int8" if name == "pdserve-int8" else "fp32"))
+                wanted = answers.get((model, "int8" if one.kind == "int8" else "fp32"))
                 if wanted is None or (model, name) in failed or report.has(number, model, name):
                     continue
                 say(f"round {number}/{given.rounds}, {model}, {one.title} …")

@@ -78,10 +78,14 @@ def columns(report: Mapping[str, Any], model: str) -> list[Cells]:
 
 
 def rows(report: Mapping[str, Any], model: str) -> tuple[list[str], list[Row]]:
-    """The heads, and a row per server; raw contenders are never the best, since they serve nobody."""
+    """The heads, and a row per server.
+
+    The best is looked for among servers that compute in float32: raw contenders serve nobody, and INT8 is
+    another model.
+    """
     shown = columns(report, model)
     names = servers(report, model)
-    serving = [name for name in names if report["contenders"][name]["kind"] != "raw"]
+    serving = [name for name in names if report["contenders"][name]["kind"] not in ("raw", "int8")]
     out = []
     for name in names:
         cells, best = [], []
@@ -137,7 +141,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Before the colon: clients in a closed loop. Memory: the most that all of a server's processes held "
         "(proportional set size). Start: from the command to the first good answer. Installed: the server's "
         "packages and what they require, without engine, NumPy, OpenCV, Pillow and faiss. "
-        "Bold: the best of the servers.",
+        "Bold: the best of the servers that compute in float32.",
         "",
     ]
     lines += [f"- {note}" for note in notes(report)]

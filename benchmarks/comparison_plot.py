@@ -16,7 +16,7 @@ from benchmarks.comparison import figure, models, servers
 _SHADES = ("#9ecae1", "#4292c6", "#08519c")
 _OWN = ("#fdae6b", "#f16913", "#a63603")
 _RAW = ("#d9d9d9", "#a6a6a6", "#737373")
-_PALETTES = {"pdserve": _OWN, "raw": _RAW}
+_PALETTES = {"pdserve": _OWN, "int8": _OWN, "raw": _RAW}
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:

@@ -19,7 +19,7 @@ MODELS = ("ResNet50_vd", "EfficientNet_lite0", RECOGNITION)
 
 @dataclass(frozen=True)
 class Contender:
-    """``kind`` is raw (no server), pdserve, paddle-serving or rival."""
+    """``kind`` is raw (no server), pdserve, int8 (pdserve too), paddle-serving or rival."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ CONTENDERS = {
         Contender(
             "pdserve-int8",
             "pdserve INT8",
-            "pdserve",
+            "int8",
             "the same with `--precision int8`, of `pdserve optimize`",
         ),
         Contender(
@@ -142,7 +142,7 @@ def launch(one: Contender, model: str, home: Path, folder: Path, pythons: Python
         return Launch(command, environment, f"http://127.0.0.1:{http}")
     command = [sys.executable, "-m", "pdserve", "serve", service(model), "--cpu"]
     command += ["--http-port", str(http), "--rpc-port", str(rpc)]
-    if one.name == "pdserve-int8":
+    if one.kind == "int8":
         command += ["--precision", "int8"]
     if one.kind == "paddle-serving":
         command += ["--runtime", "paddle-serving", "--python", str(pythons.paddle_serving)]

@@ -32,6 +32,7 @@ def report() -> dict[str, Any]:
             "raw": {"title": "raw engine", "kind": "raw", "settings": "no server"},
             "one": {"title": "One", "kind": "pdserve", "settings": "as it comes"},
             "two": {"title": "Two", "kind": "rival", "settings": "`batch=8`"},
+            "int8": {"title": "One INT8", "kind": "int8", "settings": "quantised"},
             "gone": {"title": "Gone", "kind": "rival", "settings": "none"},
         },
         "installed": {"one": 30.4, "two": 31.4},
@@ -41,6 +42,7 @@ def report() -> dict[str, Any]:
             a_run("raw", {"1": 50, "8": 100}),
             a_run("one", {"1": 20, "8": 40}, start_s=2.0),
             a_run("one", {"1": 22, "8": 44}, 2, start_s=1.0),
+            a_run("int8", {"1": 60, "8": 90}, start_s=0.5, memory_mb=9.0),
             a_run("two", {"1": 10}, start_s=9.0)
             | {"loads": {"1": {"images_per_s": 10, "errors": {"503": 3}}, "8": {"not_offered": "too slow"}}},
         ],
@@ -57,9 +59,10 @@ def test_the_best_of_the_servers_is_told_in_each_column(report: dict[str, Any]) 
     heads, rows = comparison.rows(report, "M")
     best = {row.title: dict(zip(heads, row.best, strict=True)) for row in rows}
     cells = {row.title: dict(zip(heads, row.cells, strict=True)) for row in rows}
-    assert [row.title for row in rows] == ["raw engine", "One", "Two"]
+    assert [row.title for row in rows] == ["raw engine", "One", "Two", "One INT8"]
     assert cells["raw engine"]["8: images/s"] == "100.0"
     assert not any(best["raw engine"].values())  # it serves nobody
+    assert not any(best["One INT8"].values())  # it is another model
     assert best["One"]["8: images/s"]
     assert best["One"]["start, s"]
     assert not best["Two"]["1: images/s"]
