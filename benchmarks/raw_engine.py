@@ -1,12 +1,16 @@
-"""What the engine does with nothing around it, in a process of its own: the yardstick of serving.py.
+"""What the engine does with nothing around it, in a process of its own: what serving.py and compare.py go by.
 
 Reads one JSON object per line and answers with one: what to run, how, and for how long; then images/s and
 the median of the runs' durations. Engines stay loaded between lines, so that a measurement can be repeated
 in turn with others.
 
-``work`` is "engine" (prepared tensors through the engine), "limit" (image files through decoding,
-preprocessing and engine, in threads on all cores) or "recognition" (a detector's run and an embedder's over
-``crops`` crops, for each image).
+``work`` is one of
+
+- "engine": prepared tensors through the engine;
+- "limit": image files through decoding, preprocessing, engine and labels, in threads on all cores;
+- "recognition": a detector's run and an embedder's over ``crops`` crops, or as many as the image has;
+- "recognition limit": image files through the whole of recognition;
+- "answer": one image's, in the fields of Paddle Serving's protocol, by ``model`` or else by recognition.
 """
 
 import json
@@ -23,10 +27,11 @@ import numpy as np
 
 from pdserve import settings
 from pdserve.engines import Device, load
+from pdserve.errors import PdserveError
 from pdserve.home import Home
 from pdserve.models import find_serving_model
 from pdserve.services.classification import open_classification
-from pdserve.services.recognition import open_recognition
+from pdserve.services.recognition import Answer, open_index, open_recognition
 from pdserve.serving_model import open_serving_model
 
 HOME = Home.from_environ(os.environ)
@@ -49,7 +54,40 @@ def classifier(model: str, device: str, precision: str) -> Any:
 @lru_cache(maxsize=1)
 def recogniser(device: str, precision: str) -> Any:
     """Detector and embedder."""
-    return open_recognition(settings.recognition({"devices": (device,), "precision": precision}, {}), HOME)
+    return open_recognition(recognition_settings(device, precision), HOME)
+
+
+def recognition_settings(device: str, precision: str) -> settings.RecognitionSettings:
+    """The defaults, on a device."""
+    return settings.recognition({"devices": (device,), "precision": precision}, {})
+
+
+@lru_cache(maxsize=1)
+def gallery(device: str, precision: str) -> Any:
+    """The index."""
+    return open_index(recognition_settings(device, precision), HOME, recogniser(device, precision).embedder)
+
+
+def recognise(data: bytes, device: str, precision: str) -> Answer:
+    """All of recognition, without a server."""
+    (found,) = recogniser(device, precision).predict([data], gallery(device, precision))
+    if not isinstance(found, Answer):
+        raise found
+    return found
+
+
+def answer(asked: dict[str, Any], device: str, precision: str) -> dict[str, str]:
+    """The fields that a server is to answer with."""
+    data = Path(asked["image"]).read_bytes()
+    if "model" in asked:
+        pipeline = classifier(asked["model"], device, precision)
+        best = pipeline.read(pipeline.infer([pipeline.prepare(data)])[0], 1)[0]
+        return {"label": repr([best.label.replace(",", "")]), "prob": repr([best.score])}
+    objects = [
+        {"bbox": list(each.bbox), "rec_docs": each.label, "rec_scores": each.score}
+        for each in recognise(data, device, precision).objects
+    ]
+    return {"result": repr(objects)}
 
 
 def measure(step: Callable[[], int], threads: int, seconds: float) -> dict[str, float]:
@@ -74,9 +112,11 @@ def measure(step: Callable[[], int], threads: int, seconds: float) -> dict[str, 
     return {"images_per_s": sum(images) / elapsed, "run_ms": 1000 * float(np.median(durations))}
 
 
-def work(asked: dict[str, Any]) -> dict[str, float]:
-    """One line's measurement."""
+def work(asked: dict[str, Any]) -> dict[str, Any]:
+    """What one line asks for."""
     device, precision = asked.get("device", "cpu"), asked.get("precision", "fp32")
+    if asked["work"] == "answer":
+        return answer(asked, device, precision)
     seconds = asked["seconds"]
     if asked["work"] == "engine":
         ready = engine(asked["model"], device, precision, asked.get("instances"), asked.get("engine_threads"))
@@ -97,10 +137,19 @@ def work(asked: dict[str, Any]) -> dict[str, float]:
             return 1
 
         return measure(whole, asked["threads"], seconds)
+    if asked["work"] == "recognition limit":
+        data = Path(asked["image"]).read_bytes()
+
+        def recognised() -> int:
+            recognise(data, device, precision)
+            return 1
+
+        return measure(recognised, asked["threads"], seconds)
     recognition = recogniser(device, precision)
     image = recognition.decode(Path(asked["image"]).read_bytes())
     prepared = recognition.detectors[0].prepare(image)
-    crops = [recognition.embedder.prepare(image)] * asked["crops"]
+    found = recognition.detectors[0].read(recognition.detect([prepared])[0], *image.shape[1::-1])
+    crops = [recognition.embedder.prepare(image)] * asked.get("crops", len(found) + 1)
 
     def both() -> int:
         recognition.detect([prepared])
@@ -112,4 +161,8 @@ def work(asked: dict[str, Any]) -> dict[str, float]:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(work(json.loads(line))), flush=True)
+        try:
+            said = work(json.loads(line))
+        except PdserveError as error:
+            said = {"error": error.message}
+        print(json.dumps(said), flush=True)

@@ -11,12 +11,10 @@ Needs the models: ``pdserve fetch``, ``pdserve fetch ResNet50_vd EfficientNet_li
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,48 +27,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from pdserve.bench import Run, build_target, closed_loop
+from benchmarks.offered import offer
+from benchmarks.raw_process import Raw
+from pdserve.bench import Run
 from pdserve.home import Home
 from tests.running import Server, start
 
-HERE = Path(__file__).parent
 HOME = Home.from_environ(os.environ).root
 # Boxes of any score count, so that each picture has five crops, and itself.
 SIX_CROPS = ("--det-threshold", "0", "--score-threshold", "-1")
 
 
-class Raw:
-    """The process of raw_engine.py."""
-
-    def __init__(self, common: dict[str, Any]) -> None:
-        self._common = common
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "raw_engine.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=HERE.parent,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-        )
-
-    def measure(self, **asked: Any) -> dict[str, float]:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(self._common | asked) + "\n")
-        self._process.stdin.flush()
-        return dict(json.loads(self._process.stdout.readline()))
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(30)
-
-
 def load(server: Server, image: bytes, route: str, clients: int, seconds: float, service: str) -> Run:
     """A closed loop on one route."""
-    url = server.target if route == "grpc" else server.url
-    target = build_target(route, url, [image], service=service)
-    run = asyncio.run(closed_loop(target, clients=clients, duration_s=seconds, warm_up_s=1))
+    run = offer(server.target if route == "grpc" else server.url, image, route, clients, seconds, service)
     if run.errors:
         sys.exit(f"{route}, {clients} clients: {dict(run.errors)}")
     return run

@@ -101,11 +101,16 @@ class ConfigFile(_Schema):
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """The settings the file gives, each model's by its role, and notes on keys that mean nothing here."""
+    """The settings the file gives, each model's by its role, and notes on keys that mean nothing here.
+
+    ``block``: the settings that the block ``pdserve:`` gives. ``content``: the file as it is written.
+    """
 
     settings: Mapping[str, Any]
     models: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
+    block: Mapping[str, Any]
+    content: Mapping[str, Any]
 
 
 # Settings of the block ``pdserve:`` that name files.
@@ -165,7 +170,8 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
     for key in _FILES & block.keys():  # beside the configuration, wherever the server is started
         if isinstance(block[key], str):
             block[key] = path.parent / block[key]
-    return ReadConfig(settings | block, models, tuple(f"{path.name}: {note}" for note in notes))
+    told = tuple(f"{path.name}: {note}" for note in notes)
+    return ReadConfig(settings | block, models, told, block, content)
 
 
 def _op(where: str, op: OpConf) -> dict[str, Any]:

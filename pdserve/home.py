@@ -6,6 +6,7 @@
     models/NAME_serving/    a serving model, as converted
     models/NAME_client/     its client configuration
     indexes/NAME/           a gallery and its index
+    runtimes/NAME/          a Python environment of another runtime
 """
 
 from collections.abc import Mapping
@@ -46,3 +47,6 @@ class Home:
 
     def index(self, name: str) -> Path:
         return self.indexes / name
+
+    def runtime(self, name: str) -> Path:
+        return self.root / "runtimes" / name

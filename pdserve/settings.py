@@ -126,6 +126,19 @@ class RecognitionOptions(_Frozen):
 
 
 @dataclass(frozen=True)
+class Given:
+    """What was said and where, for a runtime that cannot honour all of it.
+
+    ``said``: setting -> the option or the variable of the environment; ``block``: the settings in the
+    file's block ``pdserve:``; ``content``: the file as it is written, empty where there is none.
+    """
+
+    said: Mapping[str, str] = field(default_factory=dict)
+    block: frozenset[str] = frozenset()
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ClassificationSettings:
     """All of ``pdserve serve classification``. ``notes`` are said once at start."""
 
@@ -134,6 +147,7 @@ class ClassificationSettings:
     results: ResultSettings
     base: Path = field(default_factory=Path)
     notes: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,7 @@ class RecognitionSettings:
     options: RecognitionOptions
     base: Path = field(default_factory=Path)
     notes: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
 
 
 CLASSIFICATION_DEFAULTS: Mapping[str, Any] = {
@@ -184,6 +199,7 @@ def classification(
         given.group(ResultSettings),
         given.base,
         given.notes,
+        given.told,
     )
 
 
@@ -205,6 +221,7 @@ def recognition(
         given.group(RecognitionOptions),
         given.base,
         given.notes,
+        given.told,
     )
 
 
@@ -236,6 +253,12 @@ class _Given:
             if environ.get(key := f"PDSERVE_{name.upper()}")  # empty is as good as not there
         }
         self._in_flags = {name: value for name, value in flags.items() if value is not None}
+        self._said = {
+            **{name: f"PDSERVE_{name.upper()}" for name in self._in_environment},
+            **{name: f"--{name.replace('_', '-')}" for name in self._in_flags},
+        }
+        block, content = (frozenset(read.block), read.content) if read else (frozenset(), {})
+        self.told = Given(self._said, block, content)
 
     def server(self) -> ServerSettings:
         """The doors, at least one of them open."""
@@ -254,11 +277,7 @@ class _Given:
         if role:
             said_model = said.get(role) or in_file.get(role) or in_file.get("model")
             merged["model"] = said_model or self._defaults[role]
-        origin = {
-            **dict.fromkeys(in_file, str(self._config)),
-            **{name: f"PDSERVE_{name.upper()}" for name in self._in_environment},
-            **{name: f"--{name.replace('_', '-')}" for name in self._in_flags},
-        }
+        origin = dict.fromkeys(in_file, str(self._config)) | self._said
         return _validated(group, merged, origin)
 
 

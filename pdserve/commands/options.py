@@ -28,6 +28,13 @@ class Engine(str, Enum):
     onnx = "onnx"
 
 
+class Runtime(str, Enum):
+    """What a service runs on."""
+
+    native = "native"
+    paddle_serving = "paddle-serving"
+
+
 def _count(text: str) -> int | str:
     """A number of something, or auto: what suits the machine."""
     if text == "auto":
@@ -188,6 +195,15 @@ KeepAliveOption = Annotated[
 ]
 
 
+RuntimeOption = Annotated[
+    Runtime, typer.Option("--runtime", help="pdserve's own, or the published Paddle Serving.")
+]
+PythonOption = Annotated[
+    Path | None,
+    typer.Option("--python", metavar="PATH", help="The Python that has Paddle Serving, for that runtime."),
+]
+
+
 class LogFormat(str, Enum):
     """How the log is written."""
 
@@ -246,7 +262,8 @@ def as_settings(given: dict[str, Any]) -> dict[str, Any]:
     if flags.get("cors_origin"):
         flags["cors_origins"] = tuple(flags["cors_origin"])
     flags.pop("cors_origin", None)
-    flags.pop("config", None)
+    for name in ("config", "runtime", "python"):  # which are not of a service
+        flags.pop(name, None)
     return flags
 
 

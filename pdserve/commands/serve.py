@@ -1,11 +1,14 @@
 """``pdserve serve``: one command per service."""
 
 import os
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from pdserve.commands import options as o
+from pdserve.errors import UsageError
 
 serve_app = typer.Typer(name="serve", help="Start a server.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -14,6 +17,8 @@ serve_app = typer.Typer(name="serve", help="Start a server.", no_args_is_help=Tr
 def serve_classification(
     model: o.ModelOption = None,
     config: o.ConfigOption = None,
+    runtime: o.RuntimeOption = o.Runtime.native,
+    python: o.PythonOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
     engine: o.EngineOption = None,
@@ -64,10 +69,9 @@ def serve_classification(
     """
     flags = dict(locals())
     from pdserve import settings
-    from pdserve.services.server import serve_classification as serve
 
     given = o.as_settings(flags)
-    serve(lambda: settings.classification(given, os.environ, config), o.home())
+    _serve("classification", lambda: settings.classification(given, os.environ, config), runtime, python)
 
 
 @serve_app.command("recognition")
@@ -76,6 +80,8 @@ def serve_recognition(
     embedder: o.EmbedderOption = None,
     index: o.IndexOption = None,
     config: o.ConfigOption = None,
+    runtime: o.RuntimeOption = o.Runtime.native,
+    python: o.PythonOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
     engine: o.EngineOption = None,
@@ -122,7 +128,20 @@ def serve_recognition(
     """
     flags = dict(locals())
     from pdserve import settings
-    from pdserve.services.server import serve_recognition as serve
 
     given = o.as_settings(flags)
-    serve(lambda: settings.recognition(given, os.environ, config), o.home())
+    _serve("recognition", lambda: settings.recognition(given, os.environ, config), runtime, python)
+
+
+def _serve(kind: str, settle: Callable[[], Any], runtime: o.Runtime, python: Path | None) -> None:
+    if runtime is o.Runtime.paddle_serving:
+        from pdserve.paddle_serving import launch
+
+        launch.serve(settle(), o.home(), python, os.environ)
+        return
+    if python:
+        raise UsageError("--python goes with --runtime paddle-serving; pdserve's own runtime is this Python.")
+    from pdserve.services import server
+
+    serve = server.serve_classification if kind == "classification" else server.serve_recognition
+    serve(settle, o.home())

@@ -19,12 +19,16 @@ from pdserve.vision import scores, transforms
 
 @dataclass(frozen=True)
 class Description:
-    """A classifier's two ends. ``origin`` says where the chain came from, for the log."""
+    """A classifier's two ends. ``origin`` says where the chain came from, for the log.
+
+    ``params`` are the parameters of the postprocessing, as they are written.
+    """
 
     chain: transforms.Chain
     postprocess: scores.Postprocess
     names: tuple[str, ...] | None
     origin: str
+    params: Mapping[str, Any]
 
 
 def describe(model: ServingModel, wanted: ResultSettings) -> Description:
@@ -45,9 +49,9 @@ def describe(model: ServingModel, wanted: ResultSettings) -> Description:
         origins.append("settings")
     postprocess = _postprocess(in_yml["PostProcess"] or (entry.postprocess if entry else None), wanted)
     names = _names(postprocess, entry, wanted)
-    return Description(
-        transforms.build(wanted_ops), scores.build(postprocess, names), names, " and ".join(origins)
-    )
+    compiled = scores.build(postprocess, names)
+    params = postprocess.get(compiled.kind) or {}
+    return Description(transforms.build(wanted_ops), compiled, names, " and ".join(origins), params)
 
 
 # Where an operator belongs that a chain does not have.

@@ -103,6 +103,14 @@ class Embedder:
 def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> Embedder:
     """Find, check and load an embedder. Raises ModelError, AliasError, SettingsError, DeviceError."""
     model = open_serving_model(find_serving_model(settings.model, home, base))
+    chain, fetch = describe_embedder(model, settings)
+    engines = load_engines(model, settings)
+    batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
+    return Embedder(model, engines, chain, fetch, batch_size)
+
+
+def describe_embedder(model: ServingModel, settings: ModelSettings) -> tuple[transforms.Chain, str]:
+    """How an embedder wants its images, and the alias of its features. Raises AliasError, SettingsError."""
     fetch = _fetch(model, settings.fetch_list)
     ops: transforms.TransformOps | None = read_inference_yml(model)["PreProcess"].get("transform_ops")
     entry = catalog.load().get(model.name)
@@ -115,9 +123,7 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
                 f"Nothing says how {model.name} wants its images; add an inference.yml to it."
             )
         ops = [{"ResizeImage": {"size": [shape[2], shape[1]]}}, {"NormalizeImage": {}}, {"ToCHWImage": None}]
-    engines = load_engines(model, settings)
-    batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
-    return Embedder(model, engines, transforms.build(ops), fetch, batch_size)
+    return transforms.build(ops), fetch
 
 
 def _fetch(model: ServingModel, wanted: Sequence[str]) -> str:

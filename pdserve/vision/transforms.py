@@ -83,7 +83,7 @@ def build(ops: TransformOps) -> Chain:
     if not isinstance(ops, (list, tuple)):
         raise SettingsError(f"The preprocessing is {ops!r}; it must be a list of operators.")
     for op in ops:
-        name, params = _named(op)
+        name, params = named(op)
         if chw and name != "NormalizeImage":
             raise SettingsError(f"{name} comes after ToCHWImage; it works on height, width, channels.")
         if normalize and name != "ToCHWImage":
@@ -112,8 +112,11 @@ def build(ops: TransformOps) -> Chain:
     return Chain(tuple(ops), tuple(steps), normalize or _to_tensor, size)
 
 
-def _named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A step's operator and its parameters, both of them known, a detector's as a classifier's."""
+def named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A step's operator and its parameters, both of them known, a detector's as a classifier's.
+
+    Raises SettingsError.
+    """
     if not isinstance(op, Mapping) or len(op) != 1:
         raise SettingsError(f"A preprocessing step is one operator and its parameters, not {op!r}.")
     name, params = next(iter(op.items()))
@@ -253,8 +256,8 @@ def _normalize(params: dict[str, Any]) -> Normalize:
     if str(params.get("order") or "hwc").lower() not in ("chw", "hwc"):
         raise SettingsError(f"NormalizeImage.order is {params['order']!r}; use chw or hwc.")
     scale = number(1 / 255 if params.get("scale") is None else params["scale"], "NormalizeImage.scale")
-    mean = _channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean")
-    std = _channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")
+    mean = channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean")
+    std = channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")
     if not all(std):
         raise SettingsError("NormalizeImage.std has a zero; the image would be divided by it.")
     with np.errstate(over="ignore"):
@@ -264,7 +267,8 @@ def _normalize(params: dict[str, Any]) -> Normalize:
     return normalize
 
 
-def _channels(given: object, default: Sequence[float], name: str) -> list[float]:
+def channels(given: object, default: Sequence[float], name: str) -> list[float]:
+    """Three numbers, one for each channel. Raises SettingsError."""
     values = default if given is None else given
     if not isinstance(values, (list, tuple)) or len(values) != 3:
         raise SettingsError(f"{name} is {given!r}; it must be three numbers.")

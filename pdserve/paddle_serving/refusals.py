@@ -1,0 +1,88 @@
+"""What only the native runtime can do, refused by name: a setting that is dropped in silence misleads."""
+
+import sys
+from collections.abc import Iterator
+
+from pdserve.errors import SettingsError, UsageError
+from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionSettings, ServerSettings
+
+AnySettings = ClassificationSettings | RecognitionSettings
+
+_NATIVE = frozenset(
+    {
+        "host",
+        "max_body_bytes",
+        "max_header_bytes",
+        "max_pixels",
+        "max_images",
+        "max_queue_size",
+        "header_timeout_s",
+        "body_timeout_s",
+        "keep_alive_s",
+        "hang_s",
+        "api_key",
+        "api_key_file",
+        "tls_cert",
+        "tls_key",
+        "cors_origins",
+        "prometheus_port",
+        "top_k",  # the old answer tells the best alone
+        "gallery_writes",
+    }
+)
+# Of these a server that does without would do harm, also where they stand in a file that both runtimes read.
+_GUARDING = frozenset({"host", "api_key", "api_key_file", "tls_cert", "tls_key", "gallery_writes"})
+_OPTIONS = {"--api-key-file": "--api-key", "--cors-origins": "--cors-origin"}
+_EVERYWHERE = ("0.0.0.0", "::")
+_ADVICE = "leave it out, or use --runtime native"
+
+
+def check(settings: AnySettings) -> list[str]:
+    """Notes on what has no effect. Raises UsageError, SettingsError for what cannot be had."""
+    if sys.platform != "linux":
+        raise UsageError("Paddle Serving runs on Linux only; use --runtime native.")
+    given = settings.given
+    everywhere = settings.server.host in _EVERYWHERE  # which is where Paddle Serving listens
+    refused = _NATIVE - ({"host"} if everywhere else set())
+    for name, where in given.said.items():
+        if name in refused:
+            raise UsageError(f"{_OPTIONS.get(where, where)} is not to be had of Paddle Serving; {_ADVICE}.")
+    for name in sorted(refused & given.block & _GUARDING):
+        raise SettingsError(
+            f"pdserve.{name} in the configuration is not to be had of Paddle Serving; {_ADVICE}."
+        )
+    _check_ports(settings.server)
+    for model in models(settings):
+        _check_model(model)
+    return list(_notes(settings, refused))
+
+
+def models(settings: AnySettings) -> list[ModelSettings]:
+    """The settings of the models that run."""
+    if isinstance(settings, ClassificationSettings):
+        return [settings.model]
+    return [*([settings.detector] if settings.detector else []), settings.embedder]
+
+
+def _check_ports(server: ServerSettings) -> None:
+    for name, port in (("http_port", server.http_port), ("rpc_port", server.rpc_port)):
+        if port and port < 1024:
+            raise SettingsError(f"{name} is {port}; Paddle Serving takes ports from 1024 on.")
+
+
+def _check_model(model: ModelSettings) -> None:
+    if model.engine not in ("auto", "paddle"):
+        raise UsageError(f"The engine {model.engine} is not to be had of Paddle Serving; {_ADVICE}.")
+    gpu, precision = model.devices != ("cpu",), model.precision
+    # The rest it would run as fp32, and say so nowhere or in its log only.
+    if precision not in ("fp32", "bf16") and not (precision == "fp16" and model.tensorrt):
+        raise UsageError(f"The precision {precision} is not to be had of Paddle Serving; {_ADVICE}.")
+    if precision == "bf16" and gpu:
+        raise UsageError("Paddle Serving has the precision bf16 on a CPU only; use fp32, or --cpu.")
+
+
+def _notes(settings: AnySettings, refused: frozenset[str]) -> Iterator[str]:
+    for name in sorted(refused & settings.given.block):
+        yield f"pdserve.{name} of the configuration has no effect on Paddle Serving"
+    if "host" in refused:
+        yield "Paddle Serving listens on every address of this machine, not on 127.0.0.1 alone"
