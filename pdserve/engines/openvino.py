@@ -36,8 +36,7 @@ def open_model(request: Request) -> Opened:
         form = optimized.read(request)
         model, note = core.read_model(form.program, form.weights), form.note
     else:
-        # In memory, since by path OpenVINO knows a model by its file's ending, and __model__ has none.
-        model = core.read_model(graph.program, read_parameters(request.model.files, request.program))
+        model = _read_model(core, request, graph)
     threads = request.threads or cores() if request.instances is None else request.cpu_shares(1)[0]
     hint = _HINTS[request.precision]
     if request.instances is not None or threads == 1:
@@ -51,6 +50,16 @@ def open_model(request: Request) -> Opened:
     return Opened(
         instances, f"OpenVINO {packages.version('openvino')} on CPU, {request.precision}{note}, {shared}"
     )
+
+
+def _read_model(core: Any, request: Request, graph: "Graph") -> Any:
+    """The float model. By path it takes a third less memory, but by path OpenVINO knows a model by its file's
+    ending, which __model__ has not, and a program that was cut is in memory only.
+    """
+    files = request.model.files
+    if graph.cut is None and files.params is not None and files.model.suffix == ".pdmodel":
+        return core.read_model(files.model, files.params)
+    return core.read_model(graph.program, read_parameters(files, request.program))
 
 
 def _compiled(core: Any, model: Any, graph: "Graph", hint: str, count: int, threads: int) -> list[Instance]:

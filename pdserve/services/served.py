@@ -5,6 +5,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pdserve.errors import PdserveError
 from pdserve.services.generations import Generation, Generations
+from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.metrics import Metrics
 from pdserve.services.service import Pool, check_count
 from pdserve.services.stages import Stages
@@ -34,12 +35,18 @@ class Served(Generic[G]):
     def __init__(self, build: Callable[[bool, Pool, Metrics], G], metrics: Metrics) -> None:
         self._stages = Stages(metrics)
         self._pool = Pool()
-        first = build(False, self._pool, metrics)
+
+        def opened(anew: bool) -> G:
+            generation = build(anew, self._pool, metrics)
+            give_back_freed_memory()
+            return generation
+
+        first = opened(False)
         self._limits = first.server
         self.names = frozenset({first.server.name, self.kind})
         self.generations: Generations[G] = Generations(
             first,
-            lambda anew: build(anew, self._pool, metrics),
+            opened,
             first.model.max_queue_size,
             first.model.hang_s,
             metrics,
