@@ -70,5 +70,5 @@ class RawSide:
         work = {"work": "engine", "model": model}
         single = {**work, "batch": 1, "instances": 1, "threads": 1}
         return single, [
-            {**work, "batch": batch, "instances": count} for batch in (1, 4, 8) for count in (None, 1)
+            {**work, "batch": batch, "instances": count} for batch in (1, 4, 8) for count in (None, 1, 2)
         ]

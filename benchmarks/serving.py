@@ -92,7 +92,7 @@ def classification(given: argparse.Namespace) -> dict[str, Any]:
     with sides(given, "--model", given.model) as (raw, server):
         best, how = 0.0, {}
         sizes = (1, 2, 4, 8) if given.gpu is None else (1, 8, 16, 32, 64)
-        for instances in (None, 1):
+        for instances in (None, 1, 2):
             for batch in sizes:
                 asked = {"work": "engine", "model": given.model, "batch": batch, "instances": instances}
                 speed = raw.measure(**asked)["images_per_s"]
