@@ -10,6 +10,8 @@ from pdserve.paddle_serving.refusals import AnySettings
 from pdserve.settings import ClassificationSettings, ModelSettings
 
 Content = dict[str, Any]
+Ports = tuple[int | None, int | None]
+"""HTTP's and gRPC's; None for HTTP keeps that door shut, for gRPC lets Paddle Serving take any."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Config:
     notes: list[str] = field(default_factory=list)
 
 
-def build(settings: AnySettings, operators: list[Operator], http_port: int | None, rpc_port: int) -> Config:
-    """The configuration of a service. The ports are those that are free."""
+def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Config:
+    """The configuration of a service."""
     given = settings.given.content
     of_file: Mapping[str, Any] = given.get("op") or {}
     if isinstance(settings, ClassificationSettings):  # the file's only operator gives the service its name
@@ -44,8 +46,8 @@ def build(settings: AnySettings, operators: list[Operator], http_port: int | Non
         dag["is_thread_op"] = False
         notes.append("dag.is_thread_op is False here, as the threads would share one predictor")
     top = {key: given[key] for key in ("worker_num", "build_dag_each_worker") if given.get(key) is not None}
-    ports = {"rpc_port": rpc_port} | ({"http_port": http_port} if http_port is not None else {})
-    return Config(top | ports | {"dag": dag, "op": ops}, notes)
+    doors = _said(dict(zip(("http_port", "rpc_port"), ports, strict=True)))
+    return Config(doors | top | {"dag": dag, "op": ops}, notes)
 
 
 def _op(of_file: Mapping[str, Any], operator: Operator, notes: list[str]) -> Content:

@@ -14,12 +14,15 @@ from pdserve.paddle_serving import interpreter, model_folder, packages, refusals
 from pdserve.paddle_serving.interpreter import Interpreter
 from pdserve.paddle_serving.process import Process
 from pdserve.paddle_serving.refusals import AnySettings
-from pdserve.paddle_serving.work_folder import Ports, WorkFolder
+from pdserve.paddle_serving.work_folder import WorkFolder
 from pdserve.services.logs import open_log
 from pdserve.services.sockets import bind
 from pdserve.settings import RecognitionSettings, ServerSettings
 
 log = logging.getLogger("pdserve")
+
+OpenPorts = tuple[int | None, int]
+"""HTTP's, None for a door that is shut, and gRPC's."""
 
 _POLL_S = 0.05
 _AFTER_GRACE_S = 5  # for what the service does besides finishing its requests
@@ -42,7 +45,7 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
             for note in folder.notes:
                 log.warning("%s", note)
             with launched(chosen, folder, server, environ) as process:
-                if _answers(process, folder, server.name, stop):
+                if answered(process, server.name, ports, stop) is not None:
                     log.info("ready: %s at %s", folder.kind, " and ".join(_addresses(ports)))
                     _wait(process, stop)
         log.info("stopped")
@@ -58,7 +61,7 @@ def needed(settings: AnySettings) -> dict[str, str]:
     }
 
 
-def free_ports(server: ServerSettings) -> Ports:
+def free_ports(server: ServerSettings) -> OpenPorts:
     """The ports to listen on; for one of 0, and for gRPC, which HTTP passes, one that is free.
 
     Raises SettingsError for a port in use.
@@ -91,13 +94,13 @@ def launched(
         process.stop(server.grace_s + _AFTER_GRACE_S)
 
 
-def answered(process: Process, folder: WorkFolder, name: str, stop: threading.Event) -> warm_up.Fields | None:
+def answered(process: Process, name: str, ports: OpenPorts, stop: threading.Event) -> warm_up.Fields | None:
     """What the first request is answered with; None when told to stop. Raises EngineError."""
     results: list[warm_up.Fields | PdserveError] = []
 
     def ask() -> None:
         try:
-            results.append(warm_up.ask(name, folder.http_port, folder.rpc_port))
+            results.append(warm_up.ask(name, *ports))
         except PdserveError as error:
             results.append(error)
 
@@ -115,10 +118,6 @@ def answered(process: Process, folder: WorkFolder, name: str, stop: threading.Ev
     return result
 
 
-def _answers(process: Process, folder: WorkFolder, name: str, stop: threading.Event) -> bool:
-    return answered(process, folder, name, stop) is not None
-
-
 def _wait(process: Process, stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
         if process.ended:
@@ -133,7 +132,7 @@ def _ended(process: Process) -> EngineError:
     return EngineError(f"Paddle Serving ended {how}{said}")
 
 
-def _addresses(ports: Ports) -> Iterator[str]:
+def _addresses(ports: OpenPorts) -> Iterator[str]:
     http, rpc = ports
     if http is not None:
         yield f"http://127.0.0.1:{http}"
