@@ -93,6 +93,8 @@ def run(build: Callable[[Op], Op]) -> None:
     servicer.inference = counted(servicer.inference)
     service = Service(build)
     service.prepare_pipeline_config(CONFIG)
+    if service._server._http_port is None:  # which it sets against 0 when it starts the gateway
+        service._server._http_port = 0
     shown = logging.StreamHandler()  # from here on, as until now it warns of each default that it takes
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
