@@ -8,8 +8,11 @@ import io
 import json
 import os
 import pickle
+import signal
 import tarfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +143,19 @@ def test_a_batch_of_all_gets_the_same_labels(classification: Pair) -> None:
     keys = {"key": list(feed), "value": list(feed.values())}
     check_labels(*(over_http(server, "imagenet", keys)[1] for server in classification), len(IMAGES))
     check_labels(*(over_rpc(server, **keys) for server in classification), len(IMAGES))
+
+
+@pytest.mark.mirror
+def test_a_stop_lets_a_request_finish(home: Path, paddle_serving_python: Path) -> None:
+    feed = encoded(*IMAGES.values())  # which takes seconds
+    keys = {"key": list(feed), "value": list(feed.values())}
+    options = ("--runtime", "paddle-serving", "--python", str(paddle_serving_python))
+    with start(home, *options) as server, ThreadPoolExecutor() as pool:
+        asked = pool.submit(over_rpc, server, **keys)
+        time.sleep(0.5)
+        server.interrupt(signal.SIGTERM)
+        assert asked.result().err_no == 0
+        assert server.wait(60) == 0
 
 
 @pytest.mark.mirror

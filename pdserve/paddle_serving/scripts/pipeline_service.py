@@ -115,14 +115,15 @@ def run(build: Callable[[Op], Op]) -> None:
 
 def watch_children() -> None:
     """End the service when one of its processes ends."""
-    seen: Any = set()
     while True:
-        seen.update(multiprocessing.active_children())
-        for child in seen:
-            if child.exitcode is not None:
-                print(f"{child.name} ended with {child.exitcode}", file=sys.stderr)
-                end(1)
-        time.sleep(0.5)
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # there is none
+            ended = None
+        if ended:
+            print(f"ERROR process {ended.si_pid} ended with {ended.si_status}", file=sys.stderr)
+            end(1)
+        time.sleep(0.2)
 
 
 def end(code: int) -> None:
