@@ -9,6 +9,8 @@ from typing import Any
 from pdserve.paddle_serving.refusals import AnySettings
 from pdserve.settings import ClassificationSettings, ModelSettings
 
+_TRACER_S = 10
+
 Content = dict[str, Any]
 Ports = tuple[int | None, int | None]
 """HTTP's and gRPC's; None for HTTP keeps that door shut, for gRPC lets Paddle Serving take any."""
@@ -42,6 +44,9 @@ def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Con
     ops = {each.name: _op(of_file.get(each.name) or {}, each, notes) for each in operators}
     dag = _said(given.get("dag") or {}) | {"tracer": _said((given.get("dag") or {}).get("tracer") or {})}
     dag.pop("client_type", None)  # of the operators' own, where they run elsewhere
+    if dag.get("enable_prometheus") and dag["tracer"].get("interval_s", -1) <= 0:
+        dag["tracer"]["interval_s"] = _TRACER_S
+        notes.append(f"dag.tracer.interval_s is {_TRACER_S} here, as /metrics fails without it")
     if any(op["concurrency"] > 1 for op in ops.values()) and dag.get("is_thread_op", True):
         dag["is_thread_op"] = False
         notes.append("dag.is_thread_op is False here, as the threads would share one predictor")

@@ -54,7 +54,7 @@ def choose(
             return found
     raise EngineMissingError(
         f"No Python here has Paddle Serving; type `{INSTALL}`, or name one that has it with --python PATH "
-        f"or in {VARIABLE}. What works together on Python 3.8 and 3.9: `PYTHON {packages.pins()}`."
+        f"or in {VARIABLE}. What works together on Python 3.8 and 3.9: {packages.pins('PYTHON')}."
     )
 
 
@@ -102,7 +102,7 @@ def _complete(found: Interpreter) -> Interpreter:
     if found.missing:
         raise EngineMissingError(
             f"{found} lacks {', '.join(found.missing)}; type `{INSTALL}`, or install there what works "
-            f"together on Python 3.8 and 3.9: `{found.path} {packages.pins()}`."
+            f"together on Python 3.8 and 3.9: {packages.pins(str(found.path))}."
         )
     return found
 

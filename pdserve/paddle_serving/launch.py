@@ -66,8 +66,9 @@ def free_ports(server: ServerSettings) -> OpenPorts:
 
     Raises SettingsError for a port in use.
     """
-    opened = [bind("0.0.0.0", port) for port in (server.http_port or 0, server.rpc_port or 0)]
-    http, rpc = (each.getsockname()[1] for each in opened)
+    wanted = (server.http_port or 0, server.rpc_port or 0, server.prometheus_port or 0)
+    opened = [bind("0.0.0.0", port) for port in wanted]
+    http, rpc, _ = (each.getsockname()[1] for each in opened)
     for each in opened:
         each.close()
     return None if server.http_port is None else http, rpc

@@ -141,3 +141,11 @@ def test_the_repositorys_own_files_run_on_both(kind: str, tmp_path: Path) -> Non
     out.write_text(yaml.safe_dump(content), "utf-8")
     roles = None if kind == "classification" else settings.RECOGNITION_ROLES
     assert read_config(out, (), roles).settings["http_port"] == content["http_port"]
+
+
+def test_metrics_have_the_tracer_that_they_read(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text("http_port: 8080\ndag: {enable_prometheus: True, prometheus_port: 19393}\n", "utf-8")
+    made = built({}, config)
+    assert made.content["dag"]["tracer"] == {"interval_s": 10}
+    assert any("interval_s" in note for note in made.notes)
