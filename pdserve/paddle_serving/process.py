@@ -94,11 +94,12 @@ class Process:
 
     def _log_output(self, stream: IO[bytes]) -> None:
         """Lines of the output to the log, at the level that they begin with."""
-        for raw in stream:
-            line = _COLOUR.sub("", raw.decode("utf-8", "backslashreplace")).rstrip()
-            if not line:
-                continue
-            self.last = line.strip()
-            word, _, rest = line.partition(" ")
-            known = word in _LEVELS
-            log.log(logging.getLevelName(word) if known else logging.INFO, "%s", rest if known else line)
+        with stream:
+            for raw in stream:
+                line = _COLOUR.sub("", raw.decode("utf-8", "backslashreplace")).rstrip()
+                if not line:
+                    continue
+                self.last = line.strip()
+                word, _, rest = line.partition(" ")
+                known = word in _LEVELS
+                log.log(logging.getLevelName(word) if known else logging.INFO, "%s", rest if known else line)
