@@ -61,7 +61,7 @@ def choose(
 def ask(path: Path, needed: Mapping[str, str]) -> Interpreter | None:
     """What an interpreter has, by running it once; None for one that does not run."""
     wanted = [f"{module}={','.join(_names(package))}" for module, package in needed.items()]
-    command = [str(path), "-E", str(SCRIPTS / "versions.py"), *wanted]
+    command = [str(path), str(SCRIPTS / "versions.py"), *wanted]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             done = subprocess.run(

@@ -26,6 +26,8 @@ OpenPorts = tuple[int | None, int]
 
 _POLL_S = 0.05
 _AFTER_GRACE_S = 5  # for what the service does besides finishing its requests
+# How packages of the wrong versions fail, as a rule when they are imported.
+_MISFITS = ("ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")
 
 
 def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mapping[str, str]) -> None:
@@ -34,8 +36,9 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
     Raises what is wrong before anything is started; EngineError where the service ends by itself.
     """
     server = settings.server
+    notes = refusals.check(settings)
     with open_log(server.log_file, server.log_format), _on_signals() as stop:
-        for note in refusals.check(settings):
+        for note in notes:
             log.warning("%s", note)
         chosen = interpreter.choose(python, environ, home, needed(settings))
         ports = free_ports(server)
@@ -130,6 +133,8 @@ def _ended(process: Process) -> EngineError:
     code = process.stop(0)
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
     said = f"; the last that it wrote: {process.last}" if process.last else ""
+    if process.last.startswith(_MISFITS):
+        said = f"{said}. Its packages do not fit each other; `{interpreter.INSTALL}` brings some that do."
     return EngineError(f"Paddle Serving ended {how}{said}")
 
 

@@ -145,7 +145,9 @@ def _recognition(
 def _operator(
     name: str, settings: ModelSettings, model: ServingModel, folder: Path, place: Place
 ) -> tuple[Operator, Signature]:
-    own = f"{model.name}_serving"
+    # A name may be anything that a stranger's folder says, and two folders may have one name.
+    own = f"{Path(model.name).name}_serving"
+    own = f"{name}_{own}" if (folder / own).exists() else own
     signature = model_folder.write(model, folder / own, place)
     return Operator(name, settings, own, tuple(v.name for v in model.config.fetches)), signature
 

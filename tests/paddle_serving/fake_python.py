@@ -2,8 +2,8 @@
 
 Asked for versions, it has all packages but those in ``FAKE_LACKS``. Told to run a service script, it is a
 service: it reads config.yml, starts a child that would live for ever, writes both numbers to ``FAKE_PIDS``
-and answers every POST. ``FAKE_SERVICE``: "dies" at its start, "says no" to every request, "falls" two
-requests after the start, or "ignores" SIGTERM. Told to run a module, it fails.
+and answers every POST. ``FAKE_SERVICE``: "dies" at its start, "misfits" as of a wrong package, "says no" to
+every request, "falls" two requests after the start, or "ignores" SIGTERM. Told to run a module, it fails.
 """
 
 import http.server
@@ -63,6 +63,8 @@ def serve() -> None:
     Path(os.environ["FAKE_PIDS"]).write_text(f"{os.getpid()} {child.pid}", "utf-8")
     if MODE == "dies":
         raise SystemExit("no model here")
+    if MODE == "misfits":
+        import no_such_package  # type: ignore[import-not-found]  # noqa: F401
     if MODE == "ignores":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
@@ -72,8 +74,8 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "-E":
-        versions(sys.argv[3:])
+    if sys.argv[1].endswith("versions.py"):
+        versions(sys.argv[2:])
     elif sys.argv[1] == "-m":
         raise SystemExit("ERROR: there is no room on the disk.")
     else:

@@ -1,6 +1,8 @@
 """Both runtimes on the same models and images: the same answers, field by field, by both doors.
 
-Where they differ, it is a fault of Paddle Serving, listed in FAULTS.
+Where they differ, it is a fault of Paddle Serving, listed in FAULTS. Other faults that users know (crops
+outside the image, the first image's boxes only, labels cut at a blank) were of the service scripts of the
+time, and are not in ours.
 """
 
 import ast

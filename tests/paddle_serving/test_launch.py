@@ -132,6 +132,14 @@ def test_its_last_words_are_told(tiny_home: Path, fake_python: Path, pids: Path)
     assert gone(pids)
 
 
+def test_packages_that_do_not_fit_are_told(tiny_home: Path, fake_python: Path, pids: Path) -> None:
+    done = run(tiny_home, fake_python, FAKE_PIDS=str(pids), FAKE_SERVICE="misfits")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "No module named 'no_such_package'" in last
+    assert "`pdserve runtime install paddle-serving` brings some that do." in last
+
+
 def test_it_is_not_ready_when_the_first_answer_says_no(
     tiny_home: Path, fake_python: Path, pids: Path
 ) -> None:

@@ -64,6 +64,16 @@ def test_aliases_are_the_models_own_names(tiny_home: Path, tmp_path: Path) -> No
         assert all(v.alias == v.name for v in (*config.feeds, *config.fetches))
 
 
+@pytest.mark.parametrize("name", ["../../away", "/away", "tiny"])
+def test_a_model_stays_in_the_folder_whatever_its_name(tiny_home: Path, tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model_serving"
+    shutil.copytree(tiny_home / "models" / "tiny_serving", model)
+    (model / "pdserve.json").write_text(json.dumps({"name": name}), "utf-8")
+    written(tiny_home, tmp_path / "out", model=str(model))
+    assert (tmp_path / "out" / f"{Path(name).name}_serving").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_serving", "out"]
+
+
 def test_models_are_linked_for_a_server(tiny_home: Path, tmp_path: Path) -> None:
     written(tiny_home, tmp_path / "out")
     for name in ("inference.pdmodel", "inference.pdiparams"):
