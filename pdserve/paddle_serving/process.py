@@ -23,6 +23,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 class Process:
     """A command that runs in a session of its own, its output in the log. Linux.
 
+    ``folder``, in which it runs, is the caller's to remove; where pdserve is killed, the guard does that.
     ``last``: the last line that it wrote.
     """
 
@@ -30,7 +31,7 @@ class Process:
         self.last = ""
         # Before the service, so that there is no time in which nobody watches.
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD)],
+            [sys.executable, "-I", "-S", str(GUARD), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

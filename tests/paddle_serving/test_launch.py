@@ -93,10 +93,21 @@ def test_a_service_that_will_not_stop_is_ended(tiny_home: Path, fake_python: Pat
     assert gone(pids)
 
 
-def test_it_ends_when_pdserve_is_killed(server: Server, pids: Path) -> None:
-    server.interrupt(signal.SIGKILL)
-    server.wait()
+def test_it_ends_when_pdserve_is_killed(
+    tiny_home: Path, fake_python: Path, pids: Path, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    options = ("--model", "tiny", "--runtime", "paddle-serving", "--python", str(fake_python))
+    with start(tiny_home, *options, FAKE_PIDS=str(pids), TMPDIR=str(scratch)) as server:
+        assert list(scratch.iterdir())
+        server.interrupt(signal.SIGKILL)
+        server.wait()
     assert gone(pids)
+    end = time.monotonic() + 10
+    while list(scratch.iterdir()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not list(scratch.iterdir())
 
 
 def test_a_hang_up_changes_nothing(server: Server) -> None:
