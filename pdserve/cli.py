@@ -9,10 +9,12 @@ import typer
 
 from pdserve import __version__, console
 from pdserve.commands.bench import bench
+from pdserve.commands.export import export_app
 from pdserve.commands.index import index_app
 from pdserve.commands.optimize import optimize
 from pdserve.commands.options import Json, home
 from pdserve.commands.predict import predict
+from pdserve.commands.runtime import runtime_app
 from pdserve.commands.serve import serve_app
 from pdserve.commands.tune import tune
 from pdserve.errors import PdserveError, UsageError
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(serve_app)
 app.add_typer(index_app)
+app.add_typer(export_app)
+app.add_typer(runtime_app)
 app.command()(predict)
 app.command()(tune)
 app.command()(bench)

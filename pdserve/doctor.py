@@ -56,6 +56,7 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
         *_machine(environ),
         *_packages(),
         *_engines(),
+        *_runtimes(environ),
         *_ports(),
         *_proxies(environ),
     ]
@@ -109,6 +110,21 @@ def _engines() -> Iterator[Finding]:
                 yield Finding("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
             except Exception as error:  # a broken installation fails in its own ways; the report goes on
                 yield Finding("engine", what, "failed", f"{type(error).__name__}: {error}")
+
+
+def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether there is a Python that can run Paddle Serving; Linux only."""
+    if sys.platform != "linux":
+        return
+    from pdserve.paddle_serving import interpreter, packages
+
+    name, needed = interpreter.RUNTIME, {**packages.NEEDED, **packages.FAISS}
+    try:
+        found = interpreter.choose(None, environ, Home.from_environ(environ), needed)
+        yield Finding("runtime", name, "ok", f"{found}: {', '.join(found.versions)}")
+    except PdserveError as error:
+        detail = error.message.partition(";")[0]
+        yield Finding("runtime", name, "missing", detail, interpreter.INSTALL)
 
 
 def _ports() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.clients.address import DEFAULT_PORTS
-from pdserve.doctor import Finding, _home, _ports, _proxies, examine
+from pdserve.doctor import Finding, _home, _ports, _proxies, _runtimes, examine
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,15 @@ def test_every_engine_ran_or_says_why_not(report: list[Finding]):
     for finding in engines.values():
         assert finding.state in ("ok", "missing"), finding
         assert (finding.remedy is None) == (finding.state == "ok"), finding
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Paddle Serving runs on Linux only")
+def test_a_python_without_paddle_serving_gets_the_command_that_brings_it(tmp_path: Path):
+    environ = {"PDSERVE_HOME": str(tmp_path), "PDSERVE_PADDLE_SERVING_PYTHON": sys.executable}
+    (finding,) = _runtimes(environ)
+    assert (finding.area, finding.name, finding.state) == ("runtime", "paddle-serving", "missing")
+    assert "lacks paddle-serving-server" in finding.detail
+    assert finding.remedy == "pdserve runtime install paddle-serving"
 
 
 def test_a_finding_as_json(report: list[Finding]):

@@ -9,7 +9,11 @@ from typing import Any
 from pdserve.paddle_serving.refusals import AnySettings
 from pdserve.settings import ClassificationSettings, ModelSettings
 
+_TRACER_S = 10
+
 Content = dict[str, Any]
+Ports = tuple[int | None, int | None]
+"""HTTP's and gRPC's; None for HTTP keeps that door shut, for gRPC lets Paddle Serving take any."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Config:
     notes: list[str] = field(default_factory=list)
 
 
-def build(settings: AnySettings, operators: list[Operator], http_port: int | None, rpc_port: int) -> Config:
-    """The configuration of a service. The ports are those that are free."""
+def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Config:
+    """The configuration of a service."""
     given = settings.given.content
     of_file: Mapping[str, Any] = given.get("op") or {}
     if isinstance(settings, ClassificationSettings):  # the file's only operator gives the service its name
@@ -40,12 +44,15 @@ def build(settings: AnySettings, operators: list[Operator], http_port: int | Non
     ops = {each.name: _op(of_file.get(each.name) or {}, each, notes) for each in operators}
     dag = _said(given.get("dag") or {}) | {"tracer": _said((given.get("dag") or {}).get("tracer") or {})}
     dag.pop("client_type", None)  # of the operators' own, where they run elsewhere
+    if dag.get("enable_prometheus") and dag["tracer"].get("interval_s", -1) <= 0:
+        dag["tracer"]["interval_s"] = _TRACER_S
+        notes.append(f"dag.tracer.interval_s is {_TRACER_S} here, as /metrics fails without it")
     if any(op["concurrency"] > 1 for op in ops.values()) and dag.get("is_thread_op", True):
         dag["is_thread_op"] = False
         notes.append("dag.is_thread_op is False here, as the threads would share one predictor")
     top = {key: given[key] for key in ("worker_num", "build_dag_each_worker") if given.get(key) is not None}
-    ports = {"rpc_port": rpc_port} | ({"http_port": http_port} if http_port is not None else {})
-    return Config(top | ports | {"dag": dag, "op": ops}, notes)
+    doors = _said(dict(zip(("http_port", "rpc_port"), ports, strict=True)))
+    return Config(doors | top | {"dag": dag, "op": ops}, notes)
 
 
 def _op(of_file: Mapping[str, Any], operator: Operator, notes: list[str]) -> Content:

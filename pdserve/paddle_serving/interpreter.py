@@ -54,14 +54,14 @@ def choose(
             return found
     raise EngineMissingError(
         f"No Python here has Paddle Serving; type `{INSTALL}`, or name one that has it with --python PATH "
-        f"or in {VARIABLE}. What works together on Python 3.8 and 3.9: `PYTHON {packages.pins()}`."
+        f"or in {VARIABLE}. What works together on Python 3.8 and 3.9: {packages.pins('PYTHON')}."
     )
 
 
 def ask(path: Path, needed: Mapping[str, str]) -> Interpreter | None:
     """What an interpreter has, by running it once; None for one that does not run."""
     wanted = [f"{module}={','.join(_names(package))}" for module, package in needed.items()]
-    command = [str(path), "-E", str(SCRIPTS / "versions.py"), *wanted]
+    command = [str(path), str(SCRIPTS / "versions.py"), *wanted]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             done = subprocess.run(
@@ -102,7 +102,7 @@ def _complete(found: Interpreter) -> Interpreter:
     if found.missing:
         raise EngineMissingError(
             f"{found} lacks {', '.join(found.missing)}; type `{INSTALL}`, or install there what works "
-            f"together on Python 3.8 and 3.9: `{found.path} {packages.pins()}`."
+            f"together on Python 3.8 and 3.9: {packages.pins(str(found.path))}."
         )
     return found
 

@@ -14,15 +14,20 @@ from pdserve.paddle_serving import interpreter, model_folder, packages, refusals
 from pdserve.paddle_serving.interpreter import Interpreter
 from pdserve.paddle_serving.process import Process
 from pdserve.paddle_serving.refusals import AnySettings
-from pdserve.paddle_serving.work_folder import Ports, WorkFolder
+from pdserve.paddle_serving.work_folder import WorkFolder
 from pdserve.services.logs import open_log
 from pdserve.services.sockets import bind
 from pdserve.settings import RecognitionSettings, ServerSettings
 
 log = logging.getLogger("pdserve")
 
+OpenPorts = tuple[int | None, int]
+"""HTTP's, None for a door that is shut, and gRPC's."""
+
 _POLL_S = 0.05
 _AFTER_GRACE_S = 5  # for what the service does besides finishing its requests
+# How packages of the wrong versions fail, as a rule when they are imported.
+_MISFITS = ("ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")
 
 
 def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mapping[str, str]) -> None:
@@ -31,8 +36,9 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
     Raises what is wrong before anything is started; EngineError where the service ends by itself.
     """
     server = settings.server
+    notes = refusals.check(settings)
     with open_log(server.log_file, server.log_format), _on_signals() as stop:
-        for note in refusals.check(settings):
+        for note in notes:
             log.warning("%s", note)
         chosen = interpreter.choose(python, environ, home, needed(settings))
         ports = free_ports(server)
@@ -42,7 +48,7 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
             for note in folder.notes:
                 log.warning("%s", note)
             with launched(chosen, folder, server, environ) as process:
-                if _answers(process, folder, server.name, stop):
+                if answered(process, server.name, ports, stop) is not None:
                     log.info("ready: %s at %s", folder.kind, " and ".join(_addresses(ports)))
                     _wait(process, stop)
         log.info("stopped")
@@ -58,13 +64,14 @@ def needed(settings: AnySettings) -> dict[str, str]:
     }
 
 
-def free_ports(server: ServerSettings) -> Ports:
+def free_ports(server: ServerSettings) -> OpenPorts:
     """The ports to listen on; for one of 0, and for gRPC, which HTTP passes, one that is free.
 
     Raises SettingsError for a port in use.
     """
-    opened = [bind("0.0.0.0", port) for port in (server.http_port or 0, server.rpc_port or 0)]
-    http, rpc = (each.getsockname()[1] for each in opened)
+    wanted = (server.http_port or 0, server.rpc_port or 0, server.prometheus_port or 0)
+    opened = [bind("0.0.0.0", port) for port in wanted]
+    http, rpc, _ = (each.getsockname()[1] for each in opened)
     for each in opened:
         each.close()
     return None if server.http_port is None else http, rpc
@@ -91,13 +98,13 @@ def launched(
         process.stop(server.grace_s + _AFTER_GRACE_S)
 
 
-def answered(process: Process, folder: WorkFolder, name: str, stop: threading.Event) -> warm_up.Fields | None:
+def answered(process: Process, name: str, ports: OpenPorts, stop: threading.Event) -> warm_up.Fields | None:
     """What the first request is answered with; None when told to stop. Raises EngineError."""
     results: list[warm_up.Fields | PdserveError] = []
 
     def ask() -> None:
         try:
-            results.append(warm_up.ask(name, folder.http_port, folder.rpc_port))
+            results.append(warm_up.ask(name, *ports))
         except PdserveError as error:
             results.append(error)
 
@@ -115,10 +122,6 @@ def answered(process: Process, folder: WorkFolder, name: str, stop: threading.Ev
     return result
 
 
-def _answers(process: Process, folder: WorkFolder, name: str, stop: threading.Event) -> bool:
-    return answered(process, folder, name, stop) is not None
-
-
 def _wait(process: Process, stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
         if process.ended:
@@ -130,10 +133,12 @@ def _ended(process: Process) -> EngineError:
     code = process.stop(0)
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
     said = f"; the last that it wrote: {process.last}" if process.last else ""
+    if process.last.startswith(_MISFITS):
+        said = f"{said}. Its packages do not fit each other; `{interpreter.INSTALL}` brings some that do."
     return EngineError(f"Paddle Serving ended {how}{said}")
 
 
-def _addresses(ports: Ports) -> Iterator[str]:
+def _addresses(ports: OpenPorts) -> Iterator[str]:
     http, rpc = ports
     if http is not None:
         yield f"http://127.0.0.1:{http}"

@@ -62,7 +62,8 @@ ALSO: Mapping[str, str] = {
 PYTHONS = ("3.9", "3.8")
 
 
-def pins() -> str:
-    """The two commands that install what works, without the interpreter before them."""
+def pins(python: str) -> str:
+    """The two commands that install what works."""
     beside = " ".join(f'"{pin}"' if "<" in pin else pin for pin in BESIDE)
-    return f"-m pip install --no-deps {' '.join(PUBLISHED)}` and `-m pip install {beside}"
+    pip = f"{python} -m pip install"
+    return f"`{pip} --no-deps {' '.join(PUBLISHED)}` and `{pip} {beside}`"

@@ -23,6 +23,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 class Process:
     """A command that runs in a session of its own, its output in the log. Linux.
 
+    ``folder``, in which it runs, is the caller's to remove; where pdserve is killed, the guard does that.
     ``last``: the last line that it wrote.
     """
 
@@ -30,7 +31,7 @@ class Process:
         self.last = ""
         # Before the service, so that there is no time in which nobody watches.
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD)],
+            [sys.executable, "-I", "-S", str(GUARD), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -94,11 +95,12 @@ class Process:
 
     def _log_output(self, stream: IO[bytes]) -> None:
         """Lines of the output to the log, at the level that they begin with."""
-        for raw in stream:
-            line = _COLOUR.sub("", raw.decode("utf-8", "backslashreplace")).rstrip()
-            if not line:
-                continue
-            self.last = line.strip()
-            word, _, rest = line.partition(" ")
-            known = word in _LEVELS
-            log.log(logging.getLevelName(word) if known else logging.INFO, "%s", rest if known else line)
+        with stream:
+            for raw in stream:
+                line = _COLOUR.sub("", raw.decode("utf-8", "backslashreplace")).rstrip()
+                if not line:
+                    continue
+                self.last = line.strip()
+                word, _, rest = line.partition(" ")
+                known = word in _LEVELS
+                log.log(logging.getLevelName(word) if known else logging.INFO, "%s", rest if known else line)

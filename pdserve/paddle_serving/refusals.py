@@ -46,11 +46,9 @@ def check(settings: AnySettings) -> list[str]:
     refused = _NATIVE - ({"host"} if everywhere else set())
     for name, where in given.said.items():
         if name in refused:
-            raise UsageError(f"{_OPTIONS.get(where, where)} is not to be had of Paddle Serving; {_ADVICE}.")
+            raise UsageError(f"Paddle Serving has no {_OPTIONS.get(where, where)}; {_ADVICE}.")
     for name in sorted(refused & given.block & _GUARDING):
-        raise SettingsError(
-            f"pdserve.{name} in the configuration is not to be had of Paddle Serving; {_ADVICE}."
-        )
+        raise SettingsError(f"Paddle Serving has no pdserve.{name}, which the configuration has; {_ADVICE}.")
     _check_ports(settings.server)
     for model in models(settings):
         _check_model(model)
@@ -72,11 +70,11 @@ def _check_ports(server: ServerSettings) -> None:
 
 def _check_model(model: ModelSettings) -> None:
     if model.engine not in ("auto", "paddle"):
-        raise UsageError(f"The engine {model.engine} is not to be had of Paddle Serving; {_ADVICE}.")
+        raise UsageError(f"Paddle Serving has no engine {model.engine}, only paddle; {_ADVICE}.")
     gpu, precision = model.devices != ("cpu",), model.precision
     # The rest it would run as fp32, and say so nowhere or in its log only.
     if precision not in ("fp32", "bf16") and not (precision == "fp16" and model.tensorrt):
-        raise UsageError(f"The precision {precision} is not to be had of Paddle Serving; {_ADVICE}.")
+        raise UsageError(f"Paddle Serving has no precision {precision} on this device; {_ADVICE}.")
     if precision == "bf16" and gpu:
         raise UsageError("Paddle Serving has the precision bf16 on a CPU only; use fp32, or --cpu.")
 

@@ -26,7 +26,7 @@ from pdserve.index import id_map, vectors
 from pdserve.index.embedder import EmbedderId, require_same
 from pdserve.models import find_serving_model
 from pdserve.paddle_serving import config, model_folder, preprocessing
-from pdserve.paddle_serving.config import Operator
+from pdserve.paddle_serving.config import Operator, Ports
 from pdserve.paddle_serving.model_folder import Place, name_of
 from pdserve.paddle_serving.refusals import AnySettings
 from pdserve.program import Signature
@@ -44,19 +44,14 @@ _LABELS = "labels.txt"
 _SHARED = ("pipeline_service.py", "images.py")
 _KINDS = ("Topk", "ThreshOutput")
 
-Ports = tuple[int | None, int]
-"""HTTP's, None for a door that stays shut, and gRPC's."""
-
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """A folder that was written. ``script`` is to be run in it."""
+    """A folder that was written. ``script`` is to be run in it; ``notes`` say what is other than asked."""
 
     path: Path
     kind: str
     script: str
-    http_port: int | None
-    rpc_port: int
     notes: tuple[str, ...]
 
 
@@ -70,13 +65,13 @@ def write(settings: AnySettings, home: Home, folder: Path, ports: Ports, place: 
         kind, (content, operators) = "classification", _classification(settings, home, folder, place)
     else:
         kind, (content, operators) = "recognition", _recognition(settings, home, folder, place)
-    made = config.build(settings, operators, *ports)
+    made = config.build(settings, operators, ports)
     script = f"{kind}_web_service.py"
     for name in (script, *_SHARED):
         shutil.copyfile(SCRIPTS / name, folder / name)
     (folder / SERVICE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / CONFIG).write_text(yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True), "utf-8")
-    return WorkFolder(folder, kind, script, *ports, tuple(made.notes))
+    return WorkFolder(folder, kind, script, tuple(made.notes))
 
 
 def _classification(
@@ -150,7 +145,9 @@ def _recognition(
 def _operator(
     name: str, settings: ModelSettings, model: ServingModel, folder: Path, place: Place
 ) -> tuple[Operator, Signature]:
-    own = f"{model.name}_serving"
+    # A name may be anything that a stranger's folder says, and two folders may have one name.
+    own = f"{Path(model.name).name}_serving"
+    own = f"{name}_{own}" if (folder / own).exists() else own
     signature = model_folder.write(model, folder / own, place)
     return Operator(name, settings, own, tuple(v.name for v in model.config.fetches)), signature
 

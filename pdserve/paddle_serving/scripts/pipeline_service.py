@@ -93,6 +93,8 @@ def run(build: Callable[[Op], Op]) -> None:
     servicer.inference = counted(servicer.inference)
     service = Service(build)
     service.prepare_pipeline_config(CONFIG)
+    if service._server._http_port is None:  # which it sets against 0 when it starts the gateway
+        service._server._http_port = 0
     shown = logging.StreamHandler()  # from here on, as until now it warns of each default that it takes
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
@@ -113,14 +115,15 @@ def run(build: Callable[[Op], Op]) -> None:
 
 def watch_children() -> None:
     """End the service when one of its processes ends."""
-    seen: Any = set()
     while True:
-        seen.update(multiprocessing.active_children())
-        for child in seen:
-            if child.exitcode is not None:
-                print(f"{child.name} ended with {child.exitcode}", file=sys.stderr)
-                end(1)
-        time.sleep(0.5)
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # there is none
+            ended = None
+        if ended:
+            print(f"ERROR process {ended.si_pid} ended with {ended.si_status}", file=sys.stderr)
+            end(1)
+        time.sleep(0.2)
 
 
 def end(code: int) -> None:
