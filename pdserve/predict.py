@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from pdserve.clients.access import Access
-from pdserve.clients.address import is_this_machine, rpc_address
+from pdserve.clients.address import http_address, is_this_machine, rpc_address
 from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.home import Home
@@ -141,13 +141,14 @@ def find_service(url: str | None, rpc: bool, access: Access = _ANYONE) -> str:
         if len(there) > 1:
             raise UsageError(f"Here run {' and '.join(there)}; say which to ask with --service.")
         return there[0] if there else "classification"
-    if rpc:
-        by_port = {ports[1]: service for service, ports in DEFAULT_PORTS.items()}
-        return by_port.get(rpc_address(url).port, "classification")
-    from pdserve.clients import HttpClient
+    if not rpc:
+        from pdserve.clients import HttpClient
 
-    with HttpClient(url, timeout=5, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
-        return client.service_there() or "classification"
+        with HttpClient(url, timeout=5, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
+            if there_is := client.service_there():
+                return there_is
+    port = (rpc_address(url) if rpc else http_address(url)).port
+    return next((service for service, ports in DEFAULT_PORTS.items() if port in ports), "classification")
 
 
 def _listens(port: int) -> bool:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pdserve.clients.address import DEFAULT_NAMES
 from pdserve.errors import UsageError
 from pdserve.protos import pipeline
 
@@ -20,9 +21,6 @@ ROUTES = (*HTTP_ROUTES, *RPC_ROUTES)
 
 # Prepared requests are kept in memory, all of them.
 MAX_BYTES = 256 * 1024 * 1024
-
-# Names of the two services on the routes of Paddle Serving, as the guide's config.yml has them.
-NAMES = {"classification": "imagenet", "recognition": "recognition"}
 
 _BOUNDARY = "pdserve-bench-e2f1c94d7a60"
 
@@ -60,7 +58,7 @@ def posts(
     """The HTTP requests of a route. Raises UsageError for several images in a ``v1`` request."""
     if route == "v1" and batch > 1:
         raise UsageError("A request of route v1 is one image; for --batch take json, form, pipeline or grpc.")
-    path = f"/{name or NAMES[service]}/prediction" if route == "pipeline" else f"/v1/{service}"
+    path = f"/{name or DEFAULT_NAMES[service]}/prediction" if route == "pipeline" else f"/v1/{service}"
     media_type, body = _BODIES[route]
     return [Post(path, media_type, body(request)) for request in batches(images, batch)]
 

@@ -1,4 +1,4 @@
-"""HTTP clients, sync and async, of a pdserve server's ``/v1`` routes.
+"""HTTP clients, sync and async, of a pdserve server's ``/v1`` routes, and of Paddle Serving where that runs.
 
 ::
 
@@ -6,6 +6,7 @@
         labels = client.predict(Path("cat.jpg").read_bytes())
 """
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import httpx
 
 from pdserve.clients.access import Access
-from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine
+from pdserve.clients.address import DEFAULT_NAMES, DEFAULT_PORTS, Address, http_address, is_this_machine
 from pdserve.clients.answers import (
     Form,
     Item,
     busy,
+    from_pipeline,
     from_results,
     key_refused,
     no_tls,
@@ -34,6 +36,7 @@ class _Http:
     def __init__(self, url: str | None, service: str, timeout: float, access: Access) -> None:
         self.service = service
         self.timeout = timeout
+        self._is_paddle_serving = False
         scheme = "https" if access.wants_tls else "http"
         self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{DEFAULT_PORTS[service][0]}")
         if access.wants_tls and self.address.scheme == "http":
@@ -50,6 +53,13 @@ class _Http:
         }
 
     def _request(self, images: Sequence[bytes], top_k: int | None, service: str) -> dict[str, Any]:
+        if self._is_paddle_serving:
+            keys = [f"image_{i}" for i in range(len(images))]
+            values = [base64.b64encode(image).decode("ascii") for image in images]
+            return {
+                "url": f"/{DEFAULT_NAMES[service]}/prediction",
+                "json": {"key": keys, "value": values},
+            }
         request: dict[str, Any] = {
             "url": f"/v1/{service}",
             "params": {"top_k": top_k} if top_k else None,
@@ -60,11 +70,24 @@ class _Http:
             request["files"] = [("images", (f"{i}", image)) for i, image in enumerate(images)]
         return request
 
+    def _is_to_be_asked_again(self, response: httpx.Response) -> bool:
+        """Whether this is Paddle Serving's own gateway, which takes /v1/… for a service's name and method.
+
+        From then on it is asked in its own way.
+        """
+        if self._is_paddle_serving or response.status_code != 400:
+            return False
+        content = _json(response)
+        gateways = {"code", "message", "details"}
+        self._is_paddle_serving = isinstance(content, dict) and gateways <= content.keys()
+        return self._is_paddle_serving
+
     def _read(self, response: httpx.Response, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
-        try:
-            content = response.json()
-        except ValueError:
-            content = None
+        content = _json(response)
+        if isinstance(content, dict) and "err_no" in content:
+            if content["err_no"]:
+                raise ClientError(f"{self.address} answers error {content['err_no']}: {content['err_msg']}")
+            return from_pipeline(content["key"], content["value"], count, form)
         if isinstance(content, dict) and "results" in content:
             return from_results(content, count, form)
         message, code = response.reason_phrase, ""
@@ -112,6 +135,8 @@ class HttpClient(_Http, Asking):
     ) -> list[list[Item] | ClientError]:
         try:
             response = self._client.post(**self._request(images, top_k, form.service))
+            if self._is_to_be_asked_again(response):
+                response = self._client.post(**self._request(images, top_k, form.service))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), form)
@@ -156,6 +181,8 @@ class AsyncHttpClient(_Http, AsyncAsking):
     ) -> list[list[Item] | ClientError]:
         try:
             response = await self._client.post(**self._request(images, top_k, form.service))
+            if self._is_to_be_asked_again(response):
+                response = await self._client.post(**self._request(images, top_k, form.service))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), form)
@@ -169,3 +196,11 @@ class AsyncHttpClient(_Http, AsyncAsking):
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _json(response: httpx.Response) -> Any:
+    """The answer's content; None where it is no JSON."""
+    try:
+        return response.json()
+    except ValueError:
+        return None
