@@ -12,6 +12,7 @@ _NATIVE = frozenset(
     {
         "host",
         "max_body_bytes",
+        "max_part_bytes",
         "max_header_bytes",
         "max_pixels",
         "max_images",

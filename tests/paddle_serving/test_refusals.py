@@ -42,6 +42,17 @@ def test_an_option_is_refused_by_name(flags: dict[str, Any], named: str) -> None
         check(flags)
 
 
+# Of the server's settings what it honours, and what needs more than a number and is tried above.
+_HONOURED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
+_ABOVE = {"host", "api_key", "api_key_file", "tls_cert", "tls_key", "cors_origins"}
+
+
+@pytest.mark.parametrize("name", sorted(settings.ServerSettings.model_fields.keys() - _HONOURED - _ABOVE))
+def test_no_limit_is_dropped_in_silence(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
+        check({name: 4096})
+
+
 def test_the_environment_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="has no PDSERVE_API_KEY"):
         check({}, {"PDSERVE_API_KEY": "secret"})
