@@ -11,23 +11,32 @@ from collections.abc import Mapping, Sequence
 from pdserve.engines.contract import Array, Instance
 
 
-def elastic(alone: Instance, together: Sequence[Instance]) -> list[Instance]:
-    """As many instances as ``together`` has; a run that begins when none goes on is ``alone``'s."""
-    lock = threading.Lock()
-    running = 0
+class Runs:
+    """How many runs go on."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+
+
+# Of all models: they share the cores.
+_ALL = Runs()
+
+
+def elastic(alone: Instance, together: Sequence[Instance], runs: Runs = _ALL) -> list[Instance]:
+    """As many instances as ``together`` has; a run that begins when no other goes on is ``alone``'s."""
 
     def instance(own: Instance) -> Instance:
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-            nonlocal running
-            with lock:
-                # While alone's own run goes on, running is above 0: it never has two.
-                chosen = alone if running == 0 else own
-                running += 1
+            with runs.lock:
+                # While alone's own run goes on, the count is above 0: it never has two.
+                chosen = alone if runs.count == 0 else own
+                runs.count += 1
             try:
                 return chosen(feeds)
             finally:
-                with lock:
-                    running -= 1
+                with runs.lock:
+                    runs.count -= 1
 
         return run
 

@@ -71,3 +71,18 @@ def test_a_failed_run_leaves_its_place() -> None:
         only({"fail": np.zeros(1)})
     only({})
     assert named.runs == ["alone", "alone"]
+
+
+def test_models_share_the_cores() -> None:
+    named, other = Named(), Named()
+    other.go.set()
+    (one,) = elastic(named.instance("alone"), [named.instance("a")])
+    (two,) = elastic(other.instance("alone"), [other.instance("a")])
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(one, {})
+        assert named.entered.acquire(timeout=10)
+        two({})
+        named.go.set()
+        running.result()
+    two({})
+    assert (named.runs, other.runs) == (["alone"], ["a", "alone"])
