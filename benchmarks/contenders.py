@@ -56,7 +56,7 @@ CONTENDERS = {
             "Paddle Serving, as shipped",
             "paddle-serving",
             "0.9.0 with Paddle 2.6.2 and the guide's config.yml: `concurrency: 1`, its own defaults for the "
-            "rest (`ir_optim` and `use_mkldnn` off), by `pdserve serve --runtime paddle-serving` (whose "
+            "rest (`ir_optim` and `use_mkldnn` off), by pdserve's `--runtime paddle-serving` (whose "
             "own memory is not counted)",
         ),
         Contender(
