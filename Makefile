@@ -24,9 +24,9 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-# The compiled form of pdserve/protos/*.proto; run it after a change to one of them.
+# The compiled form of pdserve/formats/protos/*.proto; run it after a change to one of them.
 protos: $(VENV)/installed
-	$(BIN)/python -m grpc_tools.protoc -I pdserve/protos --descriptor_set_out=pdserve/protos/descriptors.binpb pdserve/protos/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I pdserve/formats/protos --descriptor_set_out=pdserve/formats/protos/descriptors.binpb pdserve/formats/protos/*.proto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -37,7 +37,7 @@ from benchmarks.installed_size import installed_mb
 from benchmarks.measurement import Plan, UnfitError, measure_server
 from benchmarks.raw_side import RawSide, raw_process, right_answer
 from benchmarks.rivals.environment import ROOT, prepare, requirements
-from pdserve.home import Home
+from pdserve.models.home import Home
 
 HERE = Path(__file__).parent
 

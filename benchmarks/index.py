@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve import console
-from pdserve.index import folder as folders
-from pdserve.index import vectors
+from pdserve.index import faiss_index
+from pdserve.index import store as folders
 from pdserve.index.apply import fresh
 from pdserve.index.entries import Entries
 from pdserve.index.faiss_package import faiss
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--types", default=",".join(vectors.TYPES))
+    parser.add_argument("--types", default=",".join(faiss_index.TYPES))
     parser.add_argument("--json", type=Path, default=Path("benchmark_index.json"))
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []

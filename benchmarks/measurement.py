@@ -17,8 +17,8 @@ from benchmarks.contenders import Contender, Launch, Pythons, launch, service
 from benchmarks.offered import offer
 from benchmarks.process_tree import MemorySampler, ProcessTree
 from benchmarks.rivals.environment import ROOT
-from pdserve.bench import Run
-from pdserve.bench.messages import Post, posts
+from pdserve.tools.bench import Run
+from pdserve.tools.bench.messages import Post, posts
 
 START_LIMIT_S = 120
 # Images that the rivals run together, and how many such batches a load should see.

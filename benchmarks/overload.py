@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.soak import resident_mb
-from pdserve.bench import build_target, closed_loop, open_loop
-from pdserve.home import Home
+from pdserve.models.home import Home
+from pdserve.tools.bench import build_target, closed_loop, open_loop
 from tests.running import Server, start
 
 

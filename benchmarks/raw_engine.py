@@ -28,11 +28,11 @@ import numpy as np
 from pdserve import settings
 from pdserve.engines import Device, load
 from pdserve.errors import PdserveError
-from pdserve.home import Home
-from pdserve.models import find_serving_model
-from pdserve.services.classification import open_classification
-from pdserve.services.recognition import Answer, open_index, open_recognition
-from pdserve.serving_model import open_serving_model
+from pdserve.formats.serving_model import open_serving_model
+from pdserve.models.find import find_serving_model
+from pdserve.models.home import Home
+from pdserve.pipelines.classification import open_classification
+from pdserve.pipelines.recognition import Answer, open_index, open_recognition
 
 HOME = Home.from_environ(os.environ)
 

@@ -29,8 +29,8 @@ from rich.table import Table
 
 from benchmarks.offered import offer
 from benchmarks.raw_process import Raw
-from pdserve.bench import Run
-from pdserve.home import Home
+from pdserve.models.home import Home
+from pdserve.tools.bench import Run
 from tests.running import Server, start
 
 HOME = Home.from_environ(os.environ).root

@@ -24,8 +24,8 @@ import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
-from pdserve.home import Home
-from pdserve.protos import pipeline
+from pdserve.formats.protos import pipeline
+from pdserve.models.home import Home
 from tests.running import Server, start
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve import prototxt
 from pdserve.convert import beside, config_bytes
-from pdserve.disk import writing
 from pdserve.errors import AliasError, ModelError
-from pdserve.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig
+from pdserve.files import writing
+from pdserve.formats import prototxt
+from pdserve.formats.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from pdserve import __version__, console
-from pdserve.commands.bench import bench
-from pdserve.commands.export import export_app
 from pdserve.commands.index import index_app
-from pdserve.commands.optimize import optimize
 from pdserve.commands.options import Json, home
 from pdserve.commands.predict import predict
-from pdserve.commands.runtime import runtime_app
 from pdserve.commands.serve import serve_app
-from pdserve.commands.tune import tune
 from pdserve.errors import PdserveError, UsageError
+from pdserve.runtimes.paddle_serving.export_command import export_app
+from pdserve.runtimes.paddle_serving.runtime_command import runtime_app
+from pdserve.tools.bench.command import bench
+from pdserve.tools.optimize.command import optimize
+from pdserve.tools.tune.command import tune
 
 app = typer.Typer(
     name="pdserve",
@@ -81,8 +81,8 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Download models and data sets. Without a name: all that the default services need."""
-    from pdserve import catalog
-    from pdserve import fetch as fetching
+    from pdserve.models import catalog
+    from pdserve.models import fetch as fetching
 
     if list_:
         _list(names or [""], as_json)
@@ -112,16 +112,16 @@ def fetch(
     if failed:
         codes = [console.failed(error) for error in failed]
         raise typer.Exit(max(codes))
-    models = [
+    find = [
         r.name for r in results if not isinstance(r, PdserveError) and catalog.get(r.name).task != "dataset"
     ]
-    if models and not as_json:
-        one = f" --model {models[0]}" if len(models) == 1 else ""
+    if find and not as_json:
+        one = f" --model {find[0]}" if len(find) == 1 else ""
         console.say(f"Next: pdserve convert{one}")
 
 
 def _list(words: list[str], as_json: bool) -> None:
-    from pdserve import catalog
+    from pdserve.models import catalog
 
     found = [
         entry for entry in catalog.load().values() if all(entry in catalog.search(word) for word in words)
@@ -181,8 +181,8 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Make a serving model of an inference model, aliases patched; without options, of all fetched."""
-    from pdserve import models
     from pdserve.convert import convert as convert_folder
+    from pdserve.models import find
 
     if dirname:
         if model:
@@ -204,10 +204,10 @@ def convert(
         if serving_server or serving_client or model_filename or params_filename or feed_alias or fetch_alias:
             raise UsageError("These options go with --dirname; with --model only the name is given.")
         where = home()
-        names = [model] if model else models.fetched_models(where)
+        names = [model] if model else find.fetched_models(where)
         if not names:
             raise UsageError(f"Nothing is fetched in {where.models}; type `pdserve fetch NAME` first.")
-        done = [models.convert_fetched(name, where) for name in names]
+        done = [find.convert_fetched(name, where) for name in names]
     for serving in done:
         if as_json:
             console.json_line(

@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from pdserve import prototxt
-from pdserve.disk import writing
 from pdserve.errors import ModelError, UsageError
-from pdserve.parameters import check_parameters
-from pdserve.program import (
+from pdserve.files import writing
+from pdserve.formats import prototxt
+from pdserve.formats.parameters import check_parameters
+from pdserve.formats.program import (
     ModelFiles,
     Program,
     TensorSpec,
@@ -27,8 +27,15 @@ from pdserve.program import (
     parameter_files,
     read_program,
 )
-from pdserve.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig, Variable
-from pdserve.serving_model import NOTE, ServingModel, open_serving_model
+from pdserve.formats.prototxt import (
+    CLIENT_STREAM,
+    CLIENT_TEXT,
+    SERVER_STREAM,
+    SERVER_TEXT,
+    ModelConfig,
+    Variable,
+)
+from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
 
 # What exporters write about pre- and postprocessing (PaddleClas and PaddleX; PaddleDetection).
 EXPORTER_NOTES = ("inference.yml", "infer_cfg.yml")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pdserve import __version__, engines
 from pdserve.clients.address import DEFAULT_PORTS
 from pdserve.errors import PdserveError
-from pdserve.home import Home
+from pdserve.models.home import Home
 
 State = Literal["ok", "missing", "failed", "taken", "note"]
 
@@ -116,7 +116,7 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether there is a Python that can run Paddle Serving; Linux only."""
     if sys.platform != "linux":
         return
-    from pdserve.paddle_serving import interpreter, packages
+    from pdserve.runtimes.paddle_serving import interpreter, packages
 
     name, needed = interpreter.RUNTIME, {**packages.NEEDED, **packages.FAISS}
     try:

@@ -136,7 +136,7 @@ class UnsupportedModelError(EngineError):
 
 
 class DisagreementError(EngineError):
-    """``report``: the figures, as the report of an optimised model has them (pdserve.optimize.report)."""
+    """``report``: the figures, in the form of an optimised model's report."""
 
     code = "disagreement"
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pdserve.disk import writing
 from pdserve.errors import FetchError
+from pdserve.files import writing
 from pdserve.progress import Progress
 
 

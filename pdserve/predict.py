@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from pdserve.clients.access import Access
 from pdserve.clients.address import http_address, is_this_machine, rpc_address
 from pdserve.clients.answers import FoundMatch, FoundObject
+from pdserve.clients.credentials import Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
-from pdserve.home import Home
-from pdserve.vision.scores import Label, score_of
+from pdserve.models.home import Home
+from pdserve.vision.postprocess import Label, score_of
 
 Result = TypeVar("Result")
 
@@ -188,7 +188,7 @@ def local(service: str, flags: Mapping[str, Any], environ: Mapping[str, str], ho
 @contextmanager
 def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
     from pdserve import settings
-    from pdserve.services.classification import open_classification
+    from pdserve.pipelines.classification import open_classification
 
     pipeline = open_classification(settings.classification(flags, environ), home)
     try:
@@ -200,7 +200,7 @@ def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], 
 @contextmanager
 def _local_recognition(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
     from pdserve import settings
-    from pdserve.services.recognition import open_index, open_recognition
+    from pdserve.pipelines.recognition import open_index, open_recognition
 
     wanted = settings.recognition(flags, environ)
     pipeline = open_recognition(wanted, home)

@@ -237,7 +237,7 @@ class _Given:
         groups: Sequence[type[_Frozen]],
         roles: Mapping[str, str] | None = None,
     ) -> None:
-        from pdserve.config_file import read_config
+        from pdserve.config_yml import read_config
 
         names = {name for group in groups for name in group.model_fields} | set((roles or {}).values())
         read = read_config(config, names, roles) if config else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pdserve.disk import writing
+from pdserve.files import writing
 
 
 @contextmanager

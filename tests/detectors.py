@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.protos import message
+from pdserve.formats.protos import message
 
 HEIGHT, WIDTH = 4, 8
 BOXES, CLASSES = 8, 4

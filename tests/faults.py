@@ -16,7 +16,7 @@ import numpy as np
 from pdserve import engines
 from pdserve.cli import main
 from pdserve.engines import openvino
-from pdserve.engines.contract import Array, Instance, Opened, Request
+from pdserve.engines.base import Array, Instance, Opened, Request
 
 MAGENTA = (255, 0, 255)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pdserve import prototxt
 from pdserve.aliases import patch_aliases, read_configs
 from pdserve.convert import convert
 from pdserve.errors import AliasError, DiskError, ModelError, UsageError
-from pdserve.program import find_model_files
-from pdserve.serving_model import NOTE, open_serving_model
+from pdserve.formats import prototxt
+from pdserve.formats.program import find_model_files
+from pdserve.formats.serving_model import NOTE, open_serving_model
 from tests.conftest import DATA, GOLDEN
 
 PROGRAMS = DATA / "programs"

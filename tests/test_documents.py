@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from pdserve import config_file
+from pdserve import config_yml
 from pdserve.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def keys_of(schema: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     "schema",
-    [config_file.ConfigFile, config_file.DagConf, config_file.OpConf, config_file.LocalServiceConf],
+    [config_yml.ConfigFile, config_yml.DagConf, config_yml.OpConf, config_yml.LocalServiceConf],
     ids=lambda schema: schema.__name__,
 )
 def test_every_key_of_the_configuration_is_explained(schema: Any) -> None:

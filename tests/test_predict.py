@@ -10,9 +10,9 @@ from PIL import Image
 
 from pdserve import predict
 from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
-from pdserve.home import Home
+from pdserve.models.home import Home
 from pdserve.predict import Outcome, Source, draw, find_sources, predict_all
-from pdserve.vision.scores import Label
+from pdserve.vision.postprocess import Label
 from tests.file_server import Fault, FileServer, serve
 from tests.tiny import expected, picture
 

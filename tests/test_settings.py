@@ -6,7 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from pdserve import settings
-from pdserve.config_file import read_config
+from pdserve.config_yml import read_config
 from pdserve.errors import SettingsError
 from pdserve.settings import ModelSettings, ResultSettings, ServerSettings, classification
 

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from pdserve.convert import convert
-from pdserve.serving_model import ServingModel
-from pdserve.zoo.program_builder import ProgramBuilder
+from pdserve.formats.serving_model import ServingModel
+from pdserve.tools.zoo.program_builder import ProgramBuilder
 
 NAMES = ("red", "green", "blue")
 SIZE = 32

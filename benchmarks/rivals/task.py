@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pdserve import settings
-from pdserve.home import Home
-from pdserve.services.classification import open_classification
-from pdserve.services.embedded import from_base64
-from pdserve.services.recognition import choose, open_index, open_recognition, regions
+from pdserve.models.home import Home
+from pdserve.pipelines.classification import open_classification
+from pdserve.pipelines.recognition import choose, open_index, open_recognition, regions
+from pdserve.services.http.base64_json import from_base64
 
 MODEL = os.environ.get("RIVAL_MODEL", "ResNet50_vd")
 PORT = int(os.environ.get("RIVAL_PORT", "18080"))

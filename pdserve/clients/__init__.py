@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdserve.clients.grpc import AsyncRpcClient, RpcClient
     from pdserve.clients.http import AsyncHttpClient, HttpClient
-    from pdserve.clients.rpc import AsyncRpcClient, RpcClient
 
 __all__ = ["AsyncHttpClient", "AsyncRpcClient", "HttpClient", "RpcClient"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(http, name)
     if name in ("RpcClient", "AsyncRpcClient"):
-        from pdserve.clients import rpc
+        from pdserve.clients import grpc
 
-        return getattr(rpc, name)
+        return getattr(grpc, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pdserve.api_keys import VARIABLE
 from pdserve.clients.address import Address
+from pdserve.clients.api_keys import VARIABLE
 from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
-from pdserve.vision.scores import Label
+from pdserve.vision.postprocess import Label
 
 Item = TypeVar("Item")
 

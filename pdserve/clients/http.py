@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 
-from pdserve.clients.access import Access
 from pdserve.clients.address import DEFAULT_NAMES, DEFAULT_PORTS, Address, http_address, is_this_machine
 from pdserve.clients.answers import (
     Form,
@@ -25,8 +24,9 @@ from pdserve.clients.answers import (
     no_tls,
     unreachable,
 )
-from pdserve.clients.asking import Asking, AsyncAsking
-from pdserve.clients.trust import tls_context
+from pdserve.clients.base import Asking, AsyncAsking
+from pdserve.clients.credentials import Access
+from pdserve.clients.tls import tls_context
 from pdserve.errors import ClientError, OverloadedError, UnauthorizedError, UsageError
 
 

@@ -43,7 +43,7 @@ def build(
 ) -> None:
     """Make an index of a gallery, in place of the one that is there. Interrupted, it goes on where it was."""
     from pdserve.index.build import build as build_index
-    from pdserve.index.folder import place
+    from pdserve.index.store import place
 
     images, unlabelled = _gallery(gallery, labels, delimiter)
     if out:
@@ -95,9 +95,9 @@ def append(
     An image that is there already stays; with another label it gets that. A path whose image changed
     replaces the old entry.
     """
-    from pdserve.index.change import append as append_images
-    from pdserve.index.folder import find
+    from pdserve.index.edit import append as append_images
     from pdserve.index.gallery import GalleryImage
+    from pdserve.index.store import find
 
     unlabelled: Sequence[Skipped] = ()
     if images:
@@ -131,8 +131,8 @@ def remove(
     as_json: o.Json = False,
 ) -> None:
     """Remove entries by label, image path or id; each option may come more than once."""
-    from pdserve.index.change import remove as remove_entries
-    from pdserve.index.folder import find
+    from pdserve.index.edit import remove as remove_entries
+    from pdserve.index.store import find
 
     if not (label or image or number):
         raise UsageError("What shall go? Give --label, --image or --id.")
@@ -151,8 +151,8 @@ def merge(
     as_json: o.Json = False,
 ) -> None:
     """Add the entries of other indexes, which stay as they are."""
-    from pdserve.index.folder import find
     from pdserve.index.merge import merge as merge_indexes
+    from pdserve.index.store import find
 
     home = o.home()
     with console.image_bars() as bars:
@@ -162,8 +162,8 @@ def merge(
 
 def rollback(index: i.IndexOption = i.DEFAULT, as_json: o.Json = False) -> None:
     """Bring the version before into force again; a second time undoes the first."""
-    from pdserve.index.folder import find
     from pdserve.index.publish import rollback as roll_back
+    from pdserve.index.store import find
 
     folder = find(index, o.home())
     with console.image_bars() as bars:

@@ -11,7 +11,7 @@ import typer
 from pdserve.commands import options as o
 
 if TYPE_CHECKING:
-    from pdserve.services.embedding import Embedder
+    from pdserve.pipelines.embedder import Embedder
 
 DEFAULT = "drink_dataset_v1.0"
 
@@ -66,7 +66,7 @@ def embedder(
 ) -> Iterator["Embedder"]:
     """The embedder asked for, else the one that made the index in ``folder``, else the default one."""
     from pdserve.index import manifest
-    from pdserve.services.embedding import open_embedder
+    from pdserve.pipelines.embedder import open_embedder
     from pdserve.settings import RECOGNITION_DEFAULTS, ModelSettings
 
     known = manifest.read(folder) if folder and not model else None

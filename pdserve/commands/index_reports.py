@@ -12,7 +12,7 @@ from pdserve.commands import options as o
 from pdserve.errors import ImageError
 
 if TYPE_CHECKING:
-    from pdserve.index.check import Report
+    from pdserve.index.quality import Report
 
 _SHOWN = 20
 
@@ -23,8 +23,8 @@ def info(
     as_json: o.Json = False,
 ) -> None:
     """Show what an index is: version, type, counts, embedder; or what is in it."""
-    from pdserve.index import folder as folders
     from pdserve.index import id_map
+    from pdserve.index import store as folders
 
     folder = folders.find(index, o.home())
     found = folders.read(folder)
@@ -73,8 +73,8 @@ def search(
     as_json: o.Json = False,
 ) -> None:
     """Show the entries nearest to an image."""
-    from pdserve.index.folder import find
     from pdserve.index.search import load
+    from pdserve.index.store import find
     from pdserve.vision.decode import decode
 
     folder = find(index, o.home())
@@ -106,7 +106,7 @@ def search(
 
 def verify(index: i.IndexOption = i.DEFAULT, as_json: o.Json = False) -> None:
     """Look at checksums, counts, labels and every vector; the exit code is 1 if anything is wrong."""
-    from pdserve.index.folder import find
+    from pdserve.index.store import find
     from pdserve.index.verify import verify as look_at
 
     findings = look_at(find(index, o.home()))
@@ -136,9 +136,9 @@ def check(
     as_json: o.Json = False,
 ) -> None:
     """Say how good a gallery is: recall, confusions, duplicates, likely mislabels, and a score threshold."""
-    from pdserve.index import check as checks
     from pdserve.index import picture as pictures
-    from pdserve.index.folder import find
+    from pdserve.index import quality as checks
+    from pdserve.index.store import find
 
     folder = find(index, o.home())
     with console.image_bars() as bars:

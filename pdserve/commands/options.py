@@ -9,7 +9,7 @@ import typer
 from pdserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from pdserve.home import Home
+    from pdserve.models.home import Home
 
 
 class Service(str, Enum):
@@ -271,6 +271,6 @@ def home() -> "Home":
     """pdserve's home, by the environment."""
     import os
 
-    from pdserve.home import Home
+    from pdserve.models.home import Home
 
     return Home.from_environ(os.environ)

@@ -65,8 +65,8 @@ def predict(
     """Ask a running server about images; with --local, a model in this process."""
     given = dict(locals())
     from pdserve import predict as predicting
-    from pdserve.api_keys import key_to_show
-    from pdserve.clients.access import Access
+    from pdserve.clients.api_keys import key_to_show
+    from pdserve.clients.credentials import Access
 
     sources = predicting.find_sources(images)
     own = {name: given[name] for name in (*_MACHINE, *_CLASSIFICATION, *_RECOGNITION)}

@@ -135,7 +135,7 @@ def serve_recognition(
 
 def _serve(kind: str, settle: Callable[[], Any], runtime: o.Runtime, python: Path | None) -> None:
     if runtime is o.Runtime.paddle_serving:
-        from pdserve.paddle_serving import launch
+        from pdserve.runtimes.paddle_serving import launch
 
         launch.serve(settle(), o.home(), python, os.environ)
         return

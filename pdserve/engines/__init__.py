@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pdserve.engines import packages
-from pdserve.engines.contract import Array, Engine, Opened, Options, Request, warm_up
+from pdserve.engines.base import Array, Engine, Opened, Options, Request, warm_up
 from pdserve.engines.device import Device, gpu_problem
 from pdserve.engines.feeds import check_config
 from pdserve.engines.packages import EngineInfo
@@ -22,9 +22,9 @@ from pdserve.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from pdserve.parameters import check_parameters
-from pdserve.program import read_program
-from pdserve.serving_model import ServingModel
+from pdserve.formats.parameters import check_parameters
+from pdserve.formats.program import read_program
+from pdserve.formats.serving_model import ServingModel
 
 __all__ = [
     "ENGINES",

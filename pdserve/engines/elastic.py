@@ -8,7 +8,7 @@ core each do 5 to 13 % more images per second than one after the other on both.
 import threading
 from collections.abc import Mapping, Sequence
 
-from pdserve.engines.contract import Array, Instance
+from pdserve.engines.base import Array, Instance
 
 
 class Runs:

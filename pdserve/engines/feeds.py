@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.engines.contract import Array
+from pdserve.engines.base import Array
 from pdserve.errors import FeedError, ModelError
-from pdserve.program import Signature, TensorSpec
-from pdserve.prototxt import Variable
-from pdserve.serving_model import ServingModel
+from pdserve.formats.program import Signature, TensorSpec
+from pdserve.formats.prototxt import Variable
+from pdserve.formats.serving_model import ServingModel
 
 
 def as_batch(tensors: Sequence[Array]) -> Array:

@@ -3,7 +3,7 @@
 import hashlib
 
 from pdserve.errors import ModelError
-from pdserve.program import ModelFiles, Program, parameter_files
+from pdserve.formats.program import ModelFiles, Program, parameter_files
 
 FOLDER = ".pdserve"
 

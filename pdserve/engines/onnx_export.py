@@ -15,12 +15,12 @@ from pathlib import Path
 
 import platformdirs
 
-from pdserve.disk import writing
 from pdserve.engines import packages
-from pdserve.engines.contract import Request
+from pdserve.engines.base import Request
 from pdserve.engines.kept import FOLDER, fingerprint
 from pdserve.errors import UnsupportedModelError
-from pdserve.parameters import read_parameters
+from pdserve.files import writing
+from pdserve.formats.parameters import read_parameters
 
 OPSET = 17
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.engines import optimized, packages, suppression
-from pdserve.engines.contract import Array, Instance, Opened, Request, shared_out
+from pdserve.engines import detector_nms, int8, packages
+from pdserve.engines.base import Array, Instance, Opened, Request, shared_out
 from pdserve.engines.device import cores
 from pdserve.engines.elastic import elastic
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
-from pdserve.parameters import read_parameters
+from pdserve.formats.parameters import read_parameters
 
 # What the plugin is told to compute in what is not quantised.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -33,7 +33,7 @@ def open_model(request: Request) -> Opened:
         raise DeviceError(f"This CPU has no {request.precision} instructions; use --precision fp32.")
     note = ""
     if request.precision == "int8":
-        form = optimized.read(request)
+        form = int8.read(request)
         model, note = core.read_model(form.program, form.weights), form.note
     else:
         model = _read_model(core, request, graph)
@@ -79,7 +79,7 @@ class Graph:
 
     program: bytes
     fetches: tuple[str, ...]
-    cut: suppression.Cut | None
+    cut: detector_nms.Cut | None
 
 
 def read_graph(request: Request) -> Graph:
@@ -96,12 +96,12 @@ def read_graph(request: Request) -> Graph:
     return Graph(program, tuple(v.name for v in request.model.config.fetches), None)
 
 
-def _cut(program: bytes, request: Request) -> suppression.Cut | None:
+def _cut(program: bytes, request: Request) -> detector_nms.Cut | None:
     """The program without its suppression; None where it has none. Raises UnsupportedModelError."""
-    if suppression.OPERATOR not in request.program.operators:
+    if detector_nms.OPERATOR not in request.program.operators:
         return None
     try:
-        return suppression.cut(program)
+        return detector_nms.cut(program)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(
             f"OpenVINO cannot run {request.model.name} exactly: {error.message.rstrip('.')}; "
@@ -109,14 +109,14 @@ def _cut(program: bytes, request: Request) -> suppression.Cut | None:
         ) from error
 
 
-def _instance(compiled: Any, outputs: Mapping[str, Any], cut: suppression.Cut | None) -> Instance:
+def _instance(compiled: Any, outputs: Mapping[str, Any], cut: detector_nms.Cut | None) -> Instance:
     infer = compiled.create_infer_request().infer
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
         # Inputs are read where they lie; outputs are copied out of the request.
         results = infer(dict(feeds), share_inputs=True, share_outputs=False)
         found = {name: results[output] for name, output in outputs.items()}
-        return found if cut is None else suppression.complete(cut, found)
+        return found if cut is None else detector_nms.complete(cut, found)
 
     return run
 

@@ -30,7 +30,7 @@ def probe(engine: str, device: Device) -> str:
     Raises what ``load`` raises, and EngineError where the numbers are wrong.
     """
     from pdserve.engines import load
-    from pdserve.serving_model import open_serving_model
+    from pdserve.formats.serving_model import open_serving_model
 
     values = json.loads((PROBE_MODEL / "expected.json").read_text("utf-8"))
     expected = np.array(values["prediction"], np.float32)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from pdserve.engines.contract import Array, Instance, Opened, Request
+from pdserve.engines.base import Array, Instance, Opened, Request
 from pdserve.engines.feeds import check_feeds
 from pdserve.errors import ClosedError, EngineError, PdserveError
 

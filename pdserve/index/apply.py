@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.index import id_map, vectors
+from pdserve.index import faiss_index, id_map
 from pdserve.index.embedder import EmbedderId, Vectors
 from pdserve.index.entries import UNKNOWN, Entries, Ids
 from pdserve.index.errors import IndexFolderError
-from pdserve.index.folder import Snapshot
 from pdserve.index.gallery import Skipped
 from pdserve.index.plan import Plan, is_vector
 from pdserve.index.publish import Draft, publish
+from pdserve.index.store import Snapshot
 
 _CHUNK = 65_536
 
@@ -62,7 +62,7 @@ def apply(
     if not base.form.changeable:
         raise IndexFolderError(
             f"The index {base.folder} is of faiss's type {base.form.type}, which can be searched but not "
-            f"changed; build it anew with `pdserve index build --type {vectors.TYPES[0]}`."
+            f"changed; build it anew with `pdserve index build --type {faiss_index.TYPES[0]}`."
         )
     digests = list(plan.new)
 
@@ -115,12 +115,12 @@ def apply(
 def _changed(base: Snapshot, gone: Ids, new: Ids, gather: Gather, trained_on: int) -> tuple[Any, bool]:
     """The index without ``gone`` and with ``new``, and whether it was built anew for that."""
     form = base.form
-    kind: vectors.Type = next(each for each in vectors.TYPES if each == form.type)
-    metric: vectors.Metric = next(each for each in vectors.METRICS if each == form.metric)
+    kind: faiss_index.Type = next(each for each in faiss_index.TYPES if each == form.type)
+    metric: faiss_index.Metric = next(each for each in faiss_index.METRICS if each == form.metric)
     remaining = len(base.id_map) - len(gone)
-    outgrown = kind == "IVF" and remaining + len(new) > vectors.RETRAIN_FACTOR * max(trained_on, 1_000)
-    if remaining == 0 or outgrown or (len(gone) and vectors.wants_compacting(base.index, len(gone))):
-        found, rows = vectors.extract(base.index)
+    outgrown = kind == "IVF" and remaining + len(new) > faiss_index.RETRAIN_FACTOR * max(trained_on, 1_000)
+    if remaining == 0 or outgrown or (len(gone) and faiss_index.wants_compacting(base.index, len(gone))):
+        found, rows = faiss_index.extract(base.index)
         kept = ~np.isin(found, gone)
         found, rows = found[kept], rows[kept]
 
@@ -130,23 +130,25 @@ def _changed(base: Snapshot, gone: Ids, new: Ids, gather: Gather, trained_on: in
             return np.concatenate([rows[old], gather(late)]) if late else rows[old]
 
         return fresh(kind, metric, form.dimension, np.concatenate([found, new]), both), True
-    index = vectors.owned(base.index)
+    index = faiss_index.owned(base.index)
     if len(gone):
-        vectors.remove(index, gone)
+        faiss_index.remove(index, gone)
     for some in _chunks(len(new)):
-        vectors.add(index, new[some.start : some.stop], gather(some))
+        faiss_index.add(index, new[some.start : some.stop], gather(some))
     return index, False
 
 
-def fresh(kind: vectors.Type, metric: vectors.Metric, dimension: int, ids: Ids, gather: Gather) -> Any:
+def fresh(
+    kind: faiss_index.Type, metric: faiss_index.Metric, dimension: int, ids: Ids, gather: Gather
+) -> Any:
     """A new index in faiss; ``gather`` gives the vectors of positions in ``ids``."""
     sample = np.zeros((0, dimension), np.float32)
     if kind == "IVF" and len(ids):
-        size = vectors.sample_size(len(ids))
+        size = faiss_index.sample_size(len(ids))
         sample = gather(np.unique(np.linspace(0, len(ids) - 1, size, dtype=np.int64)).tolist())
-    index = vectors.create(kind, metric, dimension, len(ids), sample)
+    index = faiss_index.create(kind, metric, dimension, len(ids), sample)
     for some in _chunks(len(ids)):
-        vectors.add(index, ids[some.start : some.stop], gather(some))
+        faiss_index.add(index, ids[some.start : some.stop], gather(some))
     return index
 
 

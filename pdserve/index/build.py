@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pdserve.index import folder as folders
-from pdserve.index import id_map, manifest, vectors
+from pdserve.index import faiss_index, id_map, manifest
+from pdserve.index import store as folders
 from pdserve.index.apply import Change, fresh
+from pdserve.index.embed import embed_gallery
 from pdserve.index.embedder import Embedder, Vectors, identify
-from pdserve.index.embedding import embed_gallery
 from pdserve.index.entries import Entries
 from pdserve.index.errors import GalleryError, IndexFolderError
-from pdserve.index.folder import Snapshot
 from pdserve.index.gallery import GalleryImage, check
 from pdserve.index.publish import Draft, locked, publish
+from pdserve.index.store import Snapshot
 from pdserve.index.work import opened
 from pdserve.progress import SILENT, Progress
 
@@ -25,8 +25,8 @@ def build(
     folder: Path,
     embedder: Embedder,
     *,
-    kind: vectors.Type | None = None,
-    metric: vectors.Metric = "IP",
+    kind: faiss_index.Type | None = None,
+    metric: faiss_index.Metric = "IP",
     strict: bool = False,
     progress: Progress = SILENT,
 ) -> Change:
@@ -53,7 +53,7 @@ def build(
             if base and base.manifest:
                 base = replace(base, index=None)  # its vectors would only take memory from the new ones
             start = max(base.next_id if base else 0, _next_id(folder))
-            chosen: vectors.Type = kind or ("Flat" if len(unique) <= vectors.FLAT_UP_TO else "HNSW32")
+            chosen: faiss_index.Type = kind or ("Flat" if len(unique) <= faiss_index.FLAT_UP_TO else "HNSW32")
             digests = list(unique)
             new = np.arange(start, start + len(digests), dtype=np.int64)
             progress.note(folder.name, f"building {chosen} of {len(digests)} vectors")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pdserve.index import manifest
-from pdserve.index.folder import VERSIONS
-from pdserve.record import Stamp
+from pdserve.index.store import VERSIONS
+from pdserve.models.record import Stamp
 
 _WINDOWS = sys.platform == "win32"
 _BUSY_S = 10.0

@@ -23,7 +23,7 @@ from typing import Any
 
 from pdserve.index.embedder import EmbedderId
 from pdserve.index.errors import IndexFolderError
-from pdserve.record import Stamp
+from pdserve.models.record import Stamp
 
 FILE = "index.json"
 FORMAT = 1

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pdserve.index import folder as folders
-from pdserve.index import id_map, vectors
+from pdserve.index import faiss_index, id_map
+from pdserve.index import store as folders
 from pdserve.index.apply import Change, apply
-from pdserve.index.change import embedder_of
+from pdserve.index.edit import embedder_of
+from pdserve.index.embed import Digested
 from pdserve.index.embedder import Vectors, require_same
-from pdserve.index.embedding import Digested
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.plan import VECTOR, Plan, add_images, drop_same_vectors
@@ -48,7 +48,7 @@ def merge(
                     f"{base.form.dimension}; only indexes of the same embedder can be merged."
                 )
             embedder = embedder or theirs
-            found, its = vectors.extract(source.index)
+            found, its = faiss_index.extract(source.index)
             extracted.append(its)
             at = {int(i): row for row, i in enumerate(found)}
             more = []

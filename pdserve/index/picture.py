@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.disk import writing
-from pdserve.index.check import Report
+from pdserve.files import writing
+from pdserve.index.quality import Report
 
 WIDTH, HEIGHT = 900, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 70, 50

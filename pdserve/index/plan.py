@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pdserve.index import id_map, vectors
-from pdserve.index.embedding import Digested
+from pdserve.index import faiss_index, id_map
+from pdserve.index.embed import Digested
 from pdserve.index.entries import Finder
-from pdserve.index.folder import Snapshot
 from pdserve.index.id_map import IdMap
+from pdserve.index.store import Snapshot
 
 VECTOR = b"vector "
 """With the vector itself after it, this takes the place of the digest of an image that is not known."""
@@ -74,7 +74,7 @@ def drop_same_vectors(base: Snapshot, plan: Plan) -> None:
     for i, entry in base.id_map.items():
         if entry in wanted:
             ids_of.setdefault(entry, []).append(i)
-    found, rows = vectors.extract(base.index)
+    found, rows = faiss_index.extract(base.index)
     for key, image in unknown.items():
         vector = np.frombuffer(key[len(VECTOR) :], np.float32)
         same = ids_of.get(id_map.join(image.image, image.label), [])

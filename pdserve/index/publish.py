@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from pdserve import checksum, lock
-from pdserve.disk import writing
+from pdserve.files import writing
 from pdserve.index import entries as entry_files
-from pdserve.index import files, id_map, manifest, vectors
+from pdserve.index import faiss_index, files, id_map, manifest
 from pdserve.index.embedder import EmbedderId
 from pdserve.index.entries import Entries
 from pdserve.index.errors import IndexFolderError
-from pdserve.index.folder import FILES, ID_MAP, VECTORS, Snapshot, read_files, version_folder
 from pdserve.index.id_map import IdMap
 from pdserve.index.manifest import Manifest
 from pdserve.index.repair import restore
+from pdserve.index.store import FILES, ID_MAP, VECTORS, Snapshot, read_files, version_folder
 from pdserve.progress import SILENT, Progress
 
 
@@ -88,9 +88,11 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
                 files.link(before / VECTORS, new / VECTORS)
                 digests[VECTORS] = kept.files[VECTORS].sha256 if kept else checksum.sha256(new / VECTORS)
             else:
-                digests[VECTORS] = files.write(new / VECTORS, lambda file: vectors.write(draft.index, file))
+                digests[VECTORS] = files.write(
+                    new / VECTORS, lambda file: faiss_index.write(draft.index, file)
+                )
             digests |= _write_labels(new, draft.id_map, draft.entries)
-            form = vectors.form(base.index if draft.index is None and base else draft.index)
+            form = faiss_index.form(base.index if draft.index is None and base else draft.index)
             now = _now()
             made = Manifest(
                 version=int(new.name),

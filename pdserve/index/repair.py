@@ -4,13 +4,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from pdserve.disk import writing
+from pdserve.files import writing
 from pdserve.index import entries as entry_files
 from pdserve.index import files, id_map, manifest
 from pdserve.index.errors import IndexFolderError
-from pdserve.index.folder import ID_MAP, check_file, version_folder
 from pdserve.index.manifest import Manifest
-from pdserve.record import Stamp
+from pdserve.index.store import ID_MAP, check_file, version_folder
+from pdserve.models.record import Stamp
 
 
 def restore(folder: Path, known: Manifest) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import UsageError
-from pdserve.index import folder as folders
-from pdserve.index import id_map, manifest, vectors
+from pdserve.index import faiss_index, id_map, manifest
+from pdserve.index import store as folders
 from pdserve.index.embedder import Embedder, EmbedderId, Vectors, identify, require_same
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.faiss_package import faiss
-from pdserve.index.folder import Snapshot
 from pdserve.index.id_map import IdMap
+from pdserve.index.store import Snapshot
 
 # Queries × vectors looked at × dimension, up to which one thread searches: half a second. Of an index that
 # does not look at all of its vectors, a query is about as much work as these.
@@ -81,7 +81,7 @@ class LoadedIndex:
         slots, asked = self._index.ntotal, wanted
         while True:
             with self._threads(len(queries)):
-                scores, ids = vectors.search(self._index, queries, asked)
+                scores, ids = faiss_index.search(self._index, queries, asked)
             answers = [self._matches(*row, wanted) for row in zip(scores, ids, strict=True)]
             if asked >= slots or slots == self.count or all(len(answer) == wanted for answer in answers):
                 return answers
@@ -126,12 +126,12 @@ def load(folder: Path) -> LoadedIndex:
 def of(snapshot: Snapshot, stamps: tuple[_Stamp | None, ...] = ()) -> LoadedIndex:
     """A version that was read, to be searched. Raises IndexFolderError."""
     form = snapshot.form
-    if form.metric not in vectors.METRICS:
+    if form.metric not in faiss_index.METRICS:
         raise IndexFolderError(
             f"The index {snapshot.folder} has the metric {form.metric} of faiss; pdserve knows "
-            f"{' and '.join(vectors.METRICS)}."
+            f"{' and '.join(faiss_index.METRICS)}."
         )
-    vectors.search_wider(snapshot.index)
+    faiss_index.search_wider(snapshot.index)
     return LoadedIndex(
         snapshot.folder,
         snapshot.version,

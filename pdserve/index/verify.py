@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pdserve.index import folder as folders
-from pdserve.index import id_map, manifest, vectors
+from pdserve.index import faiss_index, id_map, manifest
+from pdserve.index import store as folders
 from pdserve.index.embedder import LENGTH_TOLERANCE
 from pdserve.index.entries import Entries
 from pdserve.index.errors import IndexFolderError
-from pdserve.index.folder import Snapshot
+from pdserve.index.store import Snapshot
 
 _CHUNK = 65_536
 
@@ -81,7 +81,7 @@ def _contents(snapshot: Snapshot) -> Iterator[Finding]:
     if not form.changeable:
         yield Finding("normalised", None, f"faiss's {form.type} does not keep the vectors themselves")
         return
-    ids, rows = vectors.extract(snapshot.index)
+    ids, rows = faiss_index.extract(snapshot.index)
     odd: list[int] = []
     for at in range(0, len(ids), _CHUNK):
         with np.errstate(invalid="ignore", over="ignore"):

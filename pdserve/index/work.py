@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pdserve.disk import writing
+from pdserve.files import writing
 from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder, Vectors
 
 FOLDER = ".work"

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import PdserveError
-from pdserve.services.batching import Batcher
-from pdserve.services.classification import ClassificationPipeline, Tensor
+from pdserve.pipelines.classification import ClassificationPipeline, Tensor
+from pdserve.pipelines.loading import stamp
+from pdserve.services.batcher import Batcher
 from pdserve.services.engine_queue import for_engines
-from pdserve.services.loading import stamp
-from pdserve.services.metrics import Metrics
 from pdserve.services.served import Served
 from pdserve.services.service import Pool
-from pdserve.services.stages import Stages
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ClassificationSettings
-from pdserve.vision.scores import Label
+from pdserve.vision.postprocess import Label
 
 Open = Callable[[bool], tuple[ClassificationPipeline, ClassificationSettings]]
 """Opens a pipeline by the settings in force, or (True) by what they are when read anew."""
 
 
 class _Generation:
-    """See pdserve.services.generations.Generation."""
+    """See pdserve.services.reload.Generation."""
 
     def __init__(
         self,

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from pdserve.engines import Engine
 from pdserve.engines.device import cores
-from pdserve.services.batching import Batcher
-from pdserve.services.metrics import Metrics
+from pdserve.services.batcher import Batcher
+from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")

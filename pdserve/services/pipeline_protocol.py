@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
-from pdserve.protos import pipeline
-from pdserve.services.call import current
-from pdserve.services.embedded import from_base64
-from pdserve.services.results import log_failures, message, result
+from pdserve.formats.protos import pipeline
+from pdserve.services.http.base64_json import from_base64
+from pdserve.services.http.responses import log_failures, message, result
 from pdserve.services.service import Service
+from pdserve.services.telemetry.request import current
 
 log = logging.getLogger("pdserve.pipeline")
 

@@ -10,21 +10,21 @@ import numpy as np
 from pdserve.engines import Device, Engine
 from pdserve.errors import PdserveError
 from pdserve.index.search import LoadedIndex
-from pdserve.services.batching import Batcher
-from pdserve.services.embedding import Embedder, Tensor
+from pdserve.pipelines.detector import Prepared
+from pdserve.pipelines.embedder import Embedder, Tensor
+from pdserve.pipelines.loading import stamp
+from pdserve.pipelines.recognition import Answer, Clock, RecognitionPipeline, Region, choose, regions
+from pdserve.services.batcher import Batcher
 from pdserve.services.engine_queue import for_engines
-from pdserve.services.live_index import LiveIndex
-from pdserve.services.loading import stamp
-from pdserve.services.metrics import Metrics
-from pdserve.services.recognition import Answer, Clock, RecognitionPipeline, Region, choose, regions
+from pdserve.services.index_watch import LiveIndex
 from pdserve.services.served import Served
 from pdserve.services.service import Pool
-from pdserve.services.stages import Stages
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ModelSettings, RecognitionSettings
 from pdserve.vision.boxes import Box, Floats
 from pdserve.vision.decode import Image8
-from pdserve.vision.detection import Prepared
-from pdserve.vision.scores import score_of
+from pdserve.vision.postprocess import score_of
 
 
 def _described(box: Box | None) -> Mapping[str, Any] | None:
@@ -36,7 +36,7 @@ def _described(box: Box | None) -> Mapping[str, Any] | None:
 
 
 class _Generation:
-    """See pdserve.services.generations.Generation: models, and the index whose vectors they made.
+    """See pdserve.services.reload.Generation: models, and the index whose vectors they made.
 
     Images of all requests share the detector's queue, their crops the embedder's.
     """

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from pdserve.errors import PdserveError
-from pdserve.services.generations import Generation, Generations
 from pdserve.services.memory import give_back_freed_memory
-from pdserve.services.metrics import Metrics
+from pdserve.services.reload import Generation, Generations
 from pdserve.services.service import Pool, check_count
-from pdserve.services.stages import Stages
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ModelSettings, ServerSettings
 
 

@@ -11,23 +11,23 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
 from pdserve.errors import EngineError, PdserveError
-from pdserve.home import Home
-from pdserve.services.access import Keys, KeysOnCalls, exposed_to, guarded
-from pdserve.services.classification import ClassificationPipeline, open_classification
+from pdserve.models.home import Home
+from pdserve.pipelines.classification import ClassificationPipeline, open_classification
+from pdserve.pipelines.recognition import RecognitionPipeline, open_index, open_recognition
+from pdserve.services.auth import Keys, KeysOnCalls, exposed_to, guarded
 from pdserve.services.classification_service import ClassificationService
-from pdserve.services.exposed import exposed, metrics_door
-from pdserve.services.gallery import add_gallery
-from pdserve.services.http import build_app
-from pdserve.services.http_server import http_door
-from pdserve.services.logs import open_log
+from pdserve.services.http.app import build_app
+from pdserve.services.http.gallery import add_gallery
+from pdserve.services.http.server import http_door
 from pdserve.services.memory import keep_freed_memory
-from pdserve.services.metrics import Metrics
-from pdserve.services.observed import ObservedCalls, observed
-from pdserve.services.recognition import RecognitionPipeline, open_index, open_recognition
+from pdserve.services.net import check_tls
 from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.sockets import bind, shown
-from pdserve.services.tls import check_tls
-from pdserve.services.tracing import Tracer, open_tracing
+from pdserve.services.telemetry.logs import open_log
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.metrics_route import exposed, metrics_door
+from pdserve.services.telemetry.middleware import ObservedCalls, observed
+from pdserve.services.telemetry.tracing import Tracer, open_tracing
 from pdserve.settings import ClassificationSettings, RecognitionSettings, ServerSettings
 
 log = logging.getLogger("pdserve")
@@ -243,7 +243,7 @@ class _Door:
 async def _rpc_door(
     service: AnyService, settings: ServerSettings, port: int, interceptors: tuple[Any, ...]
 ) -> AsyncIterator[int]:
-    from pdserve.services.grpc import build_server
+    from pdserve.services.grpc.server import build_server
 
     bind(settings.host, port).close()
     server, bound = build_server(service, settings, port, interceptors, check_tls(settings).credentials)

@@ -15,7 +15,7 @@ from pdserve.clients.answers import (
     unreachable,
 )
 from pdserve.errors import ClientError, UnreachableError
-from pdserve.vision.scores import Label
+from pdserve.vision.postprocess import Label
 
 
 def test_results():

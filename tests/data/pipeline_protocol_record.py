@@ -59,7 +59,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 IMAGES = HERE / "golden" / "images"
-LABELS = HERE.parents[1] / "pdserve" / "labels" / "imagenet1k_label_list.txt"
+LABELS = HERE.parents[1] / "pdserve" / "models" / "labels" / "imagenet1k_label_list.txt"
 HTTP_PORT, RPC_PORT = 18080, 9993
 RPC = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
 LIMIT = 512 << 20

@@ -18,7 +18,7 @@ import aiohttp
 import grpc.aio
 import pytest
 
-from pdserve.protos import pipeline
+from pdserve.formats.protos import pipeline
 from tests.running import Server, pdserve, start
 from tests.tiny import build_embedder, picture
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from pdserve.protos import pipeline
+from pdserve.formats.protos import pipeline
 from tests.faults import MAGENTA
 from tests.running import Server, start
 from tests.tiny import build_serving_model, picture

@@ -16,8 +16,8 @@ import pytest
 
 from pdserve import settings
 from pdserve.clients import RpcClient
-from pdserve.home import Home
-from pdserve.services.recognition import open_index, open_recognition, regions
+from pdserve.models.home import Home
+from pdserve.pipelines.recognition import open_index, open_recognition, regions
 from tests.running import Server, pdserve, start
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

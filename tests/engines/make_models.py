@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pdserve import prototxt
 from pdserve.engines.probe import PROBE_MODEL, probe_input
-from pdserve.program import find_model_files, read_signature
+from pdserve.formats import prototxt
+from pdserve.formats.program import find_model_files, read_signature
 
 DATA = Path(__file__).parents[1] / "data/engines"
 
@@ -117,7 +117,7 @@ def detector():
 
 def _without_call_stacks(path):
     """Paddle notes in every operator the source lines, with paths, that made it."""
-    from pdserve.protos import message
+    from pdserve.formats.protos import message
 
     program = message("pdserve.program.ProgramDesc").FromString(path.read_bytes())
     for block in program.blocks:

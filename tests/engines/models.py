@@ -7,9 +7,9 @@ import pytest
 from pdserve.engines import ENGINES, Device, packages
 from pdserve.engines.device import gpu_problem
 from pdserve.engines.probe import PROBE_MODEL
-from pdserve.program import TensorSpec, find_model_files, read_signature
-from pdserve.prototxt import ModelConfig, Variable
-from pdserve.serving_model import ServingModel
+from pdserve.formats.program import TensorSpec, find_model_files, read_signature
+from pdserve.formats.prototxt import ModelConfig, Variable
+from pdserve.formats.serving_model import ServingModel
 
 DATA = Path(__file__).parents[1] / "data"
 PROBE = PROBE_MODEL

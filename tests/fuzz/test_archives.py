@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from pdserve import wheel
-from pdserve.archive import Limits, unpack
 from pdserve.errors import ArchiveError, DiskError
+from pdserve.models import wheel
+from pdserve.models.archive import Limits, unpack
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated
-from tests.test_archive import MODEL, member, tar
+from tests.models.test_archive import MODEL, member, tar
 
 LIMITS = Limits(bytes=1 << 20, files=50)
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from pdserve.index import entries, id_map, manifest, vectors
+from pdserve.index import entries, faiss_index, id_map, manifest
 from pdserve.index.errors import IndexFolderError
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, numpy_files
@@ -55,15 +55,17 @@ def test_manifest(tmp_path: Path, data: bytes) -> None:
 
 def _vector_file(kind: Any, metric: Any) -> bytes:
     rows = clustered(30, 4)
-    index = vectors.create(kind, metric, 4, len(rows), rows)
-    vectors.add(index, np.arange(len(rows), dtype=np.int64), rows)
+    index = faiss_index.create(kind, metric, 4, len(rows), rows)
+    faiss_index.add(index, np.arange(len(rows), dtype=np.int64), rows)
     out = io.BytesIO()
-    vectors.write(index, out)
+    faiss_index.write(index, out)
     return out.getvalue()
 
 
 VECTORS = {
-    f"{kind}-{metric}": _vector_file(kind, metric) for kind in vectors.TYPES for metric in vectors.METRICS
+    f"{kind}-{metric}": _vector_file(kind, metric)
+    for kind in faiss_index.TYPES
+    for metric in faiss_index.METRICS
 }
 FAISS_TOKENS = (
     b"IxMp", b"IxM2", b"IxFI", b"IxF2", b"IHNf", b"IwFl", b"IwPQ", b"IxPq", b"IxSQ", b"IxPT", b"IxRF",
@@ -96,21 +98,21 @@ def test_vectors(tmp_path: Path, name: str, data: Any) -> None:
     path.write_bytes(
         data.draw(st.one_of(_with_lengths(VECTORS[name]), mutated(others, FAISS_TOKENS, most=2, among=200)))
     )
-    index = outcome(lambda: vectors.read(path), IndexFolderError)
+    index = outcome(lambda: faiss_index.read(path), IndexFolderError)
     if index is not None:
         outcome(lambda: _use(index), IndexFolderError)
 
 
 def _use(index: Any) -> None:
     """What the reader of an index does with it."""
-    form = vectors.form(index)
-    vectors.ids(index)
+    form = faiss_index.form(index)
+    faiss_index.ids(index)
     if form.dimension <= 64:
-        vectors.search_wider(index)
-        scores, _ = vectors.search(index, np.ones((2, form.dimension), np.float32), 3)
+        faiss_index.search_wider(index)
+        scores, _ = faiss_index.search(index, np.ones((2, form.dimension), np.float32), 3)
         assert scores.shape == (2, 3)
     if form.changeable:
-        ids, rows = vectors.extract(index)
+        ids, rows = faiss_index.extract(index)
         assert rows.shape == (len(ids), form.dimension)
 
 

@@ -10,23 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve import labels, prototxt, record
 from pdserve.convert import serving_config
 from pdserve.errors import AliasError, ChecksumError, ImageError, ModelError, SettingsError
-from pdserve.parameters import check_parameters
-from pdserve.partial import Partial
-from pdserve.program import ModelFiles, Program, find_model_files, read_program
-from pdserve.protos import message
-from pdserve.services.inference_yml import read_inference_yml
-from pdserve.serving_model import ServingModel
-from pdserve.vision import transforms
-from pdserve.zoo.checkpoint import read_checkpoint
+from pdserve.formats import prototxt
+from pdserve.formats.parameters import check_parameters
+from pdserve.formats.program import ModelFiles, Program, find_model_files, read_program
+from pdserve.formats.protos import message
+from pdserve.formats.serving_model import ServingModel
+from pdserve.models import labels, record
+from pdserve.models.partial import Partial
+from pdserve.pipelines.inference_yml import read_inference_yml
+from pdserve.tools.zoo.checkpoint import read_checkpoint
+from pdserve.vision import preprocess
 from tests.conftest import DATA, GOLDEN
 from tests.engines.models import DETECTOR, PIR, PROBE, TWO_HEADS
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, mutated_message
 from tests.fuzz.yaml_text import mutated_yaml
-from tests.zoo.test_checkpoint import checkpoint_bytes
+from tests.tools.zoo.test_checkpoint import checkpoint_bytes
 
 FOLDERS = (PROBE, PIR, DETECTOR, DATA / "programs/odd", *(TWO_HEADS / form for form in ("pdmodel", "pir")))
 PROGRAMS = [path.read_bytes() for folder in FOLDERS for path in folder.glob("inference.pdmodel")]
@@ -231,7 +232,7 @@ def test_inference_yml(tmp_path: Path, data: bytes) -> None:
     if sections is None:
         return
     # What compiles also runs: on an image that is small, to one that is not larger than the limit.
-    chain = transforms.build(sections["PreProcess"].get("transform_ops") or ())
+    chain = preprocess.build(sections["PreProcess"].get("transform_ops") or ())
     image = np.full((30, 40, 3), 128, np.uint8)
     made = outcome(lambda: chain(image), ImageError, memory=2 << 30)
     assert made is None or (made.dtype == np.float32 and made.shape[0] == 3)

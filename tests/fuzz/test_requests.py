@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.errors import PackageError, RequestError
-from pdserve.protos import message
-from pdserve.services import bodies, gateway, pipeline_protocol
+from pdserve.formats.protos import message
+from pdserve.services import pipeline_protocol
+from pdserve.services.http import bodies, pipeline_json
 from pdserve.services.pipeline_protocol import PipelineRequest
 from pdserve.settings import ServerSettings
 from tests.fuzz.guard import outcome
@@ -53,7 +54,7 @@ ODD = (_TENSOR, [2**31, 2**31], [-1, 5], "AAAA=A", "Å", {"elem_type": 77}, [2**
 
 @given(mutated_json(REQUESTS, ODD))
 def test_json_of_the_pipeline_protocol(body: bytes) -> None:
-    request = outcome(lambda: gateway.parse("x", body), gateway._MalformedError)
+    request = outcome(lambda: pipeline_json.parse("x", body), pipeline_json._MalformedError)
     if request is not None:
         _take_apart(request)
 

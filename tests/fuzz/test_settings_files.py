@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hypothesis import given
 
-from pdserve.config_file import read_config
+from pdserve.config_yml import read_config
 from pdserve.errors import SettingsError
 from tests.fuzz.guard import outcome
 from tests.fuzz.yaml_text import mutated_yaml

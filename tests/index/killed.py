@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pdserve.index import folder as folders
-from pdserve.index import id_map, vectors
-from pdserve.index.change import append, remove
+from pdserve.index import faiss_index, id_map
+from pdserve.index import store as folders
+from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
 from tests.index.galleries import GridEmbedder, draw, write_gallery
@@ -59,7 +59,7 @@ def steps(base: Path, work: Path, what: str) -> int:
 
 
 def _plain(folder: Path) -> tuple[set[int], id_map.IdMap]:
-    ids = set(vectors.ids(vectors.read(folder / folders.VECTORS)).tolist())
+    ids = set(faiss_index.ids(faiss_index.read(folder / folders.VECTORS)).tolist())
     return ids, id_map.read(folder / folders.ID_MAP)
 
 

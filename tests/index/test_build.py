@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pdserve.errors import DiskError, EngineError
-from pdserve.index import manifest, vectors
+from pdserve.index import faiss_index, manifest
 from pdserve.index.build import build
 from pdserve.index.embedder import Vectors
 from pdserve.index.errors import GalleryError
@@ -28,8 +28,8 @@ def all_good(folder: Path) -> bool:
     return all(finding.good for finding in verify(folder))
 
 
-@pytest.mark.parametrize("kind", [None, *vectors.TYPES])
-@pytest.mark.parametrize("metric", vectors.METRICS)
+@pytest.mark.parametrize("kind", [None, *faiss_index.TYPES])
+@pytest.mark.parametrize("metric", faiss_index.METRICS)
 def test_every_image_finds_itself(tmp_path: Path, kind: Any, metric: Any) -> None:
     images, embedder, folder = write_gallery(tmp_path / "gallery"), GridEmbedder(), tmp_path / "index"
     made = build(images, folder, embedder, kind=kind, metric=metric)
@@ -209,6 +209,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_vectors_are_the_embedders(tmp_path: Path) -> None:
     images, embedder = write_gallery(tmp_path / "gallery"), GridEmbedder()
     build(images, tmp_path / "index", embedder)
-    ids, rows = vectors.extract(vectors.read(tmp_path / "index" / "vector.index"))
+    ids, rows = faiss_index.extract(faiss_index.read(tmp_path / "index" / "vector.index"))
     assert ids.tolist() == list(range(20))
     np.testing.assert_array_equal(rows, embedder.embed([decode(image.read()) for image in images]))

@@ -10,7 +10,7 @@ from pdserve.index import manifest
 from pdserve.index.embedder import EmbedderId
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.manifest import Manifest
-from pdserve.record import Stamp
+from pdserve.models.record import Stamp
 
 KNOWN = Manifest(
     version=7,

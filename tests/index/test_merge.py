@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.index import vectors
+from pdserve.index import faiss_index
 from pdserve.index.build import build
 from pdserve.index.errors import IndexFolderError, OtherEmbedderError
 from pdserve.index.gallery import GalleryImage
@@ -13,13 +13,13 @@ from pdserve.index.merge import merge
 from pdserve.index.search import load
 from tests.index.galleries import GridEmbedder, write_gallery
 from tests.index.test_build import all_good
-from tests.index.test_change import contents, first, foreign, pairs
+from tests.index.test_edit import contents, first, foreign, pairs
 
 EMBEDDER = GridEmbedder()
 
 
-@pytest.mark.parametrize("kind", vectors.TYPES)
-@pytest.mark.parametrize("other", vectors.TYPES)
+@pytest.mark.parametrize("kind", faiss_index.TYPES)
+@pytest.mark.parametrize("other", faiss_index.TYPES)
 def test_every_type_takes_every_other(tmp_path: Path, kind: Any, other: Any) -> None:
     images = write_gallery(tmp_path / "gallery")
     build(images[:12], tmp_path / "one", EMBEDDER, kind=kind)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pdserve.errors import DiskError
-from pdserve.index import folder as folders
-from pdserve.index import id_map, manifest, vectors
+from pdserve.index import faiss_index, id_map, manifest
+from pdserve.index import store as folders
 from pdserve.index.build import build
-from pdserve.index.change import append, remove
+from pdserve.index.edit import append, remove
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
@@ -24,7 +24,7 @@ from pdserve.index.search import LoadedIndex, changed, load
 from pdserve.index.verify import verify
 from tests.index.galleries import GridEmbedder, clustered, draw, write_gallery
 from tests.index.test_build import all_good
-from tests.index.test_change import contents, foreign, pairs
+from tests.index.test_edit import contents, foreign, pairs
 
 EMBEDDER = GridEmbedder()
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def index(tmp_path: Path, images: list[GalleryImage]) -> Path:
 
 def plain(folder: Path) -> tuple[set[int], id_map.IdMap]:
     """What a program sees that opens the plain names, vectors first."""
-    return set(vectors.ids(vectors.read(folder / "vector.index")).tolist()), id_map.read(
+    return set(faiss_index.ids(faiss_index.read(folder / "vector.index")).tolist()), id_map.read(
         folder / "id_map.pkl"
     )
 
@@ -262,7 +262,7 @@ def test_readers_during_two_hundred_publishes_see_whole_versions(index: Path) ->
         try:
             while not stop.is_set():
                 time.sleep(0.002)
-                ids = set(vectors.ids(vectors.read(index / "vector.index")).tolist())
+                ids = set(faiss_index.ids(faiss_index.read(index / "vector.index")).tolist())
                 labels = id_map.read(index / "id_map.pkl")
                 for i in ids & labels.keys():
                     image, label = id_map.split(labels[i])

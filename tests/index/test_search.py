@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from pdserve.errors import UsageError
-from pdserve.home import Home
-from pdserve.index import folder as folders
 from pdserve.index import id_map
+from pdserve.index import store as folders
 from pdserve.index.build import build
-from pdserve.index.change import append, remove
+from pdserve.index.edit import append, remove
 from pdserve.index.errors import IndexFolderError, OtherEmbedderError
 from pdserve.index.faiss_package import faiss
 from pdserve.index.search import changed, load
+from pdserve.models.home import Home
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
-from tests.index.test_change import foreign
+from tests.index.test_edit import foreign
 
 EMBEDDER = GridEmbedder()
 

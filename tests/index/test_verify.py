@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.index import folder as folders
-from pdserve.index import vectors
+from pdserve.index import faiss_index
+from pdserve.index import store as folders
 from pdserve.index.build import build
 from pdserve.index.verify import Finding, verify
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
-from tests.index.test_change import foreign
+from tests.index.test_edit import foreign
 
 
 def wrong(folder: Path) -> list[Finding]:
@@ -45,10 +45,10 @@ def test_a_vector_that_is_not_normalised(tmp_path: Path, value: float) -> None:
     foreign(tmp_path)
     rows = clustered(30, 16)
     rows[4] *= value
-    index = vectors.create("Flat", "IP", 16, 30, rows)
-    vectors.add(index, np.arange(30), rows)
+    index = faiss_index.create("Flat", "IP", 16, 30, rows)
+    faiss_index.add(index, np.arange(30), rows)
     with (tmp_path / "vector.index").open("wb") as file:
-        vectors.write(index, file)
+        faiss_index.write(index, file)
     (finding,) = wrong(tmp_path)
     assert finding.what == "normalised"
     assert "1 vectors are not finite or not of length 1, as entry 4" in finding.detail

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.errors import DeadlineError, EngineError, PdserveError
-from pdserve.services.access import Keys, KeysOnCalls, guarded
-from pdserve.services.grpc import build_server
-from pdserve.services.http import build_app
-from pdserve.services.http_server import http_door
-from pdserve.services.metrics import Metrics
-from pdserve.services.observed import ObservedCalls
-from pdserve.services.tls import check_tls
+from pdserve.services.auth import Keys, KeysOnCalls, guarded
+from pdserve.services.grpc.server import build_server
+from pdserve.services.http.app import build_app
+from pdserve.services.http.server import http_door
+from pdserve.services.net import check_tls
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.middleware import ObservedCalls
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService
 

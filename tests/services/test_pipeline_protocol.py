@@ -16,7 +16,7 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
-from pdserve.protos import pipeline
+from pdserve.formats.protos import pipeline
 from tests.data.pipeline_protocol_record import exchange_http, expand
 from tests.running import Server
 from tests.tiny import NAMES

@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 
 from pdserve.errors import ImageError, OverloadedError, PdserveError
-from pdserve.services.metrics import Metrics
-from pdserve.services.stages import Stages
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
 
 
 class FakeService:

@@ -8,7 +8,7 @@ from PIL import Image
 from pdserve.errors import DiskError, SettingsError
 from pdserve.vision.draw import draw_labels, draw_objects, save
 from pdserve.vision.fonts import Places
-from pdserve.vision.scores import Label
+from pdserve.vision.postprocess import Label
 from tests.vision.test_fonts import build_font
 
 NOWHERE = Places()

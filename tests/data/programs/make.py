@@ -133,7 +133,7 @@ def expected():
 
 def _without_call_stacks(path):
     """Paddle notes in every operator the source lines, with paths, that made it."""
-    from pdserve.protos import message
+    from pdserve.formats.protos import message
 
     program = message("pdserve.program.ProgramDesc").FromString(path.read_bytes())
     for block in program.blocks:

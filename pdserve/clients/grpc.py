@@ -1,0 +1,174 @@
+"""gRPC clients, sync and async, of the pipeline protocol.
+
+A pdserve server sees from the metadata below that the caller can read full results and adds them as
+the key ``results``; a published Paddle Serving server ignores the metadata and answers the best label.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
+from pdserve.clients.answers import (
+    Form,
+    Item,
+    busy,
+    from_pipeline,
+    from_results,
+    key_refused,
+    no_tls,
+    unreachable,
+)
+from pdserve.clients.base import Asking, AsyncAsking
+from pdserve.clients.credentials import Access
+from pdserve.clients.tls import channel_credentials
+from pdserve.errors import ClientError
+from pdserve.formats.protos import pipeline
+
+
+class _Rpc:
+    """What the two clients share: how a request is put and an answer read."""
+
+    def __init__(self, target: str | None, service: str, timeout: float, name: str, access: Access) -> None:
+        self.service = service
+        self.timeout = timeout
+        self.name = name
+        self.address: Address = rpc_address(target or f"127.0.0.1:{DEFAULT_PORTS[service][1]}")
+        if access.wants_tls:
+            self.address = replace(self.address, scheme="grpcs")
+        self._access = access
+        self._credentials = channel_credentials(access.ca) if self.address.scheme == "grpcs" else None
+        self._options: list[tuple[str, Any]] = [
+            ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
+            ("grpc.enable_http_proxy", 0 if is_this_machine(self.address.host) else 1),
+        ]
+
+    def _codecs(self) -> dict[str, Any]:
+        return {
+            "request_serializer": pipeline.request_class().SerializeToString,
+            "response_deserializer": pipeline.response_class().FromString,
+        }
+
+    def _request(self, images: Sequence[bytes]) -> Any:
+        return pipeline.request_class()(
+            name=self.name,
+            method="prediction",
+            key=[f"image_{i}" for i in range(len(images))],
+            value=[base64.b64encode(image).decode("ascii") for image in images],
+        )
+
+    def _metadata(self, top_k: int | None) -> tuple[tuple[str, str], ...]:
+        return (
+            *self._access.headers.items(),
+            (pipeline.RESULTS_METADATA, "1"),
+            *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
+        )
+
+    def _read(self, response: Any, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
+        fields = dict(zip(response.key, response.value, strict=False))
+        if pipeline.RESULTS_KEY in fields:
+            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count, form)
+        if response.err_no:
+            raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
+        return from_pipeline(response.key, response.value, count, form)
+
+    def _failed(self, error: grpc.RpcError) -> ClientError:
+        code, details = error.code(), error.details() or ""
+        said = details.rpartition("Raise_msg: ")[2]  # without the pipeline protocol's preface
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            return key_refused(self.address, self._access.api_key is not None)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            if "Socket closed" in said and not self._credentials:
+                return ClientError(f"{self.address} hung up; if it speaks TLS, ask it with --tls.")
+            return no_tls(self.address, said) or unreachable(self.address, self.service)
+        trailing: Any = error.trailing_metadata() or ()
+        # What is too large ends with the same status, and would be too large again.
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and pipeline.RETRY_AFTER_METADATA in dict(trailing):
+            return busy(self.address, said)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and said == details:  # ours, not one of the server's
+            return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
+        return ClientError(f"{self.address} answers {code.name}: {said}")
+
+
+class RpcClient(_Rpc, Asking):
+    """A client that may be shared by threads. ``timeout`` is in seconds, per request.
+
+    ``name`` is the service's name on a published server that checks it; empty is accepted by all.
+    ``api_key`` is shown to a server that asks for one. ``tls``, or an address ``grpcs://host:port``, asks
+    over TLS; with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        name: str = "",
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
+        self._channel = (
+            grpc.secure_channel(self.address.netloc, self._credentials, self._options)
+            if self._credentials
+            else grpc.insecure_channel(self.address.netloc, self._options)
+        )
+        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+
+    def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
+        try:
+            response = self._call(self._request(images), timeout=self.timeout, metadata=self._metadata(top_k))
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images), form)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class AsyncRpcClient(_Rpc, AsyncAsking):
+    """The same for asyncio; use it with ``async with``."""
+
+    def __init__(
+        self,
+        target: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        name: str = "",
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
+        self._channel = (
+            grpc.aio.secure_channel(self.address.netloc, self._credentials, self._options)
+            if self._credentials
+            else grpc.aio.insecure_channel(self.address.netloc, self._options)
+        )
+        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+
+    async def _ask(
+        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
+    ) -> list[list[Item] | ClientError]:
+        try:
+            response = await self._call(
+                self._request(images), timeout=self.timeout, metadata=self._metadata(top_k)
+            )
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        return self._read(response, len(images), form)
+
+    async def close(self) -> None:
+        await self._channel.close(None)

@@ -1,0 +1,229 @@
+"""Unpacking a tar file, gzipped or not, that nobody vouches for.
+
+Everything is checked in a first reading, before anything is written: names that leave the folder,
+links, devices, repeated names, more bytes or files than the limits. Nothing is left to tarfile's own
+extraction (and so to its filters, which older Pythons lack): files are copied out one by one.
+"""
+
+import gzip
+import tarfile
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pdserve import files as disk
+from pdserve.errors import ArchiveError, FetchError
+
+CHUNK = 1 << 20
+# tarfile reads a header of any announced length into memory at once; real ones are under 1 kB.
+_LONGEST_READ = 4 * CHUNK
+_BLOCK = 512
+# What tarfile and gzip raise for broken data; a chain of extended headers recurses.
+_BROKEN = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+_Members = list[tuple[tarfile.TarInfo, PurePosixPath]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that an archive may unpack to. The largest public model has 3.3 GB, in four files."""
+
+    bytes: int = 16 << 30
+    files: int = 200_000
+
+
+LIMITS = Limits()
+
+
+def unpack(
+    archive: Path,
+    folder: Path,
+    *,
+    shown: str | None = None,
+    limits: Limits = LIMITS,
+    free: disk.FreeSpace = disk.free,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Unpack into ``folder``, which exists and is empty. A single folder at the top is left out.
+
+    ``shown`` is what messages call the archive (its address), ``free`` tells the bytes free at a path.
+    Raises ArchiveError for a broken or untrustworthy archive (then nothing is written), DiskError.
+    """
+    shown = shown or str(archive)
+    with _opened(archive, shown, limits) as (tar, file):
+        with _translated(shown):
+            members = _members(shown, tar, limits)
+            _check_end(shown, tar, file)
+        top = _common_top(members)
+        disk.require(folder, sum(info.size for info, _ in members), f"Unpacking {shown}", free)
+        for info, path in members:
+            place = folder.joinpath(*path.parts[len(top.parts) :])
+            if info.isdir():
+                with disk.writing(place):
+                    place.mkdir(parents=True, exist_ok=True)
+            else:
+                _copy(shown, tar, info, place, cancel)
+
+
+def check_name(shown: str, name: str) -> PurePosixPath:
+    """The relative path that a member's name means. Raises ArchiveError for one that leads elsewhere.
+
+    Backslashes and colons are refused everywhere, since on Windows they mean folders and drives.
+    """
+    path = PurePosixPath(name)
+    odd = any(c in "\\:" or ord(c) < 32 for c in name)
+    if odd or path.is_absolute() or ".." in path.parts:
+        raise ArchiveError(
+            f"{shown} has a member named {name!r}, which could be written outside its folder; "
+            "nothing was unpacked. Get the archive from a source you trust."
+        )
+    return path
+
+
+def check_limits(shown: str, size: int, count: int, limits: Limits = LIMITS) -> None:
+    """Raise ArchiveError if so many bytes or files are more than allowed."""
+    if size > limits.bytes:
+        raise _too_large(shown, limits)
+    if count > limits.files:
+        raise ArchiveError(
+            f"{shown} holds more than {limits.files} files, the limit; nothing was unpacked. "
+            "Get the archive from a source you trust."
+        )
+
+
+def _too_large(shown: str, limits: Limits) -> ArchiveError:
+    return ArchiveError(
+        f"{shown} unpacks to more than {disk.size(limits.bytes)}, the limit; nothing was unpacked. "
+        "Get the archive from a source you trust."
+    )
+
+
+class _Bounded:
+    """An archive's bytes, as far as the limit goes and no more than a little at a time."""
+
+    def __init__(self, shown: str, file: BinaryIO, limits: Limits) -> None:
+        self._shown, self._file, self._limits = shown, file, limits
+        # Each file costs a header and padding besides its bytes.
+        self._end = limits.bytes + (limits.files + 20) * 4 * _BLOCK
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LONGEST_READ:
+            raise ArchiveError(f"{self._shown} is broken: it has a header of {size} bytes; fetch it again.")
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        if position > self._end:
+            raise _too_large(self._shown, self._limits)
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def drain(self) -> None:
+        """Read to the end, which makes gzip compare its checksum."""
+        while self._file.read(CHUNK):
+            self.seek(self.tell())
+
+
+@contextmanager
+def _opened(archive: Path, shown: str, limits: Limits) -> Iterator[tuple[tarfile.TarFile, _Bounded]]:
+    with _translated(shown):
+        plain = archive.open("rb")
+    with plain:
+        zipped = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        file = _Bounded(shown, gzip.GzipFile(fileobj=plain) if zipped else plain, limits)  # type: ignore[arg-type]
+        with _translated(shown):
+            # tarfile asks no more of a file than read, seek and tell.
+            tar = tarfile.TarFile(fileobj=file)  # type: ignore[arg-type]
+        with tar:
+            yield tar, file
+
+
+@contextmanager
+def _translated(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        raise ArchiveError(f"{shown} is broken or no tar file ({error}); fetch it again.") from error
+    except OSError as error:
+        raise FetchError(f"Cannot read {shown}: {error.strerror or error}.") from error
+
+
+def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
+    members: _Members = []
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
+    size = 0
+    for info in tar:
+        path = check_name(shown, info.name)
+        if not (info.isdir() or info.isreg()) or info.issparse():
+            raise ArchiveError(
+                f"{shown} has a member {info.name!r} that is a link, a device or a sparse file, "
+                "which pdserve does not unpack. Get the archive from a source you trust."
+            )
+        if not info.isdir() and not path.parts:
+            raise ArchiveError(f"{shown} has a file of no name, {info.name!r}; fetch it again.")
+        if info.size < 0:
+            raise ArchiveError(f"{shown} is broken: {info.name!r} has {info.size} bytes; fetch it again.")
+        size += info.size
+        check_limits(shown, size, len(members) + 1, limits)
+        # macOS's tar adds these beside each file; they hold nothing of the model.
+        if any(part.startswith("._") or part in (".DS_Store", "__MACOSX") for part in path.parts):
+            continue
+        (folders if info.isdir() else files).add(path)
+        folders.update(path.parents)
+        members.append((info, path))
+    if len(files) + sum(info.isdir() for info, _ in members) < len(members) or files & folders:
+        raise ArchiveError(
+            f"{shown} has two members of one name; nothing was unpacked. "
+            "Get the archive from a source you trust."
+        )
+    if not files:
+        raise ArchiveError(f"{shown} holds no files; fetch it again, or check its address.")
+    return members
+
+
+def _check_end(shown: str, tar: tarfile.TarFile, file: _Bounded) -> None:
+    """An archive ends with empty blocks; tarfile stops as quietly at a broken header, or at no end."""
+    file.seek(tar.offset)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise ArchiveError(f"{shown} is truncated or altered: it has no end; fetch it again.")
+    file.drain()
+
+
+def _common_top(members: _Members) -> PurePosixPath:
+    tops = {path.parts[:1] for _, path in members if path.parts}
+    nested = all(len(path.parts) > 1 or info.isdir() for info, path in members)
+    return PurePosixPath(*tops.pop()) if len(tops) == 1 and nested else PurePosixPath()
+
+
+def _copy(
+    shown: str, tar: tarfile.TarFile, info: tarfile.TarInfo, place: Path, cancel: threading.Event | None
+) -> None:
+    source = tar.extractfile(info)
+    if source is None:  # pragma: no cover - only for members that are no files
+        raise ArchiveError(f"{shown} has a member {info.name!r} that is no file.")
+    # Exclusive: two names that are one on this file system (A.jpg, a.jpg) do not overwrite each other.
+    with disk.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with source, place.open("xb") as out:
+            while True:
+                if cancel is not None and cancel.is_set():
+                    raise FetchError(f"Unpacking {shown} was interrupted; fetch it again to go on.")
+                with _translated(shown):
+                    chunk = source.read(CHUNK)
+                if not chunk:
+                    return
+                out.write(chunk)

@@ -1,0 +1,225 @@
+"""Main-body detection: an image in, the boxes of the things in it out.
+
+It runs what PaddleDetection exports. Feeds, by alias: ``image`` (N, 3, H, W) float32; where the model has
+them ``scale_factor`` (N, 2) float32, H and W over the image's own, and ``im_shape`` (N, 2) float32, H and
+W. Fetches, told apart by what they hold: rows (K, 6) of class, score, x1, y1, x2, y2 with, for more than
+one image, the number of rows of each (N,); or, of a model exported without its suppression, boxes
+(N, M, 4) and scores (N, C, M), which are suppressed here. A model without ``scale_factor`` cannot know
+the image's size: its boxes are in pixels of its input, and are brought to the image's here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pdserve.engines.base import Array, Engine
+from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
+from pdserve.formats.prototxt import Variable
+from pdserve.vision import boxes
+from pdserve.vision.boxes import Box, Floats, Suppression
+from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD, by
+from pdserve.vision.resize import resize_planes, resizer
+
+IMAGE = "image"
+SCALE_FACTOR = "scale_factor"
+IM_SHAPE = "im_shape"
+
+Prepared = Mapping[str, npt.NDArray[np.float32]]
+"""The feeds of one image, by alias, each with a batch axis of one."""
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """``size``: (height, width) of the input, where the model leaves it free. ``mean``, ``std``: of the
+    channels, R, G, B, scaled to 0…1. ``threshold``: the least score of a box; ``max_results``: how many,
+    the best. ``suppression``: for a model exported without its own.
+    """
+
+    size: tuple[int, int] = (640, 640)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    threshold: float = 0.2
+    max_results: int = 5
+    suppression: Suppression = field(default_factory=Suppression)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Three stages, each its own method, so that a server can put queues between them.
+
+    ``prepare`` and ``read`` may run in any number of threads; ``infer`` as the engine allows. ``size`` is
+    the (height, width) of the model's input. Made by ``open_detector``.
+    """
+
+    engine: Engine
+    settings: DetectorSettings
+    size: tuple[int, int]
+
+    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        """An H×W×3 uint8 RGB image -> its feeds. Raises nothing for an image that ``decode`` made."""
+        high, wide = self.size
+        height, width = image.shape[:2]
+        made = {
+            IMAGE: _tensor(image, self.size, self.settings)[None],
+            SCALE_FACTOR: np.array([[high / height, wide / width]], np.float32),
+            IM_SHAPE: np.array([[high, wide]], np.float32),
+        }
+        return {feed.alias: made[feed.alias] for feed in self.engine.feeds}
+
+    def infer(self, prepared: Sequence[Prepared]) -> list[Floats]:
+        """Feeds of images -> rows of each, (K, 6) float32, as the model orders them.
+
+        One batch where the model takes one: all its feeds have a free batch axis, and it returns more than
+        rows. Else one image after the other. Raises EngineError.
+        """
+        if len(prepared) > 1 and not self._batches():
+            return [rows for one in prepared for rows in self.infer([one])]
+        if not prepared:
+            return []
+        feeds = {alias: np.concatenate([one[alias] for one in prepared]) for alias in prepared[0]}
+        return _rows(list(self.engine.run(feeds).values()), len(prepared), self.settings.suppression)
+
+    def read(self, rows: Floats, width: int, height: int) -> list[Box]:
+        """An image's rows and its size -> its boxes, best first, inside the image, at most ``max_results``.
+
+        As the published service chooses: the best, then of these those with the least score; a box that
+        has no pixel of the image then falls out.
+        """
+        if not any(feed.alias == SCALE_FACTOR for feed in self.engine.feeds):
+            high, wide = self.size
+            scale = np.array([1, 1, width / wide, height / high, width / wide, height / high], np.float32)
+            rows = rows * scale
+        real = rows[rows[:, 0] >= 0]  # where there is no box, some releases return one of class -1
+        best = real[np.argsort(-real[:, 1], kind="stable")[: self.settings.max_results]]
+        over = best[best[:, 1] >= np.float32(self.settings.threshold)].tolist()
+        found = [Box(x1, y1, x2, y2, score) for _, score, x1, y1, x2, y2 in over]
+        return boxes.clamp(found, width, height)
+
+    def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[list[Box]]:
+        """All three stages: H×W×3 uint8 RGB images -> the boxes of each. Raises EngineError."""
+        raw = self.infer([self.prepare(image) for image in images])
+        return [self.read(rows, i.shape[1], i.shape[0]) for rows, i in zip(raw, images, strict=True)]
+
+    def check(self) -> None:
+        """Run once, on a grey image, and see that what comes out can be read. Raises ModelError."""
+        try:
+            self.detect([np.full((*self.size, 3), 127, np.uint8)])
+        except EngineError as error:
+            raise ModelError(f"The detector does not work: {error.message}") from error
+
+    def _batches(self) -> bool:
+        free = all(shape[:1] == (-1,) for shape in self.engine.shapes.values())
+        return free and len(self.engine.fetches) > 1
+
+
+def open_detector(engine: Engine, settings: DetectorSettings | None = None) -> Detector:
+    """A detector over a loaded engine, its feeds and settings checked; ``check`` also runs it.
+
+    Raises AliasError for feeds that are missing or unknown, SettingsError, ModelError for an input that is
+    no image of three channels.
+    """
+    settings = settings or DetectorSettings()
+    check_aliases(engine.feeds)
+    _check_settings(settings)
+    shape = engine.shapes[IMAGE]
+    if len(shape) != 4 or shape[1] not in (3, -1):
+        raise ModelError(f"The detector's feed {IMAGE!r} has the shape {shape}; it must be (N, 3, H, W).")
+    high, wide = (own if own > 0 else ours for own, ours in zip(shape[2:], settings.size, strict=True))
+    return Detector(engine, settings, (high, wide))
+
+
+def check_aliases(feeds: Sequence[Variable], model: str = "DIR") -> None:
+    """See that a detector has the feeds it is given here, before or after it is loaded.
+
+    ``model``: its folder, for what the message tells to type. Raises AliasError that names what is missing.
+    """
+    known = (IMAGE, SCALE_FACTOR, IM_SHAPE)
+    aliases = [feed.alias for feed in feeds]
+    strange = [alias for alias in aliases if alias not in known]
+    if IMAGE in aliases and not strange:
+        return
+    # A strange feed is likely the one that is missing, under another alias.
+    missing = [alias for alias in known[: 2 if strange else 1] if alias not in aliases] or [IM_SHAPE]
+    advice = " ".join(
+        f"--feed {odd}={alias}" for odd, alias in zip(strange or ["NAME"], missing, strict=False)
+    )
+    lacks = " and ".join(map(repr, missing)) + (" is" if len(missing) == 1 else " are")
+    raise AliasError(
+        f"The detector has the feeds {', '.join(map(repr, aliases))}, and {lacks} missing "
+        f"(known are {', '.join(map(repr, known))}); type `pdserve alias {model} {advice}`."
+    )
+
+
+def _check_settings(settings: DetectorSettings) -> None:
+    if min(settings.size) < 1:
+        raise SettingsError(f"The detector's size is {settings.size}; it must be (height, width) in pixels.")
+    if not all(settings.std):
+        raise SettingsError(f"The detector's std is {settings.std}; the image would be divided by zero.")
+    if settings.max_results < 0:
+        raise SettingsError(f"max_results is {settings.max_results}; it must be 0 or more.")
+    resizer(settings.interpolation, "cv2", floating=True)
+    boxes.check(settings.suppression)
+
+
+def _tensor(
+    image: npt.NDArray[np.uint8], size: tuple[int, int], settings: DetectorSettings
+) -> npt.NDArray[np.float32]:
+    """H×W×3 uint8 -> 3×h×w float32, resized, scaled to 0…1, less mean, over std.
+
+    The published chain normalises and then resizes. Interpolation is linear, so it may be done first, which
+    leaves less to normalise; but not on bytes, which it would round.
+    """
+    out = np.empty((3, *size), np.float32)
+    resize_planes(image, settings.interpolation, out)
+    by(1 / 255, settings.mean, settings.std).planes(out, out)
+    return out
+
+
+def _rows(outputs: Sequence[Array], images: int, suppression: Suppression) -> list[Floats]:
+    """A detector's outputs -> rows (K, 6) of each image. Raises EngineError for what is neither form."""
+    rows = next((a for a in outputs if _is_float(a) and a.ndim == 2 and a.shape[1] == 6), None)
+    if rows is not None:
+        return _split(rows, outputs, images)
+    if any(_is_float(a) and a.size == 1 and a.item() == -1 for a in outputs):
+        return [np.empty((0, 6), np.float32)] * images  # what older releases return where there is no box
+    raw = _boxes_and_scores(outputs, images)
+    if raw is None:
+        shapes = ", ".join(f"{a.dtype} {a.shape}" for a in outputs)
+        raise EngineError(
+            f"The detector returned {shapes}, neither rows (K, 6) nor boxes (N, M, 4) and scores (N, C, M); "
+            "export it with its postprocessing."
+        )
+    found = boxes.multiclass_nms(*raw, suppression)
+    return np.split(found.rows, np.cumsum(found.counts)[:-1])
+
+
+def _split(rows: Floats, outputs: Sequence[Array], images: int) -> list[Floats]:
+    """Share the rows out by the counts, which are told from the rows' index by their rank and sum."""
+    if images == 1:
+        return [rows]
+    for array in outputs:
+        counts = np.issubdtype(array.dtype, np.integer) and array.shape == (images,)
+        if counts and array.min() >= 0 and array.sum() == len(rows):
+            return np.split(rows, np.cumsum(array)[:-1])
+    raise EngineError(
+        f"The detector returned {len(rows)} rows for {images} images and not how many are whose; "
+        "send one image at a time, or export it with its box counts."
+    )
+
+
+def _boxes_and_scores(outputs: Sequence[Array], images: int) -> tuple[Floats, Floats] | None:
+    """Of exactly two float outputs of rank 3, the boxes and the scores."""
+    floats = [a.astype(np.float32, copy=False) for a in outputs if _is_float(a)]
+    if len(floats) == 2 and all(a.ndim == 3 and len(a) == images for a in floats):
+        for one, other in (floats, floats[::-1]):
+            if one.shape[2] == 4 and other.shape[2] == one.shape[1]:
+                return one, other
+    return None
+
+
+def _is_float(array: Array) -> Any:
+    return np.issubdtype(array.dtype, np.floating)

@@ -1,0 +1,142 @@
+"""The embedder: crops of images in, L2-normalised feature vectors out."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from pdserve.engines import Engine
+from pdserve.engines.feeds import as_batch
+from pdserve.errors import AliasError, EngineError, SettingsError
+from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.models import catalog
+from pdserve.models.find import find_serving_model
+from pdserve.models.home import Home
+from pdserve.pipelines.inference_yml import read_inference_yml
+from pdserve.pipelines.loading import load_engines
+from pdserve.settings import ModelSettings
+from pdserve.vision import preprocess
+from pdserve.vision.decode import Image8
+
+Tensor = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
+
+# The alias that the guide gives the embedder's fetch. Its feed keeps the model's own name.
+FETCH = "features"
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Two stages, ``prepare`` for any thread and ``infer`` as the engine allows, and both in one.
+
+    ``fetch`` is the alias of the feature vector.
+    """
+
+    model: ServingModel
+    engines: tuple[Engine, ...]
+    chain: preprocess.Chain
+    fetch: str = FETCH
+    batch_size: int = 8
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @cached_property
+    def dimension(self) -> int:
+        """How long a vector is, by running the model once."""
+        size = self.chain.size or (224, 224)
+        return len(self.infer([np.zeros((3, *size), np.float32)])[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the model's files and its preprocessing: the same vectors come of the same."""
+        digest = hashlib.sha256()
+        for path in (self.model.files.model, self.model.files.params):
+            if path is not None:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+        digest.update(json.dumps([dict(op) for op in self.chain.ops], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def prepare(self, image: Image8) -> Tensor:
+        """H×W×3 uint8 RGB -> C×H×W float32."""
+        return self.chain(image)
+
+    def infer(self, tensors: Sequence[Tensor], engine: int = 0) -> list[Tensor]:
+        """Tensors -> vectors, each (dimension,) float32 of length 1, as one batch. Raises EngineError."""
+        feed = self.engines[engine].feeds[0].alias
+        features = self.engines[engine].run({feed: as_batch(tensors)})[self.fetch]
+        if features.ndim != 2 or len(features) != len(tensors):
+            raise EngineError(f"The embedder gives {features.shape}, not (images, dimension).")
+        # A vector of zeros has no direction; it stays as it is and is near to nothing.
+        norms = np.linalg.norm(features, axis=1, keepdims=True)
+        return list(features / np.maximum(norms, np.finfo(np.float32).tiny))
+
+    def embed(self, images: Sequence[Image8]) -> Vectors:
+        """H×W×3 uint8 RGB images -> (n, dimension) float32, in batches of ``batch_size``."""
+        rows: list[Tensor] = []
+        for at in range(0, len(images), self.batch_size):
+            rows += self.infer([self.prepare(image) for image in images[at : at + self.batch_size]])
+        return np.stack(rows) if rows else np.empty((0, self.dimension), np.float32)
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+    def __enter__(self) -> "Embedder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> Embedder:
+    """Find, check and load an embedder. Raises ModelError, AliasError, SettingsError, DeviceError."""
+    model = open_serving_model(find_serving_model(settings.model, home, base))
+    chain, fetch = describe_embedder(model, settings)
+    engines = load_engines(model, settings)
+    batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
+    return Embedder(model, engines, chain, fetch, batch_size)
+
+
+def describe_embedder(model: ServingModel, settings: ModelSettings) -> tuple[preprocess.Chain, str]:
+    """How an embedder wants its images, and the alias of its features. Raises AliasError, SettingsError."""
+    fetch = _fetch(model, settings.fetch_list)
+    ops: preprocess.TransformOps | None = read_inference_yml(model)["PreProcess"].get("transform_ops")
+    entry = catalog.load().get(model.name)
+    ops = ops or (entry.transforms if entry else None)
+    if ops is None:
+        # The size is the model's own; what PP-ShiTu's embedders share is the rest.
+        shape = model.config.feeds[0].shape
+        if len(shape) != 3:
+            raise SettingsError(
+                f"Nothing says how {model.name} wants its images; add an inference.yml to it."
+            )
+        ops = [{"ResizeImage": {"size": [shape[2], shape[1]]}}, {"NormalizeImage": {}}, {"ToCHWImage": None}]
+    return preprocess.build(ops), fetch
+
+
+def _fetch(model: ServingModel, wanted: Sequence[str]) -> str:
+    """The alias of the features: the one asked for, the guide's, or the only one there is."""
+    aliases = [v.alias for v in model.config.fetches]
+    if len(model.config.feeds) != 1:
+        raise AliasError(f"{model.path} has {len(model.config.feeds)} feeds; an embedder has one.")
+    for alias in (*wanted, FETCH):
+        if alias in aliases:
+            return alias
+    if len(aliases) == 1 and not wanted:
+        return aliases[0]
+    raise AliasError(
+        f"{model.path} has no fetch {(*wanted, FETCH)[0]!r}; its fetches are {', '.join(aliases)}: "
+        f"type `pdserve alias {model.path} --fetch {aliases[0]}={FETCH}`."
+    )

@@ -1,0 +1,144 @@
+"""What a classifier wants and means: its preprocessing, its postprocessing, its labels.
+
+Settings that were given come first; then the ``inference.yml`` in the model's folder; then the
+catalog, by the model's name. A model that none of them describes is refused: guessing a mean or a
+crop would give answers that look right and are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.errors import SettingsError
+from pdserve.formats.serving_model import ServingModel
+from pdserve.models import catalog, labels
+from pdserve.pipelines.inference_yml import read_inference_yml
+from pdserve.settings import ResultSettings
+from pdserve.vision import postprocess as scores
+from pdserve.vision import preprocess
+
+
+@dataclass(frozen=True)
+class Description:
+    """A classifier's two ends. ``origin`` says where the chain came from, for the log.
+
+    ``params`` are the parameters of the postprocessing, as they are written.
+    """
+
+    chain: preprocess.Chain
+    postprocess: scores.Postprocess
+    names: tuple[str, ...] | None
+    origin: str
+    params: Mapping[str, Any]
+
+
+def describe(model: ServingModel, wanted: ResultSettings) -> Description:
+    """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
+    entry = catalog.load().get(model.name)
+    in_yml = read_inference_yml(model)
+    ops: preprocess.TransformOps | None = in_yml["PreProcess"].get("transform_ops") or None
+    origins = ["inference.yml"] if ops else []
+    if ops is None and entry and entry.transforms is not None:
+        ops, origins = entry.transforms, ["catalog"]
+    wanted_ops = _with_settings(ops, wanted)
+    if wanted_ops is None:
+        raise SettingsError(
+            f"Nothing says how {model.name} wants its images; give --resize-short and --crop, or --resize "
+            "(and --mean, --std where they are not ImageNet's)."
+        )
+    if wanted_ops is not ops:
+        origins.append("settings")
+    postprocess = _postprocess(in_yml["PostProcess"] or (entry.postprocess if entry else None), wanted)
+    names = _names(postprocess, entry, wanted)
+    compiled = scores.build(postprocess, names)
+    params = postprocess.get(compiled.kind) or {}
+    return Description(preprocess.build(wanted_ops), compiled, names, " and ".join(origins), params)
+
+
+# Where an operator belongs that a chain does not have.
+_USUAL = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "PadImage", "ToCHWImage")
+
+
+def _with_settings(
+    ops: preprocess.TransformOps | None, wanted: ResultSettings
+) -> preprocess.TransformOps | None:
+    """The chain with what the settings change in it; itself where they change nothing.
+
+    None where there is no chain, and the settings do not give a size.
+    """
+    if wanted.resize and wanted.resize_short:
+        raise SettingsError("resize and resize_short contradict each other; give one of them.")
+    changes = {name: _given(params) for name, params in _changes(wanted).items()}
+    if not any(changes.values()):
+        return ops
+    if ops is None:
+        if not wanted.resize and not (wanted.resize_short and wanted.crop):
+            return None
+        changes["NormalizeImage"] = changes["NormalizeImage"] or {"order": ""}  # ImageNet's
+    chain = [(name, dict(params or {})) for op in ops or () for name, params in op.items()]
+    if wanted.resize or wanted.resize_short:
+        # A new size ends the old one, and the crop or the filling that went with it.
+        old = ("size", "resize_short", "keep_ratio")
+        chain = [
+            (name, {k: v for k, v in params.items() if name != "ResizeImage" or k not in old})
+            for name, params in chain
+            if name != "PadImage" and not (name == "CropImage" and wanted.resize)
+        ]
+    for name, params in changes.items():
+        if params and name not in dict(chain):
+            later = _USUAL[_USUAL.index(name) :]
+            chain.insert(next((i for i, op in enumerate(chain) if op[0] in later), len(chain)), (name, {}))
+    return [{name: params | changes.get(name, {})} for name, params in chain]
+
+
+def _changes(wanted: ResultSettings) -> dict[str, dict[str, Any]]:
+    """The settings as parameters of the operators that they concern."""
+    return {
+        "DecodeImage": {"to_rgb": wanted.channel_order and wanted.channel_order == "rgb"},
+        "ResizeImage": {
+            "resize_short": wanted.resize_short,
+            "size": wanted.resize,
+            "interpolation": wanted.interpolation,
+            "backend": wanted.backend,
+        },
+        "CropImage": {"size": wanted.crop},
+        "NormalizeImage": {"scale": wanted.scale, "mean": wanted.mean, "std": wanted.std},
+    }
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if value is not None}
+
+
+def _postprocess(found: Mapping[str, Any] | None, wanted: ResultSettings) -> Mapping[str, Any]:
+    postprocess: dict[str, Any] = dict(wanted.postprocess or found or {"Topk": {"topk": 5}})
+    kind = str(postprocess.get("main_indicator") or next(iter(postprocess)))
+    changes: dict[str, Any] = {}
+    if wanted.threshold is not None:
+        if kind not in ("ThreshOutput", "MultiLabelThreshOutput", "PersonAttribute"):
+            raise SettingsError(f"threshold has no meaning for the postprocessing {kind}; leave it out.")
+        changes["threshold"] = wanted.threshold
+    if wanted.top_k is not None:
+        if kind not in ("Topk", "MultiLabelThreshOutput"):
+            raise SettingsError(f"top_k has no meaning for the postprocessing {kind}; leave it out.")
+        changes["topk"] = wanted.top_k
+    if wanted.labels:
+        if kind.endswith("Attribute"):
+            raise SettingsError(f"labels have no meaning for the postprocessing {kind}; leave them out.")
+        if kind == "ThreshOutput":
+            changes |= {"label_0": None, "label_1": None}
+    params = postprocess.get(kind) or {}
+    if not changes or not isinstance(params, Mapping):  # scores.build says what is wrong with it
+        return postprocess
+    return {**postprocess, kind: {**params, **changes}}
+
+
+def _names(
+    postprocess: Mapping[str, Any], entry: catalog.Entry | None, wanted: ResultSettings
+) -> tuple[str, ...] | None:
+    if wanted.labels:
+        return labels.read_labels(wanted.labels)
+    for params in postprocess.values():
+        if isinstance(params, Mapping) and isinstance(params.get("label_list"), list):
+            return tuple(str(name) for name in params["label_list"])
+    return labels.read_labels(labels.FOLDER / entry.labels) if entry and entry.labels else None

@@ -1,0 +1,92 @@
+"""``pdserve export``: the folder of a service, for another runtime."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdserve import console
+from pdserve.commands import options as o
+from pdserve.errors import UsageError
+
+export_app = typer.Typer(
+    name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode=None
+)
+
+_OF_CLASSIFICATION = (
+    *("model", "labels", "threshold", "resize_short", "resize", "interpolation", "backend", "crop"),
+    *("scale", "mean", "std", "channel_order"),
+)
+_OF_RECOGNITION = (
+    *("detector", "embedder", "index"),
+    *("det_threshold", "max_det_results", "score_threshold", "nms_threshold"),
+)
+
+
+@export_app.callback()
+def export() -> None:
+    """Write a service for another runtime."""
+
+
+@export_app.command("paddle-serving")
+def paddle_serving(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    service: Annotated[
+        o.Service, typer.Option("--service", help="Which service.")
+    ] = o.Service.classification,
+    config: o.ConfigOption = None,
+    model: o.ModelOption = None,
+    gpu: o.GpuOption = None,
+    cpu: o.CpuOption = False,
+    precision: o.PrecisionOption = None,
+    threads: o.ThreadsOption = None,
+    instances: o.InstancesOption = None,
+    http_port: o.HttpPortOption = None,
+    rpc_port: o.RpcPortOption = None,
+    max_batch_size: o.MaxBatchSizeOption = None,
+    max_queue_delay_ms: o.MaxQueueDelayOption = None,
+    timeout_ms: o.TimeoutMsOption = None,
+    labels: o.LabelsOption = None,
+    threshold: o.ThresholdOption = None,
+    resize_short: o.ResizeShortOption = None,
+    resize: o.ResizeOption = None,
+    interpolation: o.InterpolationOption = None,
+    backend: o.BackendOption = None,
+    crop: o.CropOption = None,
+    scale: o.ScaleOption = None,
+    mean: o.MeanOption = None,
+    std: o.StdOption = None,
+    channel_order: o.ChannelOption = None,
+    detector: o.DetectorOption = None,
+    embedder: o.EmbedderOption = None,
+    index: o.IndexOption = None,
+    det_threshold: o.DetThresholdOption = None,
+    max_det_results: o.MaxDetResultsOption = None,
+    score_threshold: o.ScoreThresholdOption = None,
+    nms_threshold: o.NmsThresholdOption = None,
+    as_json: o.Json = False,
+) -> None:
+    """Write the folder of a service for Paddle Serving: models, config.yml, service script, labels, index.
+
+    It stands by itself, to be copied to a machine or into a container that has Paddle Serving.
+    """
+    flags = dict(locals())
+    from pdserve import settings
+    from pdserve.runtimes.paddle_serving.export import export
+
+    given = o.as_settings({name: flags[name] for name in flags if name not in ("out", "service", "as_json")})
+    classifies = service is o.Service.classification
+    for name in _OF_RECOGNITION if classifies else _OF_CLASSIFICATION:
+        if given.pop(name) is not None:
+            other = "recognition" if classifies else "classification"
+            raise UsageError(f"--{name.replace('_', '-')} goes with --service {other}.")
+    settle = settings.classification if classifies else settings.recognition
+    made = export(settle(given, os.environ, config), o.home(), out)
+    for note in made.notes:
+        console.say(f"Note: {note}.")
+    if as_json:
+        console.json_line({"path": str(made.path), "service": made.kind, "script": made.script})
+    else:
+        console.line(f"{made.kind}: {made.path}")
+        console.say(f"Next: copy it to where Paddle Serving is and type `python3 {made.script}` in there.")

@@ -1,0 +1,225 @@
+"""Who may ask: callers show one of the server's keys, over HTTP and gRPC alike.
+
+::
+
+    Authorization: Bearer KEY        or        X-API-Key: KEY
+
+Whether the server is up and ready is told to anyone, since probes carry no keys.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from pdserve.clients.api_keys import VARIABLE, check_key, read_keys
+from pdserve.errors import SettingsError, UnauthorizedError
+from pdserve.services.http import pipeline_json
+from pdserve.services.http.responses import described
+from pdserve.services.telemetry.middleware import App, Receive, Scope, Send
+from pdserve.settings import ServerSettings
+
+# Shorter ones can be guessed.
+SHORTEST = 16
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+
+_BEARER = b"bearer"
+
+
+class Keys:
+    """The keys of which callers must show one."""
+
+    def __init__(self, key: str | None, file: Path | None) -> None:
+        """``key`` and the keys in ``file``. Raises SettingsError for keys that are none."""
+        self._key = key
+        self._file = file
+        self._digests = self._read()
+
+    @classmethod
+    def read(cls, settings: ServerSettings) -> "Keys | None":
+        """The keys that the settings name; None where they name none, and nobody is asked."""
+        if settings.api_key is None and settings.api_key_file is None:
+            return None
+        key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        return cls(key, settings.api_key_file)
+
+    def reload(self) -> None:
+        """Read the file again. Raises SettingsError, and keeps the keys in force, where it is bad now."""
+        self._digests = self._read()
+
+    def admit(self, shown: Iterable[bytes]) -> bool:
+        """Whether one of the shown keys is ours.
+
+        Digests are compared, and all of them, so that the time it takes tells nothing of the keys.
+        """
+        found = False
+        for key in shown:
+            digest = hashlib.sha256(key).digest()
+            for ours in self._digests:
+                found |= hmac.compare_digest(digest, ours)
+        return found
+
+    def _read(self) -> tuple[bytes, ...]:
+        keys: list[str] = []
+        if self._key is not None:
+            keys.append(_long_enough(self._key, VARIABLE))
+            check_key(self._key, VARIABLE)
+        if self._file is not None:
+            keys += [_long_enough(key, str(self._file)) for key in read_keys(self._file)]
+        return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def _long_enough(key: str, where: str) -> str:
+    if len(key) < SHORTEST:
+        raise SettingsError(
+            f"{where}: a key has {len(key)} characters; it needs {SHORTEST}, as those that "
+            "`openssl rand -hex 32` makes."
+        )
+    return key
+
+
+def _refusal(shown: Sequence[bytes]) -> UnauthorizedError:
+    if shown:
+        return UnauthorizedError("The key is not one of this server's.")
+    return UnauthorizedError(
+        "This server wants a key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+    )
+
+
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """The keys in headers, whose names are lower-case."""
+    keys = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            keys.append(value.strip())
+        elif name == b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            if scheme.lower() == _BEARER:
+                keys.append(key.strip())
+    return [key for key in keys if key]
+
+
+def guarded(app: App, keys: Keys, cors_origins: Sequence[str] = ()) -> App:
+    """The same ASGI application for callers with a key; others get a 401.
+
+    ``cors_origins``: the web pages that may ask, which are let see that they are refused.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or _is_probe(scope):
+            return await app(scope, receive, send)
+        # A browser asks whether it may ask without any key.
+        if cors_origins and _is_preflight(scope):
+            return await app(scope, receive, send)
+        shown = _shown(scope["headers"])
+        if keys.admit(shown):
+            return await app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        response = _refused(scope["path"], shown)
+        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        if origin and ("*" in cors_origins or origin in cors_origins):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+        return await response(scope, receive, send)
+
+    return application
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN
+
+
+def _is_preflight(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
+    return {b"origin", b"access-control-request-method"} <= names
+
+
+def _refused(path: str, shown: Sequence[bytes]) -> Response:
+    """A 401 in the form of the route (RFC 6750 on what to challenge with)."""
+    error = _refusal(shown)
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"' if shown else "Bearer"}
+    if path.count("/") == 2 and not path.startswith(("/v1/", "/v2/")):  # /{name}/{method}
+        return pipeline_json.failed(error.http_status, error.message, headers)
+    return JSONResponse({"error": described(error)}, error.http_status, headers)
+
+
+class KeysOnCalls(grpc.aio.ServerInterceptor):
+    """The same for gRPC: the key is in the metadata of those names; others get UNAUTHENTICATED."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler, or one that refuses."""
+        metadata = details.invocation_metadata or ()
+        shown = _shown((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
+        if self._keys.admit(shown):
+            return await continuation(details)
+        error = _refusal(shown)
+
+        async def refuse(_requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+            await context.abort(grpc.StatusCode[error.grpc_status], error.message)
+
+        # One that takes a stream is called before the message is in, which may be large.
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Let ``/openapi.json`` say how a key is shown, where none is wanted, and what a 401 holds."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+        schemes["header"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        schema["security"] = [{"bearer": []}, {"header": []}]
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                if path in OPEN:
+                    operation["security"] = []
+                else:
+                    operation["responses"]["401"] = {
+                        "description": "no key was shown, or a wrong one",
+                        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def exposed_to(settings: ServerSettings) -> str | None:
+    """A warning where other machines may ask and nobody is asked for a key; None where all is well."""
+    if settings.api_key or settings.api_key_file or _is_loopback(settings.host):
+        return None
+    return (
+        f"whoever reaches {settings.host} may ask this server, since it wants no key; "
+        "give --api-key FILE, or --host 127.0.0.1 to be reached from this machine only"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host to listen on is this machine's loopback, by number or by name."""
+    try:
+        return all(
+            ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+            for *_, address in socket.getaddrinfo(host, None)
+        )
+    except (OSError, UnicodeError):  # no such host, as the attempt to listen there will say
+        return False

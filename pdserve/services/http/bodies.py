@@ -1,0 +1,181 @@
+"""Request bodies: read with limits before anything is parsed, then taken apart by their type."""
+
+import asyncio
+import base64
+import binascii
+import json
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
+from pdserve.services.http import base64_json
+from pdserve.services.http.disconnect import Interrupt
+from pdserve.services.http.multipart import boundary_of, parts
+from pdserve.settings import ServerSettings
+
+# Who sends less than this within the time for a part is too slow.
+_PART_BYTES = 16 * 1024
+# Fields of a form beside the images, and what one may hold.
+_MAX_FIELDS = 16
+_MAX_FIELD_BYTES = 64 * 1024
+
+
+class SlowBodyError(RequestError):
+    """The caller stopped sending in the middle of a body."""
+
+    code = "body_timeout"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+async def read_body(request: Request, limits: ServerSettings) -> bytes:
+    """The whole body.
+
+    Raises BodyTooLargeError as soon as more than ``max_body_bytes`` are announced or come, SlowBodyError
+    when the next 16 KiB, or what is left, take more than ``body_timeout_s``, ClientDisconnect.
+    """
+    announced = request.headers.get("content-length", "")
+    # Of a number with a thousand digits it is enough to know that it is large.
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limits.max_body_bytes):
+        raise _too_large(limits)
+    loop = asyncio.get_running_loop()
+    chunks: list[bytes] = []
+    size = timed = 0
+    with Interrupt(lambda: _too_slow(limits)) as interrupt:
+        timer = loop.call_later(limits.body_timeout_s, interrupt.now)
+        try:
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
+                more = message.get("more_body", False)
+                size += len(chunk)
+                if size > limits.max_body_bytes:
+                    raise _too_large(limits)
+                chunks.append(chunk)
+                if more and size - timed >= _PART_BYTES:
+                    timer.cancel()
+                    timer = loop.call_later(limits.body_timeout_s, interrupt.now)
+                    timed = size
+        finally:
+            timer.cancel()
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limits: ServerSettings) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"The body is larger than the limit of {limits.max_body_bytes} bytes; send less at once or raise "
+        "max_body_bytes."
+    )
+
+
+def _too_slow(limits: ServerSettings) -> SlowBodyError:
+    return SlowBodyError(
+        f"The rest of the body did not come within {limits.body_timeout_s:g} s; send it again."
+    )
+
+
+def read_images(request: Request, body: bytes, limits: ServerSettings) -> list[bytes | PdserveError]:
+    """The images of a /v1 request, in order, by the body's type. Raises RequestError."""
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        files, _ = read_form(request, body, limits)
+        return list(files)
+    if kind == "application/json":
+        wanted = '{"images": [base64, …]}'
+        content = base64_json.load(body, "images", lambda text: json_object(text, wanted), _embedded)
+        images = content.get("images")
+        if not isinstance(images, list) or not all(isinstance(image, str | bytes) for image in images):
+            raise RequestError(f"The body must be a JSON object {wanted}.")
+        if not images:
+            raise RequestError("The list of images is empty.")
+        return [image if isinstance(image, bytes) else from_base64(image) for image in images]
+    if not body:
+        raise ImageError("The body is empty; send an image file.")
+    return [body]
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without its parameters, in small letters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def read_form(
+    request: Request, body: bytes, limits: ServerSettings
+) -> tuple[list[bytes], dict[str, list[str]]]:
+    """A multipart form's files in the field ``images``, at least one, and its text fields.
+
+    Raises RequestError, BodyTooLargeError for more than ``max_images`` files or a part of more than
+    ``max_part_bytes``.
+    """
+    max_images = limits.max_images
+    files: list[bytes] = []
+    fields: dict[str, list[str]] = {}
+    file_count = text_count = 0
+    for part in parts(body, boundary_of(request.headers.get("content-type", ""))):
+        if len(part.data) > limits.max_part_bytes:
+            raise BodyTooLargeError(
+                f"A part of the form is larger than the limit of {limits.max_part_bytes} bytes; send smaller "
+                "ones or raise max_part_bytes."
+            )
+        if part.is_file:
+            file_count += 1
+            if file_count > max_images:
+                raise BodyTooLargeError(
+                    f"The form has more than {max_images} files, which is the limit; send several requests."
+                )
+            if part.name == "images":
+                files.append(part.data)
+            continue
+        text_count += 1
+        if text_count > max_images + _MAX_FIELDS or len(part.data) > _MAX_FIELD_BYTES:
+            raise RequestError(
+                f"The form has more than {max_images + _MAX_FIELDS} text fields, or one of more than "
+                f"{_MAX_FIELD_BYTES} bytes."
+            )
+        try:
+            fields.setdefault(part.name, []).append(part.data.decode())
+        except UnicodeDecodeError as error:
+            raise RequestError(f"The form's field {part.name!r} is not UTF-8.") from error
+    if not files:
+        raise RequestError("The form has no file in a field called images.")
+    return files, fields
+
+
+def json_object(body: bytes, wanted: str) -> dict[str, Any]:
+    """A JSON object; ``wanted`` shows its form in the error. Raises RequestError."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The body is no JSON; send {wanted}.") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"The body must be a JSON object {wanted}.")
+    return content
+
+
+def from_base64(text: str) -> bytes | PdserveError:
+    """A base64 string, or a ``data:`` URL of one; an ImageError where it is neither."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            return ImageError("The data: URL is not base64.")
+    image = base64_json.from_base64(text)
+    if image is not None:
+        return image
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return ImageError("The image is not base64.")
+
+
+def _embedded(text: bytes) -> bytes | None:
+    """The same for a string that is still in its JSON, where it is plainly one of the two."""
+    if text.startswith(b"data:"):
+        head, _, text = text.partition(b",")
+        if not head.endswith(b";base64") or not head.isascii() or not head.decode().isprintable():
+            return None
+    return base64_json.from_base64(text)

@@ -1,0 +1,121 @@
+"""The gallery over HTTP: what ``pdserve index`` does, at ``/v1/gallery``. Writing is off unless asked for."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from pdserve.errors import PdserveError, RequestError
+from pdserve.index.apply import Change
+from pdserve.index.edit import append, remove
+from pdserve.index.gallery import GalleryImage
+from pdserve.services.http import openapi
+from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
+from pdserve.services.http.responses import json_response
+from pdserve.services.recognition_service import RecognitionService
+from pdserve.services.service import check_count
+from pdserve.settings import RecognitionSettings, ServerSettings
+
+
+class WritesOffError(RequestError):
+    """The server was started without --gallery-writes."""
+
+    code = "gallery_writes_off"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
+def add_gallery(app: FastAPI, service: RecognitionService, settings: RecognitionSettings) -> None:
+    """Add the routes to a recognition service's application."""
+    one_at_a_time = asyncio.Lock()
+
+    async def change(work: Any, *arguments: Any, **named: Any) -> Response:
+        async with one_at_a_time:
+            made: Change = await asyncio.to_thread(work, *arguments, **named)
+            await service.index.refresh()
+        return json_response(described(made))
+
+    def check_writes() -> None:
+        if not settings.options.gallery_writes:
+            raise WritesOffError(
+                "The gallery is not to be changed over HTTP; start the server with --gallery-writes."
+            )
+
+    @app.get("/v1/gallery", tags=["gallery"], summary="The index in force")
+    async def show() -> dict[str, Any]:
+        index = service.index.loaded
+        return {
+            "index_version": index.version,
+            "count": index.count,
+            "type": index.type,
+            "metric": index.metric,
+            "dimension": index.dimension,
+            "embedder": index.embedder.name if index.embedder else None,
+            "writes": settings.options.gallery_writes,
+        }
+
+    @app.post("/v1/gallery", tags=["gallery"], **openapi.gallery_append())
+    async def add(request: Request) -> Response:
+        check_writes()
+        body = await read_body(request, settings.server)
+        images = _labelled(request, body, settings.server)
+        check_count(images, settings.server)
+        return await change(append, images, service.index.folder, service.embedder, strict=True)
+
+    @app.delete("/v1/gallery", tags=["gallery"], **openapi.gallery_remove())
+    async def drop(request: Request) -> Response:
+        check_writes()
+        query = request.query_params
+        labels, images, ids = query.getlist("label"), query.getlist("image"), query.getlist("id")
+        if not (labels or images or ids):
+            raise RequestError("Say what to remove: ?label=, ?image= or ?id=.")
+        if not all(each.isdecimal() and len(each) < 19 for each in ids):
+            raise RequestError(f"id is {ids!r}; it must be whole numbers of 63 bits.")
+        numbers = [int(each) for each in ids]
+        return await change(remove, service.index.folder, labels=labels, images=images, ids=numbers)
+
+
+def described(change: Change) -> dict[str, Any]:
+    """What a change did, as JSON: numbers, and the images that were passed over."""
+    content = asdict(change)
+    content["index_version"] = content.pop("version")
+    del content["folder"]  # which is no business of a caller's
+    return content
+
+
+def _labelled(request: Request, body: bytes, limits: ServerSettings) -> list[GalleryImage]:
+    """The images of a request with their labels: a form, or JSON. Raises RequestError, ImageError."""
+    if media_type(request) == "multipart/form-data":
+        files, fields = read_form(request, body, limits)
+        labels = fields.get("label", [])
+        if len(labels) == 1:
+            labels = labels * len(files)
+        if len(labels) != len(files):
+            raise RequestError(
+                f"The form has {len(files)} images and {len(labels)} labels; send one label or one each."
+            )
+        pairs: Sequence[tuple[bytes | PdserveError, object]] = list(zip(files, labels, strict=True))
+    else:
+        content = json_object(body, '{"images": [{"image": base64, "label": …}, …]}')
+        entries = content.get("images")
+        if not isinstance(entries, list) or not entries:
+            raise RequestError("images must be a list of objects with image and label, not empty.")
+        pairs = []
+        for entry in entries:
+            image = entry.get("image") if isinstance(entry, dict) else None
+            if not isinstance(image, str):
+                raise RequestError("images must be a list of objects with image and label.")
+            pairs.append((from_base64(image), entry.get("label")))
+    return [_entry(image, label) for image, label in pairs]
+
+
+def _entry(image: bytes | PdserveError, label: object) -> GalleryImage:
+    if isinstance(image, PdserveError):
+        raise image
+    if not isinstance(label, str) or not label.strip() or any(c in label for c in "\t\r\n"):
+        raise RequestError(f"The label {label!r} is no text of one line.")
+    # Named by content: a caller's file name must not take the place of another caller's.
+    return GalleryImage(f"upload/{hashlib.sha256(image).hexdigest()[:16]}", label.strip(), image)

@@ -1,0 +1,7 @@
+"""Load on a running service, and what came of it. See pdserve.tools.bench.load."""
+
+from pdserve.tools.bench.load import closed_loop, open_loop
+from pdserve.tools.bench.run import Load, Run
+from pdserve.tools.bench.targets import build_target
+
+__all__ = ["Load", "Run", "build_target", "closed_loop", "open_loop"]

@@ -1,0 +1,166 @@
+"""``pdserve bench``: put a load on a running service and measure it."""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdserve import console
+from pdserve.commands import options as o
+from pdserve.errors import UsageError
+
+
+class Arrivals(str, Enum):
+    """How an open loop's requests come."""
+
+    poisson = "poisson"
+    constant = "constant"
+
+
+def bench(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]…",
+            help="http://host:port; for gRPC host:port (with TLS grpcs://…); this machine if not said.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images", metavar="DIR|FILE", help="Images to send, in turn; a made-up one if not said."
+        ),
+    ] = None,
+    service: Annotated[
+        o.Service | None, typer.Option("--service", help="Which to ask; the one that runs if not said.")
+    ] = None,
+    routes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--route",
+            metavar="ROUTE",
+            help="v1 (image as body), json, form, pipeline (Paddle Serving's HTTP), grpc; several: v1,grpc.",
+        ),
+    ] = None,
+    clients: Annotated[
+        str | None,
+        typer.Option(
+            "--clients", metavar="N,N…", help="Closed loop: so many clients, each waiting for its answer; 8."
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate", metavar="R,R…", help="Open loop: so many requests per second, whatever comes."
+        ),
+    ] = None,
+    arrivals: Annotated[
+        Arrivals, typer.Option("--arrivals", help="How the requests of --rate come.")
+    ] = Arrivals.poisson,
+    seed: Annotated[int, typer.Option("--seed", help="Of the chance in poisson.")] = 0,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--duration", metavar="S", min=0.01, help="Seconds of a run; 10 unless --requests is given."
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option("--requests", metavar="N", min=1, help="Requests of a run.")
+    ] = None,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", metavar="S", min=0, help="Seconds before that, not counted.")
+    ] = 2,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images in a request.")] = 1,
+    max_in_flight: Annotated[
+        int, typer.Option("--max-in-flight", min=1, help="With --rate, requests without an answer, at most.")
+    ] = 500,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=0.001, help="Seconds to wait for an answer.")
+    ] = 60,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The service's name on route pipeline, where it is not the guide's."),
+    ] = None,
+    api_key: o.ShownKeyOption = None,
+    tls: o.TlsOption = False,
+    ca: o.CaOption = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="The server is on another machine, and mine to load.")
+    ] = False,
+    as_json: o.Json = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Write all figures there.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png|svg", help="Draw latency against load.")
+    ] = None,
+) -> None:
+    """Measure a running service under load: throughput, latency, errors, the server's stages.
+
+    Several --clients, or several --rate, or several --route make several runs in one table.
+    """
+    from pdserve.clients.api_keys import key_to_show
+    from pdserve.clients.credentials import Access
+    from pdserve.tools.bench import session, tables
+    from pdserve.tools.bench.aim import take_aim
+    from pdserve.tools.bench.plot import check_plot
+    from pdserve.tools.bench.plot import plot as draw
+    from pdserve.tools.bench.record import check_record, write_record
+
+    plan = session.Plan(
+        loads=session.loads(_numbers(clients, "--clients"), _numbers(rate, "--rate"), arrivals.value),
+        duration_s=10 if duration is None and requests is None else duration,
+        requests=requests,
+        warm_up_s=warm_up,
+        timeout_s=timeout,
+        seed=seed,
+        max_in_flight=max_in_flight,
+    )
+    if out:
+        check_record(out)
+    if plot:
+        check_plot(plot)
+    aim = take_aim(
+        urls or (),
+        routes=[route.strip() for each in routes or () for route in each.split(",")],
+        service=service.value if service else None,
+        images=images or (),
+        batch=batch,
+        name=name,
+        access=Access(key_to_show(api_key, os.environ), tls, ca),
+        remote=remote,
+        note=console.say,
+    )
+    watch = session.Watch(
+        begins=lambda target, load: console.say(f"{target.route} at {target.server}: {load} …"),
+        ended=lambda run: console.json_line(run.to_json()) if as_json else None,
+        note=console.say,
+    )
+    runs = session.measure(plan, aim, watch)
+    if not as_json:
+        console.table(*tables.latencies(runs), digits=1)
+        if told := tables.stages(runs):
+            console.table(*told, title="In the server, on average", digits=2)
+    for run in runs:
+        for text in tables.failures(run):
+            console.say(text)
+    if out:
+        write_record(runs, out)
+    if plot and runs:
+        draw(runs, plot)
+        console.say(f"{plot}: latency against load.")
+    if any(run.interrupted for run in runs):
+        console.say("Stopped; the figures are of what was measured until then.")
+    raise typer.Exit(0 if runs and all(run.answers and not run.interrupted for run in runs) else 1)
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    """``1,8,64``."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}; give numbers, as in {option} 1,8,64.") from error

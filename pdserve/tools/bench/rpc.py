@@ -1,0 +1,78 @@
+"""Paddle Serving's gRPC method as a target of a load."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from pdserve.clients.address import Address
+from pdserve.formats.protos import pipeline
+from pdserve.tools.bench.target import FailedError
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),  # or all clients would share one connection
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+@dataclass(frozen=True)
+class RpcTarget:
+    """The gRPC method. ``requests`` are serialised messages; ``credentials`` are for TLS."""
+
+    server: Address
+    requests: Sequence[bytes] = field(repr=False)
+    batch: int = 1
+    metadata: Sequence[tuple[str, str]] = ()
+    credentials: grpc.ChannelCredentials | None = None
+    route: str = "grpc"
+
+    def connect(self) -> "RpcClient":
+        """A new client, with a connection of its own."""
+        return RpcClient(self)
+
+
+class RpcClient:
+    """One client of the gRPC method; see pdserve.tools.bench.target.Connection."""
+
+    def __init__(self, target: RpcTarget) -> None:
+        self._requests = target.requests
+        self._metadata = tuple(target.metadata)
+        if target.credentials is None:
+            self._channel = grpc.aio.insecure_channel(target.server.netloc, _OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target.server.netloc, target.credentials, _OPTIONS)
+        # Without serialisers bytes go as they are: the requests have been serialised before.
+        self._call: Any = self._channel.unary_unary(pipeline.METHOD)
+        self._read = pipeline.response_class().FromString
+
+    async def ask(self, number: int, timeout_s: float) -> None:
+        requests = self._requests
+        sent = time.perf_counter()
+        try:
+            answer = await self._call(
+                requests[number % len(requests)], timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _failed(error, time.perf_counter() - sent >= timeout_s) from None
+        response = self._read(answer)
+        if response.err_no:
+            raise FailedError(f"err_no {response.err_no}", response.err_msg)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+def _failed(error: grpc.aio.AioRpcError, is_late: bool) -> FailedError:
+    code, detail = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        kind = "connection refused" if "refused" in detail.lower() else code.name
+        return FailedError(kind, detail, no_connection=True)
+    # The client's own clock and the server's end a request with the same status.
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_late:
+        return FailedError("timeout", detail)
+    return FailedError(code.name, detail)

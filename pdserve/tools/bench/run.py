@@ -1,0 +1,131 @@
+"""What one run of a load came to: the figures, and how they are computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdserve.tools.bench.stages import ServerSide
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What was offered: ``clients`` in a closed loop, or ``rate`` arrivals per second in an open one.
+
+    ``arrivals`` of an open loop are poisson or constant.
+    """
+
+    clients: int | None = None
+    rate: float | None = None
+    arrivals: str | None = None
+
+    def __str__(self) -> str:
+        if self.clients is None:
+            return f"{self.rate:g}/s"
+        return f"{self.clients} client" + ("s" if self.clients > 1 else "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One load on one route.
+
+    Good answers only are in ``answers`` (requests that were answered in the measured ``seconds``) and in
+    ``latencies`` (seconds, float64): in a closed loop those of the same requests, from sending to the whole
+    answer; in an open loop those of all requests that were due in the measured time, however late they were
+    answered, from the moment they were due. ``errors`` counts the others by kind (see FailedError) and
+    ``examples`` has one message of each. ``unsent`` were due in an open loop while too many were in flight,
+    ``in_flight`` were without an answer when the time was up, ``lag_s`` is by how much the generator itself
+    was late with an open loop's requests (99th percentile). ``started`` is in seconds since 1970,
+    ``cpu_seconds`` the generator's own. ``interrupted``: somebody stopped it.
+    """
+
+    route: str
+    address: str
+    load: Load
+    batch: int
+    started: float
+    seconds: float
+    answers: int
+    latencies: NDArray[np.float64] = field(repr=False)
+    errors: Mapping[str, int]
+    examples: Mapping[str, str]
+    cpu_seconds: float
+    unsent: int = 0
+    in_flight: int = 0
+    lag_s: float | None = None
+    interrupted: bool = False
+    server: ServerSide | None = None
+
+    @property
+    def requests_per_s(self) -> float:
+        """Requests that were answered well, per second."""
+        return self.answers / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def images_per_s(self) -> float:
+        """Images in requests that were answered well, per second."""
+        return self.requests_per_s * self.batch
+
+    @property
+    def failed(self) -> int:
+        """Requests without a good answer."""
+        return sum(self.errors.values())
+
+    def latency_ms(self) -> dict[str, float] | None:
+        """mean, p50, p90, p95, p99 and max, in milliseconds; None where nothing was answered."""
+        return summary_ms(self.latencies)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the single latencies, as a JSON object."""
+        requests = self.answers + self.failed
+        return {
+            "route": self.route,
+            "url": self.address,
+            "mode": "open" if self.load.clients is None else "closed",
+            "clients": self.load.clients,
+            "rate": self.load.rate,
+            "arrivals": self.load.arrivals,
+            "batch": self.batch,
+            "started": datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="milliseconds"),
+            "seconds": round(self.seconds, 4),
+            "answers": self.answers,
+            "requests_per_s": round(self.requests_per_s, 3),
+            "images_per_s": round(self.images_per_s, 3),
+            "latency_ms": _rounded(self.latency_ms()),
+            "errors": dict(self.errors),
+            "error_examples": dict(self.examples),
+            "unsent": self.unsent,
+            "in_flight_at_end": self.in_flight,
+            "generator": {
+                "cpu_s": round(self.cpu_seconds, 4),
+                "cpu_ms_per_request": round(1000 * self.cpu_seconds / requests, 4) if requests else None,
+                "lag_p99_ms": None if self.lag_s is None else round(1000 * self.lag_s, 3),
+            },
+            "server": None if self.server is None else self.server.to_json(),
+            "interrupted": self.interrupted,
+        }
+
+
+def summary_ms(latencies: NDArray[np.float64]) -> dict[str, float] | None:
+    """Mean, percentiles and maximum of seconds, in milliseconds; None of nothing.
+
+    Percentiles are interpolated between the two nearest values (NumPy's ``linear``, type 7 of Hyndman and
+    Fan, 1996).
+    """
+    if not len(latencies):
+        return None
+    values = 1000 * np.percentile(latencies, PERCENTILES)
+    return {
+        "mean": 1000 * float(np.mean(latencies)),
+        **{f"p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)},
+        "max": 1000 * float(np.max(latencies)),
+    }
+
+
+def _rounded(values: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if values is None else {name: round(value, 3) for name, value in values.items()}

@@ -1,0 +1,164 @@
+"""``pdserve optimize``: make a faster form of a model, and publish it where it agrees with the float one."""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pdserve import console
+from pdserve.commands import options as o
+from pdserve.errors import DisagreementError
+
+if TYPE_CHECKING:
+    from pdserve.tools.optimize import Outcome
+
+
+class Precision(str, Enum):
+    """What a model can be made."""
+
+    int8 = "int8"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Preset(str, Enum):
+    """NNCF's presets."""
+
+    mixed = "mixed"
+    performance = "performance"
+
+
+class Task(str, Enum):
+    """What models do."""
+
+    classification = "classification"
+    embedding = "embedding"
+    detection = "detection"
+
+
+def optimize(
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME|DIR", help="A converted model's name, or a serving folder."),
+    ],
+    precision: Annotated[Precision, typer.Option("--precision", help="What to make of it.")],
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration",
+            metavar="DIR|FILE",
+            help="Images to calibrate int8 with, a few hundred like those to be served.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR|FILE",
+            help="Images to compare on; if not said, every other one of --calibration, kept from it.",
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float,
+        typer.Option("--min-agreement", min=0, max=1, help="Share of agreement that is published."),
+    ] = 0.98,
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="mixed: asymmetric activations; performance: symmetric.")
+    ] = Preset.mixed,
+    accuracy_control: Annotated[
+        bool,
+        typer.Option(
+            "--accuracy-control", help="Leave layers float, until the images for calibration agree; slow."
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option("--samples", min=8, help="Images that calibrate, at most.")] = 300,
+    task: Annotated[
+        Task | None, typer.Option("--task", help="What the model does, where it does not tell.")
+    ] = None,
+    gpu: o.GpuOption = None,
+    cpu: o.CpuOption = False,
+    engine: o.EngineOption = None,
+    threads: o.ThreadsOption = None,
+    resize_short: o.ResizeShortOption = None,
+    resize: o.ResizeOption = None,
+    interpolation: o.InterpolationOption = None,
+    backend: o.BackendOption = None,
+    crop: o.CropOption = None,
+    scale: o.ScaleOption = None,
+    mean: o.MeanOption = None,
+    std: o.StdOption = None,
+    channel_order: o.ChannelOption = None,
+    as_json: o.Json = False,
+) -> None:
+    """Make an int8 form of a model, or try bf16 or fp16, and publish it if it agrees with the float model.
+
+    `pdserve serve --precision int8` then runs it. The report is kept with it, beside the model.
+    """
+    given = dict(locals())
+    from pdserve import settings
+    from pdserve.tools.optimize import Plan
+    from pdserve.tools.optimize import optimize as make
+
+    flags = o.as_settings({name: given[name] for name in ("model", "gpu", "cpu", *_SETTINGS)})
+    wanted = settings.classification(flags, os.environ)
+    plan = Plan(
+        calibration or (),
+        images or (),
+        min_agreement,
+        preset.value,
+        accuracy_control,
+        samples,
+        task.value if task else None,
+    )
+    try:
+        with console.image_bars() as bars:
+            outcome = make(wanted.model, plan, o.home(), wanted.results, bars)
+    except DisagreementError as error:
+        if as_json:
+            console.json_line({"published": None, **error.report})
+        raise
+    _tell(outcome, model, as_json)
+
+
+# What is a setting of a model and its preprocessing, as with `serve`.
+_SETTINGS = (
+    "precision", "engine", "threads", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
+    "mean", "std", "channel_order",
+)  # fmt: skip
+
+
+def _tell(outcome: "Outcome", model: str, as_json: bool) -> None:
+    from pdserve.tools.optimize.images import FEW
+
+    report = outcome.report
+    for each in outcome.skipped:
+        console.say(f"skipped {each.path}: {each.reason}")
+    if report.sets.shared:
+        console.say("There were too few images to keep some apart: the same calibrated and were compared.")
+    if report.sets.calibration and len(report.sets.calibration) < FEW:
+        console.say(f"{len(report.sets.calibration)} images calibrated it; a few hundred are better.")
+    content = report.described()
+    if as_json:
+        console.json_line({"published": str(outcome.folder), **content})
+        return
+    agreement = content["agreement"]
+    rows: list[tuple[str, Any]] = [
+        (f"{agreement['measure']} agreement with fp32", agreement["value"]),
+        ("images compared", str(agreement["images"])),
+        *((name.replace("_", " "), value) for name, value in report.agreement.figures.items()),
+    ]
+    for timed in report.speed:
+        rows.append((f"ms, batch {timed.batch}", f"{timed.float_ms:.1f} -> {timed.optimized_ms:.1f}"))
+        rows.append((f"times as fast, batch {timed.batch}", f"{timed.ratio:.2f}"))
+    console.table((f"{report.model} as {report.precision}", ""), rows)
+    console.line(f"{report.model}: {report.precision} published, {outcome.folder}")
+    if report.task == "classification":
+        console.say(f"Next: pdserve serve classification --model {model} --precision {report.precision}")
+        return
+    operator = "det" if report.task == "detection" else "rec"
+    console.say(
+        f"Next: precision: {report.precision} in op.{operator}.local_service_conf of a config.yml, or, once "
+        f"both models are {report.precision}, pdserve serve recognition --precision {report.precision}"
+    )

@@ -1,0 +1,145 @@
+"""A winner in a config.yml: what is the same for all models in the block ``pdserve:``, what differs between
+them under ``op``, in the words of Paddle Serving. All else in the file stays, comments and quotes too.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pdserve.errors import SettingsError
+from pdserve.formats import yaml_file
+from pdserve.settings import RECOGNITION_ROLES
+from pdserve.tools.tune.candidates import NAMES, Candidate
+
+_OPERATORS: Mapping[str, str] = {role: operator for operator, role in RECOGNITION_ROLES.items()}
+
+# Setting -> the keys below an operator.
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "precision": ("local_service_conf", "precision"),
+    "instances": ("concurrency",),
+    "threads": ("local_service_conf", "thread_num"),
+    "max_batch_size": ("batch_size",),
+    "max_queue_delay_ms": ("auto_batching_timeout",),
+}
+
+
+def check(path: Path) -> None:
+    """Raise SettingsError where `write` could not, before the work is done."""
+    with _translated(path):
+        _load(path)
+        _replace(path, None)
+
+
+def write(path: Path, best: Candidate, devices: int = 1) -> None:
+    """Write the settings into a file, all at once or not at all. ``devices``: how many share ``concurrency``.
+
+    Raises SettingsError where the file cannot be read or written.
+    """
+    with _translated(path):
+        yaml, content, newline = _load(path)
+        _put(content, best, devices)
+        text = io.StringIO()
+        yaml.dump(content, text)
+        _replace(path, text.getvalue().replace("\n", newline))
+
+
+def snippet(best: Candidate, devices: int = 1) -> str:
+    """A config.yml with these settings and nothing else."""
+    yaml = _yaml()
+    content: dict[str, Any] = {}
+    _put(content, best, devices)
+    text = io.StringIO()
+    yaml.dump(content, text)
+    return text.getvalue()
+
+
+def _put(content: Any, best: Candidate, devices: int) -> None:
+    block = _below(content, "pdserve")
+    for name in NAMES:
+        found = {role: settings[name] for role, settings in best.items()}
+        if len(set(found.values())) == 1:
+            block[name] = _plain(next(iter(found.values())))
+            continue
+        if name in block:  # it would come before the operators
+            block[name] = None
+        for role, value in found.items():
+            *above, key = _KEYS[name]
+            place = _below(content, "op", _OPERATORS[role], *above)
+            if name == "instances" and value != "auto":
+                value *= devices
+            # In Paddle Serving's schema, too, a key without a value takes its default.
+            place[key] = None if value == "auto" else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _below(content: Any, *keys: str) -> Any:
+    for key in keys:
+        if content.get(key) is None:
+            content[key] = {}
+        content = content[key]
+    return content
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    return yaml
+
+
+def _load(path: Path) -> tuple[Any, Any, str]:
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    yaml_file.read(path)  # within its bounds
+    text = path.read_bytes().decode("utf-8-sig")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    text = text.replace("\r\n", "\n")
+    yaml = _yaml()
+    if re.search(r":[ ]+(True|False)\b", text):
+        yaml.boolean_representation = ["False", "True"]
+    _, sequence, offset = load_yaml_guess_indent(text)
+    yaml.indent(mapping=_indent(text), sequence=sequence or 2, offset=offset or 0)
+    content = yaml.load(text)
+    if not hasattr(content, "get"):
+        raise TypeError("it holds no settings")
+    return yaml, content, newline
+
+
+def _indent(text: str) -> int:
+    """By how much the first nested key is indented."""
+    found = re.search(r"^( +)[^ #\n-]", text, re.MULTILINE)
+    return len(found[1]) if found else 4
+
+
+def _replace(path: Path, text: str | None) -> None:
+    """Put a text in the file's place; None only tries whether one could."""
+    place = path.resolve()
+    newer = place.with_name(f".{place.name}.{os.getpid()}.new")
+    try:
+        with newer.open("w", encoding="utf-8", newline="") as file:
+            file.write(text or "")
+        newer.chmod(place.stat().st_mode & 0o777)
+        if text is not None:
+            newer.replace(place)
+    finally:
+        newer.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        yield
+    except (OSError, YAMLError, yaml_file.YamlError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"Cannot write the settings into {path}: {reason}.") from error

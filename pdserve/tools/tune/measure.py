@@ -1,0 +1,114 @@
+"""One measurement: a service is opened as ``serve`` would open it and asked in a closed loop, decoding and
+all, but without HTTP around it.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdserve.engines import int8
+from pdserve.errors import ModelError, PdserveError
+from pdserve.formats.serving_model import open_serving_model
+from pdserve.models.find import find_serving_model
+from pdserve.models.home import Home
+from pdserve.pipelines.classification import open_classification
+from pdserve.pipelines.recognition import open_index, open_recognition
+from pdserve.services.classification_service import ClassificationService
+from pdserve.services.recognition_service import RecognitionService
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.settings import ClassificationSettings
+from pdserve.tools.tune.candidates import Settings, models
+from pdserve.tools.tune.trial import Round
+
+_WARM_UP = 0.25  # of the measured time, before it
+
+
+def measure(
+    settings: Settings, home: Home, images: Sequence[bytes], clients: int, seconds: float
+) -> tuple[Round, str]:
+    """Ask with ``images`` (files' bytes, in turn) from ``clients`` at once for ``seconds``: what it came to,
+    and the engine that ran.
+
+    Raises what opening a service raises; ModelError for a precision that nobody has compared with float32;
+    and the error of an image.
+    """
+    return asyncio.run(_measure(settings, home, images, clients, seconds))
+
+
+async def _measure(
+    settings: Settings, home: Home, images: Sequence[bytes], clients: int, seconds: float
+) -> tuple[Round, str]:
+    service, engine = await asyncio.to_thread(_open, settings, home)
+    service.start()
+    asked: list[tuple[float, float]] = []
+    numbers = itertools.count()
+
+    async def client() -> None:
+        while True:
+            since = time.perf_counter()
+            await _ask(service, images[next(numbers) % len(images)])
+            ended = time.perf_counter()
+            asked.append((since, ended))
+            if ended >= end and len(asked) >= clients:
+                return
+
+    try:
+        _check_compared(settings, home)  # once it is known that it runs at all
+        await _ask(service, images[0])
+        begin = time.perf_counter() + _WARM_UP * seconds
+        end = begin + seconds
+        await asyncio.gather(*(client() for _ in range(clients)))
+    finally:
+        await service.close()
+    return summed_up(asked, begin, max(end, min(ended for _, ended in asked))), engine
+
+
+def summed_up(asked: Sequence[tuple[float, float]], begin: float, end: float) -> Round:
+    """Requests, each from and to a moment, as a round from ``begin`` to ``end``, in seconds.
+
+    Each counts by the share of it that fell between, so that it does not matter where in a batch the time
+    begins and ends.
+    """
+    within = [(since, ended) for since, ended in asked if ended > begin and since < end]
+    done = sum((min(ended, end) - max(since, begin)) / (ended - since) for since, ended in within)
+    p50, p99 = np.percentile([ended - since for since, ended in within], (50, 99))
+    return Round(done / (end - begin), 1000 * float(p50), 1000 * float(p99))
+
+
+async def _ask(service: ClassificationService | RecognitionService, image: bytes) -> None:
+    (answer,) = await service.answer([image])
+    if isinstance(answer, PdserveError):
+        raise answer
+
+
+def _open(settings: Settings, home: Home) -> tuple[ClassificationService | RecognitionService, str]:
+    service: ClassificationService | RecognitionService
+    if isinstance(settings, ClassificationSettings):
+        classifier = open_classification(settings, home)
+        engines = [classifier.engines[0]]
+        service = ClassificationService(lambda anew: (classifier, settings), Metrics())
+    else:
+        recogniser = open_recognition(settings, home)
+        engines = [*(d.engine for d in recogniser.detectors[:1]), recogniser.embedder.engines[0]]
+        try:
+            index = open_index(settings, home, recogniser.embedder)
+        except BaseException:
+            recogniser.close()
+            raise
+        service = RecognitionService(lambda anew: (recogniser, index, settings), Metrics())
+    return service, ", ".join(dict.fromkeys(engine.name for engine in engines))
+
+
+def _check_compared(settings: Settings, home: Home) -> None:
+    """int8 has been published or does not open; bf16 and fp16 run without anybody having looked."""
+    for model in models(settings).values():
+        if model.precision in ("bf16", "fp16"):
+            found = open_serving_model(find_serving_model(model.model, home, settings.base))
+            if not (int8.folder(found, model.precision) / int8.REPORT).is_file():
+                raise ModelError(
+                    f"nobody has compared {model.precision} of {found.name} with fp32: "
+                    f"type `{int8.command(found, model.precision)}`."
+                )

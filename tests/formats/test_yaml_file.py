@@ -1,0 +1,62 @@
+"""YAML from a stranger."""
+
+from pathlib import Path
+
+import pytest
+
+from pdserve.formats import yaml_file
+from pdserve.formats.yaml_file import YamlError
+
+
+def read(folder: Path, text: str | bytes) -> object:
+    path = folder / "x.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return yaml_file.read(path)
+
+
+def test_plain_and_with_aliases(tmp_path: Path) -> None:
+    assert read(tmp_path, "a: &x [1, 2.5, é]\nb: *x\nc: {d: null}\n") == {
+        "a": [1, 2.5, "é"],
+        "b": [1, 2.5, "é"],
+        "c": {"d": None},
+    }
+    assert read(tmp_path, b"\xef\xbb\xbfa: 1\r\n") == {"a": 1}
+    assert read(tmp_path, f"a: {2**63}\nb: {-(2**63)}\n") == {"a": 2**63, "b": -(2**63)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "expected"),
+        ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
+        ("a: 2001-13-45", "month must be in"),
+        ("a: !!int ''", "."),
+        ("a: !!bool x", "."),
+        ("a: !!timestamp x", "."),
+        (b"a: \xff", "codec can't decode"),
+        ("a: " + "9" * 5000, "."),
+        ("a: 0x" + "f" * 5000, "number of more than 64 bits"),
+        (f"a: {2**64}", "number of more than 64 bits"),
+        ("[" * 3000, "nested too deeply"),
+        ("a: &x {b: *x}", "more than 1000000 values"),
+        ("a: &x [" + "*x, " * 3000 + "]", "more than 1000000 values"),
+        ("#" * (yaml_file.MAX_BYTES + 1), "more than 4 MiB"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_refused(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(YamlError, match=words) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [" + "lol, " * 9 + "]"]
+    lines += [f"a{i}: &a{i} [" + f"*a{i - 1}, " * 9 + "]" for i in range(1, 9)]
+    with pytest.raises(YamlError, match="aliases written out"):
+        read(tmp_path, "\n".join(lines))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        yaml_file.read(tmp_path / "none.yml")

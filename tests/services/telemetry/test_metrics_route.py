@@ -1,0 +1,70 @@
+"""/metrics over HTTP, on the service's port and on its own."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from pdserve.errors import SettingsError
+from pdserve.services.http.app import build_app
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.metrics_route import exposed, metrics_door
+from pdserve.services.telemetry.middleware import observed
+from pdserve.settings import ServerSettings
+from tests.services.watching import FakeService, counted, served
+
+SETTINGS = ServerSettings(name="imagenet")
+
+
+def test_beside_the_service() -> None:
+    metrics = Metrics()
+    service = FakeService(metrics)
+    app = observed(exposed(build_app(service, SETTINGS), metrics), service.kind, metrics)
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
+        assert client.post("/v1/classification", content=b"image").status_code == 200
+        found = client.get("/metrics")
+        assert (found.status_code, found.headers["Content-Type"].split(";")[0]) == (200, "text/plain")
+        assert 'pdserve_requests_total{code="200",route="/v1/classification"} 1.0' in found.text
+        assert "X-Request-ID" in found.headers
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        assert client.get("/metrics", headers=accept).text.endswith("# EOF\n")
+        assert client.head("/metrics").content == b""
+        assert client.post("/metrics").status_code == 405
+        assert client.get("/metrics/x").status_code == 405  # as of any two segments
+        counted(
+            metrics,
+            {
+                ("/v1/classification", "200"): 1,
+                ("/metrics", "200"): 3,
+                ("/metrics", "405"): 1,
+                ("/{name}/{method}", "405"): 1,
+            },
+        )
+
+
+async def ask(url: str, method: str = "GET") -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        return await client.request(method, url)
+
+
+@pytest.mark.parametrize("more", [{}, {"api_key": "k" * 32}, {"tls_cert": "none.pem", "tls_key": "none.pem"}])
+def test_on_a_port_of_its_own_without_a_key_or_tls(more: dict[str, Any]) -> None:
+    settings = ServerSettings(name="imagenet", prometheus_port=0, **more)
+
+    async def test() -> None:
+        metrics = Metrics()
+        metrics.images("ok", 7)
+        async with metrics_door(metrics, settings, asyncio.Event()) as port:
+            found = await ask(f"http://127.0.0.1:{port}/metrics")
+            assert 'pdserve_images_total{outcome="ok"} 7.0' in found.text
+            other = await ask(f"http://127.0.0.1:{port}/v1/classification", "POST")
+            assert (other.status_code, other.text) == (404, "Not Found; the numbers are at /metrics\n")
+            taken = settings.model_copy(update={"prometheus_port": port})
+            with pytest.raises(SettingsError, match=str(port)):
+                async with metrics_door(metrics, taken, asyncio.Event()):
+                    pass
+        with pytest.raises(httpx.ConnectError):
+            await ask(f"http://127.0.0.1:{port}/metrics")
+
+    asyncio.run(test())

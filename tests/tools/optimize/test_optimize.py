@@ -1,0 +1,186 @@
+"""``pdserve optimize`` by the real command: published where it agrees, refused where not, served by name."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from pdserve.errors import UsageError
+from pdserve.tools.optimize import agreement, images
+from pdserve.tools.optimize.images import Picture
+from pdserve.vision.boxes import Box
+from tests.running import pdserve, start
+from tests.tiny import build_embedder, build_serving_model, picture
+
+needs_nncf = pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None, reason='needs nncf: pip install "pdserve[optimize]"'
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    build_serving_model(tmp_path / "home" / "models")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty-four shades of the three colours."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(24):
+        color = [20, 20, 20]
+        color[i % 3] = 120 + 5 * i
+        (folder / f"{i}.png").write_bytes(picture((color[0], color[1], color[2])))
+    return folder
+
+
+@needs_nncf
+def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) -> None:
+    done = pdserve(
+        home, "optimize", "--model", "tiny", "--precision", "int8", "--calibration", str(photos), "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    told = json.loads(line)
+    place = Path(told["published"])
+    assert place.is_relative_to(home / "models" / "tiny_serving")
+    report = json.loads((place / "report.json").read_text("utf-8"))
+    for each in (told, report):
+        assert each["agreement"]["value"] >= 0.98
+        assert (each["calibration"]["images"], each["comparison"]["images"]) == (12, 12)
+    assert "FakeQuantize" in (place / "model.xml").read_text("utf-8")
+    with start(home, "--model", "tiny", "--precision", "int8") as server:
+        assert "int8" in server.log
+        red = httpx.post(f"{server.url}/v1/classification", content=picture((255, 0, 0)), trust_env=False)
+        assert red.json()["results"][0]["labels"][0]["label"] == "red"
+
+
+@needs_nncf
+def test_an_embedder_is_compared_by_its_neighbours_and_told_where_it_goes(
+    tmp_path: Path, photos: Path
+) -> None:
+    home = tmp_path / "home"
+    build_embedder(home / "models")
+    asked = ("--model", "tiny_embedder", "--precision", "int8", "--calibration", str(photos))
+    done = pdserve(home, "optimize", *asked, "--min-agreement", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "recall@1 agreement" in done.stdout
+    assert "cosine median" in done.stdout
+    assert "op.rec.local_service_conf" in done.stderr
+
+
+@needs_nncf
+def test_a_model_that_has_changed_since_is_not_run_in_its_old_form(home: Path, photos: Path) -> None:
+    options = ("optimize", "--model", "tiny", "--precision", "int8", "--calibration", str(photos))
+    assert pdserve(home, *options).returncode == 0
+    parameters = home / "models" / "tiny_serving" / "inference.pdiparams"
+    content = bytearray(parameters.read_bytes())
+    content[-1] ^= 1
+    parameters.write_bytes(bytes(content))
+    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    assert done.returncode == 1
+    assert "has changed since" in done.stderr
+    assert "pdserve optimize" in done.stderr
+
+
+@needs_nncf
+def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> None:
+    """Calibrated in the dark, compared in daylight: all that is bright looks the same to it."""
+    dark, bright = tmp_path / "dark", tmp_path / "bright"
+    for folder, low in ((dark, 0), (bright, 200)):
+        folder.mkdir()
+        for i in range(16):
+            (folder / f"{i}.png").write_bytes(picture((low + i, low + 20 + i, low + 2 * i)))
+    done = pdserve(
+        home, "optimize", "--model", "tiny", "--precision", "int8", "--calibration", str(dark),
+        "--images", str(bright),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is not published" in done.stderr
+    kept = home / "models" / "tiny_serving" / ".pdserve"
+    assert not list(kept.rglob("model.*"))
+    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--precision", "int8"), "--calibration"),
+        (("--precision", "int8", "--calibration", "nowhere"), "no file or folder"),
+        (("--precision", "fp16", "--images", "{photos}"), "fp16"),
+        (("--precision", "int8", "--calibration", "{photos}", "--gpu", "0"), "int8"),
+    ],
+)
+def test_what_cannot_be_done_is_said(home: Path, photos: Path, options: tuple[str, ...], told: str) -> None:
+    given = [option.format(photos=photos) for option in options]
+    done = pdserve(home, "optimize", "--model", "tiny", *given)
+    assert done.returncode in (1, 2)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_int8_that_was_never_made_is_an_error_with_the_command(home: Path) -> None:
+    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    assert done.returncode == 1
+    assert "pdserve optimize" in done.stderr
+
+
+def test_too_few_images_are_refused(home: Path, photos: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(3):
+        shutil.copy(photos / f"{i}.png", few)
+    done = pdserve(home, "optimize", "--model", "tiny", "--precision", "int8", "--calibration", str(few))
+    assert done.returncode != 0
+    assert "at least 8" in done.stderr or "nncf" in done.stderr
+
+
+def named(*numbers: int) -> list[Picture]:
+    return [Picture(Path(f"{n}.png"), bytes([n])) for n in numbers]
+
+
+def test_calibration_and_comparison_are_kept_apart() -> None:
+    sets = images.choose(named(*range(20)), None, 300)
+    assert not set(sets.calibration) & set(sets.comparison)
+    assert (len(sets.calibration), len(sets.comparison), sets.shared) == (10, 10, False)
+    sets = images.choose(named(*range(20)), named(*range(10)), 300)
+    assert sets.calibration == tuple(named(*range(10, 20)))
+    assert images.choose(named(*range(10)), None, 300).shared
+    with pytest.raises(UsageError, match="at least 8"):
+        images.choose(named(*range(7)), None, 300)
+
+
+def test_labels_agree_by_the_first() -> None:
+    floats = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.1, 0.9]], np.float32)
+    others = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]], np.float32)
+    found = agreement.of_labels(list(floats), list(others), lambda row: int(row.argmax()))
+    assert found.value == 0.75
+    assert found.figures["max_score_difference"] == pytest.approx(0.2)
+
+
+def test_vectors_agree_by_their_nearest_neighbour_and_their_direction() -> None:
+    angles = np.array([0.0, 0.1, 1.5, 1.6])
+    floats = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert agreement.of_vectors(floats, floats).value == pytest.approx(1)
+    # Turned by a right angle, each finds somebody else, and nothing of its direction is left.
+    turned = np.stack([-floats[:, 1], floats[:, 0]], axis=1)
+    assert agreement.of_vectors(floats, turned).value < 0.1
+    with pytest.raises(UsageError):
+        agreement.of_vectors(floats[:1], floats[:1])
+
+
+def test_boxes_agree_where_they_overlap() -> None:
+    a, b = Box(0, 0, 100, 100, 0.9), Box(200, 0, 300, 100, 0.8)
+    near, far = Box(0, 0, 100, 98, 0.7), Box(200, 0, 300, 50, 0.8)
+    found = agreement.of_boxes([[a, b]], [[near, far]])
+    assert found.value == 0.5
+    assert found.figures["max_score_difference"] == pytest.approx(0.2)
+    assert agreement.of_boxes([[a], []], [[], [a]]).value == 0
+    with pytest.raises(UsageError):
+        agreement.of_boxes([[]], [[]])
