@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve import console
 from pdserve.index import faiss_index
@@ -29,8 +28,8 @@ from pdserve.index.entries import Entries
 from pdserve.index.faiss_package import faiss
 from pdserve.index.publish import Draft, publish
 from pdserve.index.search import load
+from pdserve.vision.types import Vectors
 
-Vectors = npt.NDArray[np.float32]
 _CHUNK = 50_000
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from pdserve import engines
 from pdserve.cli import main
 from pdserve.engines import openvino
-from pdserve.engines.base import Array, Instance, Opened, Request
+from pdserve.engines.base import Instance, Opened, Request
+from pdserve.vision.types import Array
 
 MAGENTA = (255, 0, 255)
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pdserve.engines import packages
-from pdserve.engines.base import Array, Engine, Opened, Options, Request, warm_up
+from pdserve.engines.base import Engine, Opened, Options, Request, warm_up
 from pdserve.engines.device import Device, gpu_problem
 from pdserve.engines.feeds import check_config
 from pdserve.engines.packages import EngineInfo
@@ -25,6 +25,7 @@ from pdserve.errors import (
 from pdserve.formats.parameters import check_parameters
 from pdserve.formats.program import read_program
 from pdserve.formats.serving_model import ServingModel
+from pdserve.vision.types import Array
 
 __all__ = [
     "ENGINES",

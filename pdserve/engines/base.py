@@ -3,17 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.engines.device import Device, cores
 from pdserve.formats.program import Program
 from pdserve.formats.prototxt import Variable
 from pdserve.formats.serving_model import ServingModel
-
-Array: TypeAlias = npt.NDArray[Any]
+from pdserve.vision.types import Array
 
 
 class Engine(Protocol):

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.engines.base import Array
 from pdserve.errors import UnsupportedModelError
 from pdserve.formats.program import element
 from pdserve.formats.protos import message
 from pdserve.vision.boxes import Suppressed, Suppression, multiclass_nms
+from pdserve.vision.types import Array
 
 OPERATOR = "multiclass_nms3"
 

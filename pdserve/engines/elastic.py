@@ -8,7 +8,8 @@ core each do 5 to 13 % more images per second than one after the other on both.
 import threading
 from collections.abc import Mapping, Sequence
 
-from pdserve.engines.base import Array, Instance
+from pdserve.engines.base import Instance
+from pdserve.vision.types import Array
 
 
 class Runs:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.engines.base import Array
 from pdserve.errors import FeedError, ModelError
 from pdserve.formats.program import Signature, TensorSpec
 from pdserve.formats.prototxt import Variable
 from pdserve.formats.serving_model import ServingModel
+from pdserve.vision.types import Array
 
 
 def as_batch(tensors: Sequence[Array]) -> Array:

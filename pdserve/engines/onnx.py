@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.engines import packages
-from pdserve.engines.base import Array, Instance, Opened, Request, shared_out
+from pdserve.engines.base import Instance, Opened, Request, shared_out
 from pdserve.engines.device import gpu_problem
 from pdserve.engines.onnx_export import onnx_file
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
+from pdserve.vision.types import Array
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 

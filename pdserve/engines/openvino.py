@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.engines import detector_nms, int8, packages
-from pdserve.engines.base import Array, Instance, Opened, Request, shared_out
+from pdserve.engines.base import Instance, Opened, Request, shared_out
 from pdserve.engines.device import cores
 from pdserve.engines.elastic import elastic
 from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
 from pdserve.formats.parameters import read_parameters
+from pdserve.vision.types import Array
 
 # What the plugin is told to compute in what is not quantised.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from pdserve.engines import packages
-from pdserve.engines.base import Array, Opened, Request, shared_out
+from pdserve.engines.base import Opened, Request, shared_out
 from pdserve.engines.device import gpu_problem
 from pdserve.errors import DeviceError, SettingsError
 from pdserve.formats.parameters import read_parameters
+from pdserve.vision.types import Array
 
 _GPU_POOL_MB = 256  # what the memory pool starts with; it grows
 _TENSORRT_WORKSPACE = 1 << 30

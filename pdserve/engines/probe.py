@@ -11,15 +11,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.engines.device import Device
 from pdserve.errors import EngineError
+from pdserve.vision.types import Tensor
 
 PROBE_MODEL = Path(__file__).with_name("probe_model")
 
 
-def probe_input(batch: int = 2) -> npt.NDArray[np.float32]:
+def probe_input(batch: int = 2) -> Tensor:
     """The images that ``expected.json`` is about, (batch, 3, 32, 32)."""
     return np.sin(np.arange(batch * 3 * 32 * 32, dtype=np.float32)).reshape(batch, 3, 32, 32)
 

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from pdserve.engines.base import Array, Instance, Opened, Request
+from pdserve.engines.base import Instance, Opened, Request
 from pdserve.engines.feeds import check_feeds
 from pdserve.errors import ClosedError, EngineError, PdserveError
+from pdserve.vision.types import Array
 
 
 class Runner:

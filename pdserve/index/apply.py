@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from pdserve.index import faiss_index, id_map
-from pdserve.index.embedder import EmbedderId, Vectors
-from pdserve.index.entries import UNKNOWN, Entries, Ids
+from pdserve.index.embedder import EmbedderId
+from pdserve.index.entries import UNKNOWN, Entries
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.gallery import Skipped
 from pdserve.index.plan import Plan, is_vector
 from pdserve.index.publish import Draft, publish
 from pdserve.index.store import Snapshot
+from pdserve.vision.types import Ids, Vectors
 
 _CHUNK = 65_536
 

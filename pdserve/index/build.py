@@ -10,7 +10,7 @@ from pdserve.index import faiss_index, id_map, manifest
 from pdserve.index import store as folders
 from pdserve.index.apply import Change, fresh
 from pdserve.index.embed import embed_gallery
-from pdserve.index.embedder import Embedder, Vectors, identify
+from pdserve.index.embedder import Embedder, identify
 from pdserve.index.entries import Entries
 from pdserve.index.errors import GalleryError, IndexFolderError
 from pdserve.index.gallery import GalleryImage, check
@@ -18,6 +18,7 @@ from pdserve.index.publish import Draft, locked, publish
 from pdserve.index.store import Snapshot
 from pdserve.index.work import opened
 from pdserve.progress import SILENT, Progress
+from pdserve.vision.types import Vectors
 
 
 def build(

@@ -9,7 +9,7 @@ from pdserve.index import id_map
 from pdserve.index import store as folders
 from pdserve.index.apply import Change, apply
 from pdserve.index.embed import embed_gallery
-from pdserve.index.embedder import Embedder, EmbedderId, Vectors, identify, require_same
+from pdserve.index.embedder import Embedder, EmbedderId, identify, require_same
 from pdserve.index.entries import Finder
 from pdserve.index.errors import GalleryError, NoSuchEntryError
 from pdserve.index.gallery import GalleryImage, check
@@ -18,6 +18,7 @@ from pdserve.index.publish import writer
 from pdserve.index.store import Snapshot
 from pdserve.index.work import opened
 from pdserve.progress import SILENT, Progress
+from pdserve.vision.types import Vectors
 
 
 def append(

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdserve.errors import EngineError, ImageError
-from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder, Vectors
+from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder
 from pdserve.index.errors import GalleryError
 from pdserve.index.gallery import GalleryImage, Skipped
 from pdserve.index.work import Work
 from pdserve.progress import Progress
-from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.types import Image8, Vectors
 
 TASK = "embedding"
 

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from pdserve.index.errors import OtherEmbedderError
-from pdserve.vision.decode import Image8
+from pdserve.vision.types import Image8, Vectors
 
-Vectors = npt.NDArray[np.float32]
 """n×d, one L2-normalised row per image."""
 
 LENGTH_TOLERANCE = 1e-3

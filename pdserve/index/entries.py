@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.index.errors import IndexFolderError
+from pdserve.vision.types import Ids
 
 FILE = "entries.npy"
 UNKNOWN = bytes(32)
 _ROW = np.dtype([("id", "<i8"), ("sha256", "u1", (32,))])
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

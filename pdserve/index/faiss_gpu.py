@@ -5,9 +5,9 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from pdserve.index.embedder import Vectors
 from pdserve.index.faiss_package import faiss
 from pdserve.index.search import LoadedIndex
+from pdserve.vision.types import Vectors
 
 log = logging.getLogger("pdserve")
 

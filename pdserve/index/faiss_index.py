@@ -20,10 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pdserve.index import faiss_check
-from pdserve.index.embedder import Vectors
-from pdserve.index.entries import Ids
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.faiss_package import faiss
+from pdserve.vision.types import Ids, Vectors
 
 Type = Literal["Flat", "HNSW32", "IVF"]
 Metric = Literal["IP", "L2"]

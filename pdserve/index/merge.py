@@ -11,12 +11,13 @@ from pdserve.index import store as folders
 from pdserve.index.apply import Change, apply
 from pdserve.index.edit import embedder_of
 from pdserve.index.embed import Digested
-from pdserve.index.embedder import Vectors, require_same
+from pdserve.index.embedder import require_same
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.plan import VECTOR, Plan, add_images, drop_same_vectors
 from pdserve.index.publish import writer
 from pdserve.progress import SILENT, Progress
+from pdserve.vision.types import Vectors
 
 
 def merge(

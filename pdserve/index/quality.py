@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from pdserve.index import faiss_index, id_map, search
 from pdserve.index import store as folders
-from pdserve.index.embedder import Vectors
-from pdserve.index.entries import Ids
 from pdserve.index.errors import GalleryError
 from pdserve.index.store import Snapshot
 from pdserve.progress import SILENT, Progress
+from pdserve.vision.types import Ids, Vectors
 
 TASK = "checking"
 NEIGHBOURS = 5

@@ -11,11 +11,12 @@ import numpy as np
 from pdserve.errors import UsageError
 from pdserve.index import faiss_index, id_map, manifest
 from pdserve.index import store as folders
-from pdserve.index.embedder import Embedder, EmbedderId, Vectors, identify, require_same
+from pdserve.index.embedder import Embedder, EmbedderId, identify, require_same
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.faiss_package import faiss
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import Snapshot
+from pdserve.vision.types import Vectors
 
 # Queries × vectors looked at × dimension, up to which one thread searches: half a second. Of an index that
 # does not look at all of its vectors, a query is about as much work as these.

@@ -25,11 +25,12 @@ from pdserve import checksum
 from pdserve.errors import UsageError
 from pdserve.index import entries as entry_files
 from pdserve.index import faiss_index, id_map, manifest
-from pdserve.index.entries import Entries, Ids
+from pdserve.index.entries import Entries
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.id_map import IdMap
 from pdserve.index.manifest import Manifest
 from pdserve.models.home import Home
+from pdserve.vision.types import Ids
 
 VECTORS = "vector.index"
 ID_MAP = "id_map.pkl"

@@ -13,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from pdserve.files import writing
-from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder, Vectors
+from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder
+from pdserve.vision.types import Vectors
 
 FOLDER = ".work"
 

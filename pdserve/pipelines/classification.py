@@ -5,7 +5,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.engines import Engine
 from pdserve.engines.feeds import as_batch
@@ -16,12 +15,12 @@ from pdserve.models.home import Home
 from pdserve.pipelines.loading import load_engines, stamp
 from pdserve.pipelines.model_config import Description, describe
 from pdserve.settings import ClassificationSettings
-from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.postprocess import Label
+from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")
 
-Tensor = npt.NDArray[np.float32]
 
 # The aliases that the guide gives a classifier, and that a caller of the model may count on.
 FEED = "image"

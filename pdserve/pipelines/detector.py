@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pdserve.engines.base import Array, Engine
+from pdserve.engines.base import Engine
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats.prototxt import Variable
 from pdserve.vision import boxes
-from pdserve.vision.boxes import Box, Floats, Suppression
+from pdserve.vision.boxes import Box, Suppression
 from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD, by
 from pdserve.vision.resize import resize_planes, resizer
+from pdserve.vision.types import Array, Floats, Image8
 
 IMAGE = "image"
 SCALE_FACTOR = "scale_factor"
 IM_SHAPE = "im_shape"
 
-Prepared = Mapping[str, npt.NDArray[np.float32]]
+Prepared = Mapping[str, Floats]
 """The feeds of one image, by alias, each with a batch axis of one."""
 
 
@@ -59,7 +59,7 @@ class Detector:
     settings: DetectorSettings
     size: tuple[int, int]
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+    def prepare(self, image: Image8) -> Prepared:
         """An H×W×3 uint8 RGB image -> its feeds. Raises nothing for an image that ``decode`` made."""
         high, wide = self.size
         height, width = image.shape[:2]
@@ -99,7 +99,7 @@ class Detector:
         found = [Box(x1, y1, x2, y2, score) for _, score, x1, y1, x2, y2 in over]
         return boxes.clamp(found, width, height)
 
-    def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[list[Box]]:
+    def detect(self, images: Sequence[Image8]) -> list[list[Box]]:
         """All three stages: H×W×3 uint8 RGB images -> the boxes of each. Raises EngineError."""
         raw = self.infer([self.prepare(image) for image in images])
         return [self.read(rows, i.shape[1], i.shape[0]) for rows, i in zip(raw, images, strict=True)]
@@ -165,9 +165,7 @@ def _check_settings(settings: DetectorSettings) -> None:
     boxes.check(settings.suppression)
 
 
-def _tensor(
-    image: npt.NDArray[np.uint8], size: tuple[int, int], settings: DetectorSettings
-) -> npt.NDArray[np.float32]:
+def _tensor(image: Image8, size: tuple[int, int], settings: DetectorSettings) -> Floats:
     """H×W×3 uint8 -> 3×h×w float32, resized, scaled to 0…1, less mean, over std.
 
     The published chain normalises and then resizes. Interpolation is linear, so it may be done first, which

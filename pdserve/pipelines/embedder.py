@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.engines import Engine
 from pdserve.engines.feeds import as_batch
@@ -22,10 +21,7 @@ from pdserve.pipelines.inference_yml import read_inference_yml
 from pdserve.pipelines.loading import load_engines
 from pdserve.settings import ModelSettings
 from pdserve.vision import preprocess
-from pdserve.vision.decode import Image8
-
-Tensor = npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float32]
+from pdserve.vision.types import Image8, Tensor, Vectors
 
 # The alias that the guide gives the embedder's fetch. Its feed keeps the model's own name.
 FETCH = "features"

@@ -18,11 +18,12 @@ from pdserve.index.search import LoadedIndex, Match, load
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines.detector import Detector, DetectorSettings, Prepared, check_aliases, open_detector
-from pdserve.pipelines.embedder import Embedder, Tensor, open_embedder
+from pdserve.pipelines.embedder import Embedder, open_embedder
 from pdserve.pipelines.loading import load_engines, stamp
 from pdserve.settings import RecognitionOptions, RecognitionSettings
-from pdserve.vision.boxes import Box, Floats, crop, crop_corners, suppress_results
-from pdserve.vision.decode import MAX_PIXELS, Image8, decode
+from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
+from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.types import Floats, Image8, Tensor
 
 log = logging.getLogger("pdserve")
 

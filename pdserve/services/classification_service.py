@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import PdserveError
-from pdserve.pipelines.classification import ClassificationPipeline, Tensor
+from pdserve.pipelines.classification import ClassificationPipeline
 from pdserve.pipelines.loading import stamp
 from pdserve.services.batcher import Batcher
 from pdserve.services.engine_queue import for_engines
@@ -19,6 +19,7 @@ from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ClassificationSettings
 from pdserve.vision.postprocess import Label
+from pdserve.vision.types import Tensor
 
 Open = Callable[[bool], tuple[ClassificationPipeline, ClassificationSettings]]
 """Opens a pipeline by the settings in force, or (True) by what they are when read anew."""

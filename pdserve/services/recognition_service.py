@@ -11,7 +11,7 @@ from pdserve.engines import Device, Engine
 from pdserve.errors import PdserveError
 from pdserve.index.search import LoadedIndex
 from pdserve.pipelines.detector import Prepared
-from pdserve.pipelines.embedder import Embedder, Tensor
+from pdserve.pipelines.embedder import Embedder
 from pdserve.pipelines.loading import stamp
 from pdserve.pipelines.recognition import Answer, Clock, RecognitionPipeline, Region, choose, regions
 from pdserve.services.batcher import Batcher
@@ -22,9 +22,9 @@ from pdserve.services.service import Pool
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ModelSettings, RecognitionSettings
-from pdserve.vision.boxes import Box, Floats
-from pdserve.vision.decode import Image8
+from pdserve.vision.boxes import Box
 from pdserve.vision.postprocess import score_of
+from pdserve.vision.types import Floats, Image8, Tensor
 
 
 def _described(box: Box | None) -> Mapping[str, Any] | None:

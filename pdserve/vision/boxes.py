@@ -17,10 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.errors import SettingsError
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
-Image8 = npt.NDArray[np.uint8]
+from pdserve.vision.types import Floats, Image8, Indices
 
 _AT_A_TIME = 64  # the fastest on a thousand boxes of which a hundred stay
 

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.errors import ImageError, ImageTooLargeError
 from pdserve.vision.opencv import opencv
+from pdserve.vision.types import Image8
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-Image8 = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
 # What both libraries read. Of Pillow's other formats OpenCV knows nothing, and opening some of them

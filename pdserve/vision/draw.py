@@ -10,9 +10,9 @@ from typing import Protocol
 from PIL import Image, ImageDraw
 
 from pdserve.errors import DiskError
-from pdserve.vision.decode import Image8
 from pdserve.vision.fonts import OWN, Fonts, Places, find_fonts
 from pdserve.vision.postprocess import Label
+from pdserve.vision.types import Image8
 
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _SHADE = 160  # of 255, the darkness of the band under a classification's labels

@@ -2,15 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.vision.opencv import opencv
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
+from pdserve.vision.types import Array, Floats
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.errors import SettingsError
+from pdserve.vision.types import Floats
 
 # Where the exporter had its labels; the caller has resolved them into names.
 _LABEL_KEYS = ("class_id_map_file", "label_list", "delimiter")
-
-Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Postprocess:
 
     kind: str
     width: int | None
-    read: Callable[[Scores, int | None], list[Label]]
+    read: Callable[[Floats, int | None], list[Label]]
 
 
 def build(postprocess: Mapping[str, Any], names: Sequence[str] | None) -> Postprocess:
@@ -90,7 +89,7 @@ def _name(names: Sequence[str] | None, class_id: int) -> str:
 def _topk(names: Sequence[str] | None, topk: int = 5) -> Postprocess:
     _check_count("Topk.topk", topk)
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         count = min(top_k or topk, len(scores))
         return [Label(int(i), _name(names, int(i)), score_of(scores[i])) for i in _best(scores, count)]
 
@@ -102,7 +101,7 @@ def _check_count(name: str, value: object) -> None:
         raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0.")
 
 
-def _best(scores: Scores, count: int) -> npt.NDArray[np.intp]:
+def _best(scores: Floats, count: int) -> npt.NDArray[np.intp]:
     """Indices of the ``count`` best, best first, the lower index first among equals."""
     if count < len(scores):
         # Everything at least as good as the count-th best, so that ties are cut by index.
@@ -131,7 +130,7 @@ def _thresh_output(
     if width is not None and default_label_index >= width:
         raise SettingsError(f"ThreshOutput.default_label_index is {default_label_index} of {width} labels.")
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         if len(scores) == 2:
             yes = score_of(scores[1]) >= threshold
             score = score_of(scores[1]) if yes else _rest_of(scores[1])
@@ -148,7 +147,7 @@ def _multi_label(names: Sequence[str] | None, threshold: float = 0.5, topk: int 
     if topk is not None:
         _check_count("MultiLabelThreshOutput.topk", topk)
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         best = (int(i) for i in _best(scores, min(top_k or topk or len(scores), len(scores))))
         labels = (Label(i, _name(names, i), score_of(scores[i])) for i in best)
         return [label for label in labels if label.score >= threshold]
@@ -156,13 +155,13 @@ def _multi_label(names: Sequence[str] | None, threshold: float = 0.5, topk: int 
     return Postprocess("MultiLabelThreshOutput", len(names) if names is not None else None, read)
 
 
-def _choice(scores: Scores, first: int, labels: Sequence[str]) -> Label:
+def _choice(scores: Floats, first: int, labels: Sequence[str]) -> Label:
     """The best of a run of outputs that exclude one another."""
     best = int(np.argmax(scores[first : first + len(labels)]))
     return Label(first + best, labels[best], score_of(scores[first + best]))
 
 
-def _either(scores: Scores, index: int, threshold: float, yes: str, no: str) -> Label:
+def _either(scores: Floats, index: int, threshold: float, yes: str, no: str) -> Label:
     """One output that says yes above the threshold, else no with the score that is left."""
     score = score_of(scores[index])
     if score > threshold:
@@ -170,7 +169,7 @@ def _either(scores: Scores, index: int, threshold: float, yes: str, no: str) -> 
     return Label(index, no, _rest_of(scores[index]))
 
 
-def _all_above(scores: Scores, first: int, labels: Sequence[str], threshold: float) -> list[Label]:
+def _all_above(scores: Floats, first: int, labels: Sequence[str], threshold: float) -> list[Label]:
     found = (Label(first + i, label, score_of(scores[first + i])) for i, label in enumerate(labels))
     return [label for label in found if label.score > threshold]
 
@@ -184,7 +183,7 @@ def _person_attribute(
     """26 outputs: hat, glasses, sleeves, upper, lower, boots, bags, hold, age, sex, direction."""
     lower = ("LowerStripe", "LowerPattern", "LongCoat", "Trousers", "Shorts", "Skirt&Dress")
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         bag = _choice(scores, 15, ("HandBag", "ShoulderBag", "Backpack"))
         if bag.score <= threshold:
             bag = Label(bag.class_id, "No bag", _rest_of(scores[bag.class_id]))
@@ -212,7 +211,7 @@ def _vehicle_attribute(
     colors = ("yellow", "orange", "green", "gray", "red", "blue", "white", "golden", "brown", "black")
     types = ("sedan", "suv", "van", "hatchback", "mpv", "pickup", "bus", "truck", "estate")
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         color, kind = _choice(scores, 0, colors), _choice(scores, 10, types)
         return [
             color if color.score >= color_threshold else Label(color.class_id, "Color unknown", color.score),
@@ -244,7 +243,7 @@ def _table_attribute(
         (angle_threshold, "Horizontal", "Tilted"),
     )
 
-    def read(scores: Scores, top_k: int | None) -> list[Label]:
+    def read(scores: Floats, top_k: int | None) -> list[Label]:
         return [_either(scores, i, *output) for i, output in enumerate(outputs)]
 
     return Postprocess("TableAttribute", len(outputs), read)

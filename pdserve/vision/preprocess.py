@@ -19,18 +19,10 @@ import numpy as np
 
 from pdserve.errors import ImageError, SettingsError
 from pdserve.vision.decode import MAX_PIXELS
-from pdserve.vision.normalize import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Array,
-    Floats,
-    Normalize,
-    by,
-    pixels_of,
-    planes_of,
-)
+from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, by, pixels_of, planes_of
 from pdserve.vision.opencv import opencv
 from pdserve.vision.resize import resizer
+from pdserve.vision.types import Array, Floats
 
 TransformOps = Sequence[Mapping[str, Any]]
 

@@ -6,17 +6,12 @@ library is as much a part of a model's preprocessing as the interpolation.
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.errors import SettingsError
 from pdserve.vision.opencv import opencv
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-Image8 = npt.NDArray[np.uint8]
+from pdserve.vision.types import Array, Floats, Image8
 
 # By each library's own numbers, which a chain may give instead of the name.
 INTERPOLATIONS = {

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pdserve.engines.base import Array, Opened, Options, Request, warm_up
+from pdserve.engines.base import Opened, Options, Request, warm_up
 from pdserve.engines.device import Device
 from pdserve.engines.runner import Runner, gist
 from pdserve.errors import ClosedError, EngineError
 from pdserve.formats.program import Program, Signature, TensorSpec, find_model_files
 from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel
+from pdserve.vision.types import Array
 from tests.engines.models import PROBE
 
 FEEDS = {"in": np.ones((1, 2), np.float32)}

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pdserve.index.embedder import Vectors
 from pdserve.index.gallery import GalleryImage
-from pdserve.vision.decode import Image8
+from pdserve.vision.types import Image8, Vectors
 
 LABELS = ("tea", "cola", "黑咖啡", "orange juice")
 

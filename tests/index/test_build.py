@@ -15,12 +15,12 @@ import pytest
 from pdserve.errors import DiskError, EngineError
 from pdserve.index import faiss_index, manifest
 from pdserve.index.build import build
-from pdserve.index.embedder import Vectors
 from pdserve.index.errors import GalleryError
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
 from pdserve.index.verify import verify
-from pdserve.vision.decode import Image8, decode
+from pdserve.vision.decode import decode
+from pdserve.vision.types import Image8, Vectors
 from tests.index.galleries import GridEmbedder, draw, write_gallery
 
 

@@ -17,12 +17,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.errors import UsageError
 from pdserve.vision.boxes import Box, iou
-
-Floats = npt.NDArray[np.float32]
+from pdserve.vision.types import Floats
 
 LEAST_IOU = 0.9
 _AT_A_TIME = 1024  # rows of a table of similarities

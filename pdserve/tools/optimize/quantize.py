@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.engines import Engine, Options
-from pdserve.engines.base import Array, Request
+from pdserve.engines.base import Request
 from pdserve.engines.detector_nms import complete
 from pdserve.engines.int8 import PROGRAM
 from pdserve.engines.openvino import Graph, import_openvino, read_graph
@@ -36,6 +36,7 @@ from pdserve.formats.program import read_program
 from pdserve.progress import Progress
 from pdserve.tools.optimize.images import Picture
 from pdserve.tools.optimize.subjects import Prepared, Subject
+from pdserve.vision.types import Array
 
 TASK = "calibrating"
 _STEM = 2

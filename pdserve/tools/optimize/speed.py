@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.engines.base import Array
+from pdserve.vision.types import Array
 
 BATCHES = (1, 8)
 _SECONDS = 2.0  # of a batch size

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.engines.base import Array
 from pdserve.engines.detector_nms import OPERATOR
 from pdserve.errors import UsageError
 from pdserve.formats.program import read_program
@@ -24,6 +23,7 @@ from pdserve.settings import ClassificationSettings, ModelSettings, ResultSettin
 from pdserve.tools.optimize import agreement
 from pdserve.tools.optimize.agreement import Agreement
 from pdserve.vision.decode import decode
+from pdserve.vision.types import Array
 
 TASKS = ("classification", "embedding", "detection")
 _ALL_BOXES = 100  # what the published detectors keep; of equal boxes it is chance which the best few are

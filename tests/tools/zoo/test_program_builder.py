@@ -4,16 +4,14 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pdserve.formats.protos import message
 from pdserve.tools.zoo.program_builder import ProgramBuilder, parameter_bytes, same_padding
+from pdserve.vision.types import Array
 
-Array = NDArray[Any]
 Run = Callable[[Path, Array], list[Array]]
 
 
