@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEFAULT = "drink_dataset_v1.0"
 
 
-class Type(str, Enum):
+class Type(StrEnum):
     """What faiss builds."""
 
     Flat = "Flat"
@@ -24,7 +24,7 @@ class Type(str, Enum):
     IVF = "IVF"
 
 
-class Metric(str, Enum):
+class Metric(StrEnum):
     """How vectors are compared."""
 
     IP = "IP"

@@ -1,6 +1,6 @@
 """Options that several commands share, each declared once, and what they mean as settings."""
 
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from pdserve.models.home import Home
 
 
-class Service(str, Enum):
+class Service(StrEnum):
     """The services there are."""
 
     classification = "classification"
     recognition = "recognition"
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     """The engines there are."""
 
     auto = "auto"
@@ -28,7 +28,7 @@ class Engine(str, Enum):
     onnx = "onnx"
 
 
-class Runtime(str, Enum):
+class Runtime(StrEnum):
     """What a service runs on."""
 
     native = "native"
@@ -204,7 +204,7 @@ PythonOption = Annotated[
 ]
 
 
-class LogFormat(str, Enum):
+class LogFormat(StrEnum):
     """How the log is written."""
 
     text = "text"

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 
 def validator(headers: Mapping[str, str]) -> str | None:
@@ -44,6 +44,6 @@ def retry_after(headers: Mapping[str, str]) -> float:
     from email.utils import parsedate_to_datetime
 
     try:
-        return (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds()
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
         return 0

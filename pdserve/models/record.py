@@ -10,7 +10,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pdserve import checksum
@@ -50,7 +50,7 @@ def write(folder: Path, *, name: str, source: str, origin: str, sha256: str, siz
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / FILE
         }
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        date = datetime.now(UTC).isoformat(timespec="seconds")
         record = Record(name, source, origin, sha256, size, date, files)
         (folder / FILE).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", "utf-8")
     return record

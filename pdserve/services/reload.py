@@ -155,7 +155,7 @@ class Generations(Generic[G]):
         left = None if deadline is None else deadline - asyncio.get_running_loop().time()
         try:
             await asyncio.wait_for(self._mended.wait(), left)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise DeadlineError("The engine was not rebuilt in time.") from None
         if self._closing:
             raise ClosedError("The server is stopping.")
@@ -211,7 +211,7 @@ class Generations(Generic[G]):
     async def _works(self, generation: G) -> bool:
         try:
             await asyncio.wait_for(asyncio.to_thread(generation.check), self._hang_s)
-        except (PdserveError, asyncio.TimeoutError) as error:
+        except (TimeoutError, PdserveError) as error:
             log.error("the engine fails on a blank image too: %s", error or "it hangs")
             return False
         return True

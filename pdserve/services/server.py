@@ -155,7 +155,7 @@ class _Server:
                 await asyncio.gather(*(door.closed() for door in opened), return_exceptions=True)
                 try:
                     await asyncio.wait_for(service.close(), max(1, self.settings.grace_s))
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     self._stuck = True
 
     def _doors(

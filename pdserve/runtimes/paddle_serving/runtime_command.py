@@ -1,7 +1,7 @@
 """``pdserve runtime``: what other runtimes need, installed."""
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ runtime_app = typer.Typer(
 )
 
 
-class Installable(str, Enum):
+class Installable(StrEnum):
     """What can be installed."""
 
     paddle_serving = "paddle-serving"

@@ -1,7 +1,6 @@
 """The caller at the other end: how long its body is waited for, and what ends when it goes away."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -37,7 +36,7 @@ class Interrupt:
     ) -> None:
         task, self._task = self._task, None
         if self._came and kind is asyncio.CancelledError:
-            if sys.version_info >= (3, 11) and task:
+            if task:
                 task.uncancel()
             raise self._error() from None
 

@@ -1,7 +1,7 @@
 """``pdserve bench``: put a load on a running service and measure it."""
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from pdserve.commands import options as o
 from pdserve.errors import UsageError
 
 
-class Arrivals(str, Enum):
+class Arrivals(StrEnum):
     """How an open loop's requests come."""
 
     poisson = "poisson"

@@ -70,7 +70,7 @@ class HttpConnection(asyncio.Protocol):
         )
         try:
             transport, _ = await asyncio.wait_for(opening, timeout_s)
-        except (asyncio.TimeoutError, TimeoutError) as error:  # two kinds until Python 3.11
+        except TimeoutError as error:  # two kinds until Python 3.11
             raise FailedError("timeout", "no connection", no_connection=True) from error
         except OSError as error:
             raise FailedError(_kind(error), str(error), no_connection=True) from error

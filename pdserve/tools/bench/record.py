@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pdserve import __version__
@@ -23,7 +23,7 @@ def write_record(runs: Sequence[Run], path: Path) -> None:
     """Write them. Raises DiskError."""
     content = {
         "pdserve": __version__,
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "system": platform.platform(),
             "cores": os.cpu_count(),

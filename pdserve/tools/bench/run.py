@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class Run:
             "rate": self.load.rate,
             "arrivals": self.load.arrivals,
             "batch": self.batch,
-            "started": datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="milliseconds"),
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="milliseconds"),
             "seconds": round(self.seconds, 4),
             "answers": self.answers,
             "requests_per_s": round(self.requests_per_s, 3),

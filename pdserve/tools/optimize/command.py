@@ -1,7 +1,7 @@
 """``pdserve optimize``: make a faster form of a model, and publish it where it agrees with the float one."""
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pdserve.tools.optimize import Outcome
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """What a model can be made."""
 
     int8 = "int8"
@@ -23,14 +23,14 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
-class Preset(str, Enum):
+class Preset(StrEnum):
     """NNCF's presets."""
 
     mixed = "mixed"
     performance = "performance"
 
 
-class Task(str, Enum):
+class Task(StrEnum):
     """What models do."""
 
     classification = "classification"

@@ -17,7 +17,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Report:
             "agreement": agreement | dict(self.agreement.figures),
             "min_agreement": self.min_agreement,
             "speed": [asdict(each) | {"ratio": round(each.ratio, 3)} for each in self.speed],
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 
