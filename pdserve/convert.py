@@ -18,15 +18,9 @@ from types import MappingProxyType
 from pdserve.errors import ModelError, UsageError
 from pdserve.files import writing
 from pdserve.formats import prototxt
+from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
-from pdserve.formats.program import (
-    ModelFiles,
-    Program,
-    TensorSpec,
-    find_model_files,
-    parameter_files,
-    read_program,
-)
+from pdserve.formats.program import Program, TensorSpec
 from pdserve.formats.prototxt import (
     CLIENT_STREAM,
     CLIENT_TEXT,

@@ -16,7 +16,7 @@ from pdserve.aliases import patch_aliases, read_configs
 from pdserve.convert import convert
 from pdserve.errors import AliasError, DiskError, ModelError, UsageError
 from pdserve.formats import prototxt
-from pdserve.formats.program import find_model_files
+from pdserve.formats.model_files import find_model_files
 from pdserve.formats.serving_model import NOTE, open_serving_model
 from tests.conftest import DATA, GOLDEN
 

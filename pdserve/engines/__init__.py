@@ -22,8 +22,8 @@ from pdserve.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import check_parameters
-from pdserve.formats.program import read_program
 from pdserve.formats.serving_model import ServingModel
 from pdserve.vision.types import Array
 

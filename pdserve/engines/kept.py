@@ -3,7 +3,8 @@
 import hashlib
 
 from pdserve.errors import ModelError
-from pdserve.formats.program import ModelFiles, Program, parameter_files
+from pdserve.formats.model_files import ModelFiles, parameter_files
+from pdserve.formats.program import Program
 
 FOLDER = ".pdserve"
 

@@ -1,4 +1,4 @@
-"""Parameter files: are they whole, and the program's own?
+"""Parameter files: read, and checked against their program.
 
 The format is Paddle's ``save_combine``: the tensors one after the other in the order of their names, each
 ``uint32`` version 0; ``uint64`` number of LoD levels (each ``uint64`` bytes, data); ``uint32`` version 0;
@@ -15,7 +15,8 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError
 
 from pdserve.errors import ModelError
-from pdserve.formats.program import MAX_RANK, ModelFiles, Program, TensorSpec, element, parameter_files
+from pdserve.formats.model_files import ModelFiles, parameter_files
+from pdserve.formats.program import MAX_RANK, Program, TensorSpec, element
 from pdserve.formats.protos import message
 
 
@@ -28,11 +29,9 @@ def read_parameters(files: ModelFiles, program: Program) -> bytes:
 
 
 def check_parameters(files: ModelFiles, program: Program) -> None:
-    """Check that the parameter files hold the program's parameters, all of them and whole.
+    """Check that the parameter files hold all of the program's parameters; their data is not read.
 
-    Reads the tensors' headers and skips their data. The format is Paddle's: per tensor, by name, uint32
-    version, uint64 number of LoD levels (each: uint64 bytes, data), uint32 version, int32 bytes of a
-    TensorDesc, that message, the data. Raises ModelError for a file cut short, too long, or another model's.
+    Raises ModelError for a file that is truncated, too long, or of another model.
     """
     paths = parameter_files(files, program)
     groups = [program.parameters] if files.params is not None else [(spec,) for spec in program.parameters]

@@ -1,4 +1,4 @@
-"""Paddle 3's program files: PIR as JSON.
+"""Parser of Paddle 3's program files: PIR as JSON.
 
 The layout, as Paddle 3.3 writes it (its keys are one or two letters)::
 
@@ -8,7 +8,7 @@ The layout, as Paddle 3.3 writes it (its keys are one or two letters)::
     parameter  {"#": "p", "O": RESULT, "A": [distributed, parameter, clip, name], "OA": [persistable, …]}
     RESULT     {"%": id, "TT": {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, dims, layout, lod, offset]}}
 
-The number before the point is the dialect. An operator may hold regions of its own (``if``, ``while``).
+The number before the point is the dialect. An operator may contain regions (``if``, ``while``).
 """
 
 import json

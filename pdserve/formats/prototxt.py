@@ -1,4 +1,4 @@
-"""``serving_server_conf.prototxt``: a serving model's feeds and fetches, with the callers' aliases.
+"""Reads and writes ``serving_server_conf.prototxt``: a serving model's feeds and fetches, with aliases.
 
 Paddle Serving keeps the same GeneralModelConfig message twice: as protobuf text
 (``*_conf.prototxt``) and in wire format (``*_conf.stream.prototxt``), for the server and for the
@@ -87,7 +87,7 @@ def _patched(kind: str, variables: tuple[Variable, ...], wanted: Mapping[str, st
     aliases = [v.alias for v in patched]
     for alias in aliases:
         if aliases.count(alias) > 1:
-            raise AliasError(f"Two {plural} would be called {alias!r}; give each an alias of its own.")
+            raise AliasError(f"Two {plural} would be called {alias!r}; give each a different alias.")
     return patched
 
 
@@ -108,7 +108,7 @@ _ESCAPES = frozenset("abfnrtv?\\'\"01234567xXuU")
 
 
 def _check_escapes(text: str) -> None:
-    """Refuse an escape that is none, which Python's parser takes as it stands, with a warning of Python's."""
+    """Raise ParseError for an invalid escape, which the parser accepts literally, with a Python warning."""
     for quoted in _QUOTED.finditer(text):
         escapes = () if quoted[0].startswith("#") else re.finditer(r"\\(.)", quoted[0], re.DOTALL)
         for escape in escapes:

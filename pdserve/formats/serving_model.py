@@ -1,4 +1,4 @@
-"""A serving model's folder: the model and parameter files, its prototxt, what pdserve noted of it.
+"""Opens a serving model's folder: model and parameter files, prototxt, pdserve's note.
 
 ::
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pdserve.errors import ModelError
 from pdserve.formats import prototxt
-from pdserve.formats.program import ModelFiles, find_model_files
+from pdserve.formats.model_files import ModelFiles, find_model_files
 
 NOTE = "pdserve.json"
 

@@ -1,7 +1,7 @@
-"""YAML files, plain: no tags that make objects, and nothing that grows when it is looked at.
+"""Safe YAML reader: plain values only, bounded in bytes and in values with all aliases expanded.
 
-A few lines of aliases of aliases stand for gigabytes as soon as somebody prints or copies them, and what
-YAML makes of plain words (dates, numbers in base 60) can fail in ways of Python's own.
+A few lines of aliases of aliases stand for gigabytes once they are printed or copied, and what YAML makes
+of plain words (dates, numbers in base 60) can raise Python's errors instead of YAML's.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ MAX_VALUES = 1_000_000
 
 
 class YamlError(Exception):
-    """Why the file cannot be read, as the end of a sentence."""
+    """Reason why the file cannot be read, as the end of a sentence."""
 
 
 def read(path: Path) -> Any:
@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
 
 
 def _check(content: Any) -> None:
-    """Bounded in size, with every alias written out, and in its numbers, which Python may not print."""
+    """Limit the number of values, aliases expanded, and the size of integers, which Python may not print."""
     left = [content]
     for _ in range(MAX_VALUES):
         if not left:
@@ -49,4 +49,4 @@ def _check(content: Any) -> None:
             left += value
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise YamlError("it has a number of more than 64 bits")
-    raise YamlError(f"it has more than {MAX_VALUES} values, aliases written out")
+    raise YamlError(f"it has more than {MAX_VALUES} values, aliases expanded")

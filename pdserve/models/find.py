@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pdserve.convert import convert
 from pdserve.errors import ModelError
-from pdserve.formats.program import find_model_files, read_program
+from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import catalog
 from pdserve.models.home import Home

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pdserve.engines.probe import PROBE_MODEL, probe_input
 from pdserve.formats import prototxt
-from pdserve.formats.program import find_model_files, read_signature
+from pdserve.formats.model_files import find_model_files, read_program
 
 DATA = Path(__file__).parents[1] / "data/engines"
 
@@ -70,7 +70,7 @@ def probe():
         save(model, PROBE_MODEL)
     (PROBE_MODEL / "inference.pdiparams.info").unlink()
     _without_call_stacks(PROBE_MODEL / "inference.pdmodel")
-    (spec,) = read_signature(find_model_files(PROBE_MODEL)).fetches
+    (spec,) = read_program(find_model_files(PROBE_MODEL)).signature.fetches
     config = prototxt.ModelConfig(
         (prototxt.Variable("image", "image", "float32", (3, 32, 32)),),
         (prototxt.Variable(spec.name, "prediction", "float32", (10,)),),

@@ -7,7 +7,8 @@ import pytest
 from pdserve.engines import ENGINES, Device, packages
 from pdserve.engines.device import gpu_problem
 from pdserve.engines.probe import PROBE_MODEL
-from pdserve.formats.program import TensorSpec, find_model_files, read_signature
+from pdserve.formats.model_files import find_model_files, read_program
+from pdserve.formats.program import TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel
 
@@ -26,7 +27,7 @@ ALIASES = {"softmax_0.tmp_0": "prediction", "fetch_name_0": "prediction", "fetch
 def serving_model(folder: Path) -> ServingModel:
     """A folder with a model as a serving model, all its feeds and fetches under the names above."""
     files = find_model_files(folder)
-    signature = read_signature(files)
+    signature = read_program(files).signature
 
     def variable(spec: TensorSpec) -> Variable:
         known = tuple(extent for extent in spec.shape if extent > 0)

@@ -11,7 +11,8 @@ from pdserve.engines.base import Opened, Options, Request, warm_up
 from pdserve.engines.device import Device
 from pdserve.engines.runner import Runner, gist
 from pdserve.errors import ClosedError, EngineError
-from pdserve.formats.program import Program, Signature, TensorSpec, find_model_files
+from pdserve.formats.model_files import find_model_files
+from pdserve.formats.program import Program, Signature, TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel
 from pdserve.vision.types import Array

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import ModelError
+from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.parameters import check_parameters, read_parameters
-from pdserve.formats.program import find_model_files, read_program
 from tests.engines.models import DETECTOR, PIR, PROBE, TWO_HEADS
 
 

@@ -10,17 +10,10 @@ from typing import Any
 import pytest
 
 from pdserve.errors import ModelError
+from pdserve.formats.model_files import MAX_PROGRAM_BYTES, ModelFiles, find_model_files, read_program
 from pdserve.formats.parameters import check_parameters
 from pdserve.formats.pir import parse_pir
-from pdserve.formats.program import (
-    MAX_PROGRAM_BYTES,
-    ModelFiles,
-    TensorSpec,
-    find_model_files,
-    operators,
-    read_program,
-    read_signature,
-)
+from pdserve.formats.program import TensorSpec
 from pdserve.formats.protos import message
 from tests.conftest import DATA
 
@@ -33,7 +26,7 @@ SEPARATE = PROGRAMS / "two_heads/separate"
 @pytest.mark.parametrize("model", ["two_heads/pdmodel/inference.pdmodel", "two_heads/pir/inference.json"])
 def test_names_are_those_of_paddles_predictor(model: str) -> None:
     said = json.loads((PROGRAMS / "expected.json").read_text())[model]
-    signature = read_signature(find_model_files((PROGRAMS / model).parent))
+    signature = read_program(find_model_files((PROGRAMS / model).parent)).signature
     assert [f.name for f in signature.feeds] == said["feeds"]
     assert [f.name for f in signature.fetches] == said["fetches"]
 
@@ -52,7 +45,7 @@ def test_a_model_exported_both_ways_has_one_signature() -> None:
 
 
 def test_feeds_and_fetches_go_by_column_and_not_by_place() -> None:
-    signature = read_signature(find_model_files(PROGRAMS / "odd"))
+    signature = read_program(find_model_files(PROGRAMS / "odd")).signature
     assert signature.feeds == (
         TensorSpec("mask", "bool", (2, -1, 3)),
         TensorSpec("words", "int64", (-1, 1), lod_level=1),
@@ -65,15 +58,15 @@ def test_feeds_and_fetches_go_by_column_and_not_by_place() -> None:
 
 
 def test_operators_of_both_formats() -> None:
-    assert operators(find_model_files(PDMODEL)) == {
+    assert read_program(find_model_files(PDMODEL)).operators == {
         "batch_norm", "conv2d", "elementwise_add", "elementwise_mul", "matmul_v2", "reduce_mean", "reshape2",
         "scale", "softmax", "top_k_v2",
     }  # fmt: skip
-    assert operators(find_model_files(PIR)) == {
+    assert read_program(find_model_files(PIR)).operators == {
         "add", "batch_norm_", "conv2d", "full", "full_int_array", "matmul", "mean", "multiply", "reshape",
         "scale", "softmax", "topk",
     }  # fmt: skip
-    assert {"if", "tanh", "relu"} <= operators(find_model_files(PROGRAMS / "branches"))
+    assert {"if", "tanh", "relu"} <= read_program(find_model_files(PROGRAMS / "branches")).operators
 
 
 def test_pir_without_parameters_and_with_older_keys() -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pdserve.convert import serving_config
 from pdserve.errors import AliasError, ChecksumError, ImageError, ModelError, SettingsError
 from pdserve.formats import prototxt
+from pdserve.formats.model_files import ModelFiles, find_model_files, read_program
 from pdserve.formats.parameters import check_parameters
-from pdserve.formats.program import ModelFiles, Program, find_model_files, read_program
+from pdserve.formats.program import Program
 from pdserve.formats.protos import message
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import labels, record

@@ -14,7 +14,7 @@ from pdserve.engines import Device, Engine, load
 from pdserve.engines.packages import engine_info
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats import prototxt
-from pdserve.formats.program import find_model_files
+from pdserve.formats.model_files import find_model_files
 from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.detector import Detector, DetectorSettings, open_detector
 from pdserve.vision.boxes import Box, Suppression

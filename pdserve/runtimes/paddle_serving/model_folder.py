@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pdserve.errors import UnsupportedModelError
 from pdserve.formats import prototxt
-from pdserve.formats.program import Signature, parameter_files, read_program
+from pdserve.formats.model_files import parameter_files, read_program
+from pdserve.formats.program import Signature
 from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel
 

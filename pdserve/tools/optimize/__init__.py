@@ -14,7 +14,7 @@ from pdserve.engines import Device, Engine, packages
 from pdserve.engines import int8 as optimized
 from pdserve.engines.kept import fingerprint
 from pdserve.errors import DisagreementError
-from pdserve.formats.program import read_program
+from pdserve.formats.model_files import read_program
 from pdserve.lock import held
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress

@@ -31,8 +31,8 @@ from pdserve.engines.openvino import Graph, import_openvino, read_graph
 from pdserve.engines.runner import gist
 from pdserve.errors import EngineMissingError, ImageError, UnsupportedModelError
 from pdserve.files import writing
+from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import read_parameters
-from pdserve.formats.program import read_program
 from pdserve.progress import Progress
 from pdserve.tools.optimize.images import Picture
 from pdserve.tools.optimize.subjects import Prepared, Subject

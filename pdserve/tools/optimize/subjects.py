@@ -9,7 +9,7 @@ import numpy as np
 from pdserve.engines import Engine
 from pdserve.engines.detector_nms import OPERATOR
 from pdserve.errors import UsageError
-from pdserve.formats.program import read_program
+from pdserve.formats.model_files import read_program
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
 from pdserve.models.find import find_serving_model
