@@ -19,7 +19,7 @@ from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats.prototxt import Variable
 from pdserve.vision import boxes
 from pdserve.vision.boxes import Box, Suppression
-from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD, by
+from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from pdserve.vision.resize import resize_planes, resizer
 from pdserve.vision.types import Array, Floats, Image8
 
@@ -173,7 +173,7 @@ def _tensor(image: Image8, size: tuple[int, int], settings: DetectorSettings) ->
     """
     out = np.empty((3, *size), np.float32)
     resize_planes(image, settings.interpolation, out)
-    by(1 / 255, settings.mean, settings.std).planes(out, out)
+    Normalize.by(1 / 255, settings.mean, settings.std).planes(out, out)
     return out
 
 

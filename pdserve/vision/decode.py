@@ -1,32 +1,27 @@
-"""Bytes of an image file -> RGB array.
+"""Decode image files: bytes of a JPEG, PNG, WebP, … -> RGB array.
 
 The pixels are those of ``cv2.imdecode(data, IMREAD_COLOR)``, as the published Paddle Serving readers
 have them: EXIF orientation applied, alpha dropped, 16 bits brought to 8, grey and CMYK to colour.
-OpenCV reads a half file as a half grey picture and takes any size; both are refused here first.
+OpenCV 5 refuses truncated files of all these formats; it has no per-call limit of the size, so that is
+read from the header first.
 """
 
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pdserve.errors import ImageError, ImageTooLargeError
-from pdserve.vision.opencv import opencv
+from pdserve.vision.resize import opencv
 from pdserve.vision.types import Image8
-
-if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
-
 
 MAX_PIXELS = 64_000_000
 # What both libraries read. Of Pillow's other formats OpenCV knows nothing, and opening some of them
 # (EPS) would run another program on a stranger's file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-# Of a JPEG (ITU T.81): the start of the image and of the first segment; the markers of a frame (baseline,
-# extended, progressive), of a scan; those that may come before a scan, each with a length behind it: tables
-# of Huffman codes, arithmetic coding, quantisation, restart interval, applications' own, comments.
+# JPEG markers (ITU T.81): the start of the image and of the first segment; frames (baseline, extended,
+# progressive); scan; those allowed before a scan, each followed by a length: tables of Huffman codes,
+# arithmetic coding, quantisation, restart interval, application data, comments.
 _JPEG = b"\xff\xd8\xff"
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _SCAN = 0xDA
@@ -43,54 +38,44 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     """
     if not data:
         raise ImageError("The image is empty (0 bytes).")
-    size = _size_of_whole_jpeg(data)
-    if size is not None:
-        _check_size(size, max_pixels)
-        return _pixels(data, "JPEG")
-    header = _open(data)
-    _check_size(header.size, max_pixels)
-    if header.format == "PNG":
-        _check_chunks(data)
-    elif not _ends_as_it_should(data, header.format):
-        _decode_strictly(header)
-    return _pixels(data, header.format)
-
-
-def _pixels(data: bytes, image_format: str | None) -> Image8:
-    cv2 = opencv()
-    # OpenCV 4.11 and newer make RGB of a JPEG at once, which for a large one saves a tenth of the time.
-    rgb = getattr(cv2, "IMREAD_COLOR_RGB", None) if image_format == "JPEG" else None
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR if rgb is None else rgb)
-    except cv2.error as error:
-        raise ImageError(f"The {image_format} image cannot be decoded.") from error
-    if pixels is None:
-        raise ImageError(f"The {image_format} image cannot be decoded.")
-    image: Image8 = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if rgb is None else pixels
-    return image
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    size, image_format = _plain_jpeg_size(data), "JPEG"
+    if size is None:
+        size, image_format = _read_header(data)
     width, height = size
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"The image has {width}×{height} pixels, more than the limit of {max_pixels}; "
             "send a smaller one or raise max_pixels."
         )
+    if image_format == "PNG":
+        _check_chunks(data)
+    cv2 = opencv()
+    try:
+        image: Image8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ImageError(f"The {image_format} image is truncated or broken.")
+    return image
 
 
-def _size_of_whole_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in which nothing is unusual and that goes to its end; else None.
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Read (width, height) from the header of a JPEG that has nothing unusual; None for all other files.
 
-    That is nearly every image, and it spares them Pillow, whose look at a header takes a tenth of the time of
-    decoding it. Whatever a decoder could read in another way than this does is left to Pillow.
+    Nearly every image is one, and is spared Pillow, whose look at a header takes a tenth of the time of
+    decoding it. Whatever a decoder could read differently is left to Pillow. Segments (ITU T.81, B.1.1.4)
+    are a marker and a length that counts itself.
     """
     if not data.startswith(_JPEG):
         return None
-    size = None
-    for marker, at in _segments(data):
+    size, at = None, 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a marker may be preceded by any number of these, to fill
+            at += 1
+            continue
         if marker == _SCAN:
-            return size if data.rstrip(b"\0").endswith(b"\xff\xd9", at) else None
+            return size
         if marker in _FRAMES and size is None and at + 10 <= len(data):
             precision, components = data[at + 4], data[at + 9]
             size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
@@ -98,10 +83,12 @@ def _size_of_whole_jpeg(data: bytes) -> tuple[int, int] | None:
                 return None
         elif marker not in _BEFORE_A_SCAN:
             return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
-def _open(data: bytes) -> "ImageFile":
+def _read_header(data: bytes) -> tuple[tuple[int, int], str]:
+    """Read (width, height) and the format's name with Pillow. Raises ImageError."""
     from PIL import Image
 
     # Pillow's own limit warns or raises by a process-wide number; max_pixels takes its place.
@@ -109,28 +96,19 @@ def _open(data: bytes) -> "ImageFile":
     Image.init()
     known = [name for name in _FORMATS if name in Image.OPEN]  # builds of Pillow differ
     try:
-        return Image.open(io.BytesIO(data), formats=known)
+        with Image.open(io.BytesIO(data), formats=known) as header:
+            return header.size, str(header.format)
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile headers
         if data.startswith(_JPEG):  # Pillow 12 does not get past the header of one that is cut there
             raise ImageError("The JPEG image is truncated or broken.") from error
         raise ImageError(f"The {len(data)} bytes are no image in a known format.") from error
 
 
-def _ends_as_it_should(data: bytes, image_format: str | None) -> bool:
-    """Whether the file surely goes to its end: a quick look for the formats that nearly all use."""
-    if image_format in ("JPEG", "MPO"):
-        scan = _first_scan(data)
-        return scan is not None and data.rstrip(b"\0").endswith(b"\xff\xd9", scan)
-    if image_format == "WEBP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return False
-
-
 def _check_chunks(data: bytes) -> None:
-    """See that each chunk of a PNG is inside the file, up to the last.
+    """Check that each chunk of a PNG ends inside the file, up to the last. Raises ImageError.
 
-    OpenCV takes memory for a chunk, up to 4 GiB, by the length that is written there, before it looks
-    for the bytes. Chunks (PNG specification, 5.3) are a length, a name, as many bytes and a checksum.
+    OpenCV allocates a chunk's length, up to 4 GiB, before it looks for the bytes. Chunks (PNG
+    specification, 5.3) are a length, a name, as many bytes and a checksum.
     """
     at = 8
     while at + 12 <= len(data):
@@ -139,37 +117,3 @@ def _check_chunks(data: bytes) -> None:
             return
         at = end
     raise ImageError("The PNG image is truncated or broken.")
-
-
-def _first_scan(data: bytes) -> int | None:
-    """Where a JPEG's first scan begins; None for a file that stops before it.
-
-    A preview in the header ends with the same two bytes as the picture itself, so a file cut behind it
-    looks complete from behind.
-    """
-    return next((at for marker, at in _segments(data) if marker == _SCAN), None)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The markers of a JPEG up to the first scan's, and where each begins.
-
-    Segments (ITU T.81, B.1.1.4) are a marker and a length that counts itself.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a marker may be preceded by any number of these, to fill
-            at += 1
-            continue
-        yield marker, at
-        if marker == _SCAN:
-            return
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-
-
-def _decode_strictly(image: "ImageFile") -> None:
-    """Decode the whole file with Pillow, which, unlike OpenCV, says so when it is cut short."""
-    try:
-        image.load()
-    except Exception as error:
-        raise ImageError(f"The {image.format} image is truncated or broken.") from error

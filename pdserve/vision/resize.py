@@ -6,12 +6,30 @@ library is as much a part of a model's preprocessing as the interpolation.
 
 import threading
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from pdserve.errors import SettingsError
-from pdserve.vision.opencv import opencv
 from pdserve.vision.types import Array, Floats, Image8
+
+
+@cache
+def opencv() -> Any:
+    """Import ``cv2``, with its own threads and its messages on standard error turned off.
+
+    Images are processed in parallel already, a thread each. OpenCV's threads would take the engine's
+    cores, and after each call they spin until the next one: of a resize of half a millisecond every 4 ms
+    that doubles the CPU time. What OpenCV says of a broken image becomes an ImageError. Both settings
+    hold for the process; to change them, do so after this was called.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
 
 # By each library's own numbers, which a chain may give instead of the name.
 INTERPOLATIONS = {

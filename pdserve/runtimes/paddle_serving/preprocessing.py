@@ -3,13 +3,13 @@
 from typing import Any
 
 from pdserve.vision import preprocess
-from pdserve.vision.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 Steps = list[dict[str, dict[str, Any]]]
 
 
 def steps(ops: preprocess.TransformOps) -> Steps:
-    """The steps of a chain that ``transforms.build`` takes, as ``scripts/images.py`` reads them."""
+    """The steps of a chain that ``preprocess.build`` takes, as ``scripts/images.py`` reads them."""
     return [{name: params} for name, params in map(_plain, ops) if params is not None]
 
 
