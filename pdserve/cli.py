@@ -13,8 +13,7 @@ from pdserve.commands.options import Json, home
 from pdserve.commands.predict import predict
 from pdserve.commands.serve import serve_app
 from pdserve.errors import PdserveError, UsageError
-from pdserve.runtimes.paddle_serving.export_command import export_app
-from pdserve.runtimes.paddle_serving.runtime_command import runtime_app
+from pdserve.runtimes.paddle_serving.command import export_app, runtime_app
 from pdserve.tools.bench.command import bench
 from pdserve.tools.optimize.command import optimize
 from pdserve.tools.tune.command import tune

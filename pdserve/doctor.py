@@ -116,9 +116,9 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether there is a Python that can run Paddle Serving; Linux only."""
     if sys.platform != "linux":
         return
-    from pdserve.runtimes.paddle_serving import interpreter, packages
+    from pdserve.runtimes.paddle_serving import interpreter
 
-    name, needed = interpreter.RUNTIME, {**packages.NEEDED, **packages.FAISS}
+    name, needed = interpreter.RUNTIME, {**interpreter.NEEDED, **interpreter.FAISS}
     try:
         found = interpreter.choose(None, environ, Home.from_environ(environ), needed)
         yield Finding("runtime", name, "ok", f"{found}: {', '.join(found.versions)}")

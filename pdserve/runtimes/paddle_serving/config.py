@@ -1,19 +1,19 @@
-"""The settings as a config.yml of Paddle Serving: the user's own file, where there is one, with what else
-was said written into it."""
+"""The settings as a config.yml of Paddle Serving: the user's file, where there is one, with the other
+settings written into it."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.runtimes.paddle_serving.refusals import AnySettings
+from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.settings import ClassificationSettings, ModelSettings
 
 _TRACER_S = 10
 
 Content = dict[str, Any]
 Ports = tuple[int | None, int | None]
-"""HTTP's and gRPC's; None for HTTP keeps that door shut, for gRPC lets Paddle Serving take any."""
+"""HTTP's and gRPC's; None means no HTTP, and for gRPC any port that Paddle Serving takes."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Config:
-    """``content`` is config.yml's; ``notes`` say what is other than the user wrote."""
+    """``content`` is config.yml's; ``notes`` say what differs from what the user wrote."""
 
     content: Content
     notes: list[str] = field(default_factory=list)
@@ -42,8 +42,8 @@ def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Con
         of_file = {settings.server.name: next(iter(of_file.values()), None)}
     notes: list[str] = []
     ops = {each.name: _op(of_file.get(each.name) or {}, each, notes) for each in operators}
-    dag = _said(given.get("dag") or {}) | {"tracer": _said((given.get("dag") or {}).get("tracer") or {})}
-    dag.pop("client_type", None)  # of the operators' own, where they run elsewhere
+    dag = _given(given.get("dag") or {}) | {"tracer": _given((given.get("dag") or {}).get("tracer") or {})}
+    dag.pop("client_type", None)  # for operators that run elsewhere
     if dag.get("enable_prometheus") and dag["tracer"].get("interval_s", -1) <= 0:
         dag["tracer"]["interval_s"] = _TRACER_S
         notes.append(f"dag.tracer.interval_s is {_TRACER_S} here, as /metrics fails without it")
@@ -51,13 +51,13 @@ def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Con
         dag["is_thread_op"] = False
         notes.append("dag.is_thread_op is False here, as the threads would share one predictor")
     top = {key: given[key] for key in ("worker_num", "build_dag_each_worker") if given.get(key) is not None}
-    doors = _said(dict(zip(("http_port", "rpc_port"), ports, strict=True)))
-    return Config(doors | top | {"dag": dag, "op": ops}, notes)
+    listeners = _given(dict(zip(("http_port", "rpc_port"), ports, strict=True)))
+    return Config(listeners | top | {"dag": dag, "op": ops}, notes)
 
 
 def _op(of_file: Mapping[str, Any], operator: Operator, notes: list[str]) -> Content:
     model = operator.model
-    local = _said(of_file.get("local_service_conf") or {})
+    local = _given(of_file.get("local_service_conf") or {})
     gpus = [device.removeprefix("gpu:") for device in model.devices if device != "cpu"]
     local |= {
         "model_config": operator.folder,
@@ -70,7 +70,7 @@ def _op(of_file: Mapping[str, Any], operator: Operator, notes: list[str]) -> Con
     switches = {"thread_num": model.threads, "ir_optim": model.ir_optim, "use_mkldnn": model.use_mkldnn}
     local |= {key: value for key, value in switches.items() if value not in (None, "auto")}
     instances = 1 if model.instances == "auto" else model.instances
-    op = {key: value for key, value in _said(of_file).items() if key in ("retry",)}
+    op = {key: value for key, value in _given(of_file).items() if key in ("retry",)}
     return op | {
         "concurrency": instances * len(model.devices),
         "timeout": model.timeout_ms or -1,
@@ -94,5 +94,5 @@ def _batching(name: str, model: ModelSettings, notes: list[str]) -> Content:
     }
 
 
-def _said(part: Mapping[str, Any]) -> Content:
+def _given(part: Mapping[str, Any]) -> Content:
     return {key: value for key, value in part.items() if value is not None}

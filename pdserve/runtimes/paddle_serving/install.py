@@ -1,11 +1,10 @@
-"""``pdserve runtime install paddle-serving``: a Python environment with the packages that work together.
+"""``pdserve runtime install paddle-serving``: a Python environment with packages that work together.
 
-It is made beside its place, checked by a tiny model that is served and asked once, and appears under
-``runtimes/paddle-serving`` when that went well.
+It is made next to its place, checked by serving a tiny model and sending one request, and appears under
+``runtimes/paddle-serving`` when that succeeded.
 """
 
 import ast
-import base64
 import os
 import shutil
 import subprocess
@@ -21,8 +20,8 @@ from pdserve.lock import held
 from pdserve.models.home import Home
 from pdserve.pipelines.classification import open_classification
 from pdserve.progress import Progress
-from pdserve.runtimes.paddle_serving import launch, model_folder, packages, warm_up, work_folder
-from pdserve.runtimes.paddle_serving.interpreter import RUNTIME, Interpreter, ask
+from pdserve.runtimes.paddle_serving import interpreter, launch, work_folder
+from pdserve.runtimes.paddle_serving.interpreter import PYTHONS, RUNTIME, Interpreter, query
 from pdserve.staging import staged
 
 _TOLERANCE = 1e-4
@@ -33,9 +32,9 @@ def install(home: Home, python: Path | None, environ: Mapping[str, str], progres
 
     ``python``: a Python 3.8 or 3.9, one that is found where None. What was installed before stays until the
     new one has passed. Raises UsageError, EngineMissingError for want of such a Python, FetchError where
-    pip cannot bring a package, EngineError where what came does not serve.
+    pip cannot bring a package, EngineError where the result does not serve.
     """
-    base = _python(python, environ)
+    base = _base(python, environ)
     target = home.runtime(RUNTIME)
     lock = target.with_name(f"{RUNTIME}.lock")
     with held(lock, RUNTIME, progress, threading.Event()), staged(target) as folder:
@@ -44,75 +43,74 @@ def install(home: Home, python: Path | None, environ: Mapping[str, str], progres
         own = folder / "bin" / "python"
         pip = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         progress.note(RUNTIME, "installing the packages; this takes minutes")
-        _run([*pip, "--no-deps", *packages.PUBLISHED], environ)
-        _run([*pip, *packages.BESIDE], environ)
+        _run([*pip, "--no-deps", *interpreter.PUBLISHED], environ)
+        _run([*pip, *interpreter.REQUIREMENTS], environ)
         progress.note(RUNTIME, "serving a tiny model, to see that it works")
         check(own, home, environ)
-    found = ask(target / "bin" / "python", packages.NEEDED)
+    found = query(target / "bin" / "python", interpreter.NEEDED)
     if not found:
         raise EngineError(f"{target} does not run any more; install it again.")
     return found
 
 
 def check(python: Path, home: Home, environ: Mapping[str, str]) -> None:
-    """Serve the probe model and ask once. Raises EngineError, also for an answer other than pdserve's own."""
-    found = ask(python, {**packages.NEEDED, **packages.FAISS})
+    """Serve the probe model and send one request.
+
+    Raises EngineError, also for an answer other than that of pdserve's own engine.
+    """
+    found = query(python, {**interpreter.NEEDED, **interpreter.FAISS})
     if not found or found.missing:
         lacks = ", ".join(found.missing) if found else "a Python that runs"
-        raise EngineError(f"The environment lacks {lacks} although pip has brought it; report this.")
+        raise EngineError(f"The environment lacks {lacks} although pip has installed it; report this.")
     wanted = settings.classification(
         {"model": str(PROBE_MODEL), "resize": (32, 32), "http_port": 0, "rpc_port": 0, "grace_s": 1}, {}
     )
     ports = launch.free_ports(wanted.server)
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
-        folder = work_folder.write(wanted, home, Path(scratch), ports, model_folder.copy)
+        folder = work_folder.write(wanted, home, Path(scratch), ports, work_folder.copy)
         with launch.launched(found, folder, wanted.server, environ) as process:
-            fields = launch.answered(process, wanted.server.name, ports, threading.Event())
+            fields = launch.first_answer(process, wanted.server.name, ports, threading.Event())
     pipeline = open_classification(wanted, home)
     try:
-        (own,) = pipeline.predict([base64.b64decode(warm_up.picture())], 1)
+        (own,) = pipeline.predict([launch.grey_image()], 1)
     finally:
         pipeline.close()
     if isinstance(own, Exception):
         raise own
-    if not fields or ast.literal_eval(fields["label"]) != [own[0].label] or _off(fields, own[0].score):
+    answer = {key: ast.literal_eval(value) for key, value in (fields or {}).items()}
+    if answer.get("label") != [own[0].label] or abs(answer["prob"][0] - own[0].score) > _TOLERANCE:
         raise EngineError(f"The environment answers {fields} where pdserve's own engine answers {own[0]}.")
 
 
-def _off(fields: warm_up.Fields, score: float) -> bool:
-    (told,) = ast.literal_eval(fields["prob"])
-    return bool(abs(told - score) > _TOLERANCE)
-
-
-def _python(given: Path | None, environ: Mapping[str, str]) -> Interpreter:
-    versions = " or ".join(packages.PYTHONS)
+def _base(given: Path | None, environ: Mapping[str, str]) -> Interpreter:
+    """The Python to make the environment with."""
+    versions = " or ".join(PYTHONS)
     if given:
-        path = shutil.which(str(given.expanduser()))
-        found = ask(Path(path).absolute(), {}) if path else None
+        found = query(given, {})
         if not found:
             raise UsageError(f"--python is {str(given)!r}, which does not run as a Python.")
-        if not _is_right(found):
+        if not _is_supported(found):
             raise UsageError(f"--python is {found}; the packages of Paddle Serving need {versions}.")
         return found
     for candidate in _candidates(environ):
-        found = ask(candidate, {})
-        if found and _is_right(found):
+        found = query(candidate, {})
+        if found and _is_supported(found):
             return found
     raise EngineMissingError(
         f"There is no Python {versions} here, which the packages of Paddle Serving need; install one, "
-        f"with `uv python install {packages.PYTHONS[0]}` or pyenv, and name it with --python PATH."
+        f"with `uv python install {PYTHONS[0]}` or pyenv, and name it with --python PATH."
     )
 
 
-def _is_right(found: Interpreter) -> bool:
-    return found.python.rpartition(".")[0] in packages.PYTHONS
+def _is_supported(found: Interpreter) -> bool:
+    return found.python.rpartition(".")[0] in PYTHONS
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Pythons of those versions on the PATH, and where pyenv and uv keep theirs."""
+    """Pythons of those versions on the PATH, and where pyenv and uv install theirs."""
     pyenv = Path(environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     uv = Path.home() / ".local/share/uv/python"
-    for version in packages.PYTHONS:
+    for version in PYTHONS:
         if path := shutil.which(f"python{version}", path=environ.get("PATH")):
             yield Path(path)
         yield from sorted(pyenv.glob(f"{version}.*/bin/python"))
@@ -120,11 +118,10 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Raises FetchError with the last that it says."""
-    env = {**environ, "PYTHONIOENCODING": "utf-8"}
+    """Run a command. Raises FetchError with the last line of its output."""
     done = subprocess.run(
         command,
-        env=env,
+        env={**environ, "PYTHONIOENCODING": "utf-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -133,8 +130,8 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
     if done.returncode:
         lines = [line.strip() for line in os.fsdecode(done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["nothing"]
-        said = errors[-1].removeprefix("ERROR:").strip().rstrip(".")
+        reason = errors[-1].removeprefix("ERROR:").strip().rstrip(".")
         raise FetchError(
-            f"`{' '.join(command[1:4])} …` failed: {said}. "
+            f"`{' '.join(command[1:4])} …` failed: {reason}. "
             "Check the package index that pip uses (`pip config list`) and the network."
         )

@@ -1,28 +1,81 @@
-"""The Python that runs Paddle Serving: found, and asked what it has."""
+"""The Python that runs Paddle Serving: which packages it needs, how it is found and queried.
+
+The versions were measured with Python 3.8 and 3.9. What the published packages themselves require no longer
+installs, so they are installed without their dependencies.
+"""
 
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.errors import EngineMissingError, UsageError
 from pdserve.models.home import Home
-from pdserve.runtimes.paddle_serving import packages
-from pdserve.runtimes.paddle_serving.work_folder import SCRIPTS
 
+SCRIPTS = Path(__file__).with_name("scripts")
 VARIABLE = "PDSERVE_PADDLE_SERVING_PYTHON"
 RUNTIME = "paddle-serving"
 INSTALL = "pdserve runtime install paddle-serving"
-_ELSEWHERE = ("python3.9", "python3.8", "python3.7", "python3.6", "python3")
-_ASK_S = 60
+PYTHONS = ("3.9", "3.8")
+PUBLISHED = ("paddle-serving-server==0.9.0", "paddle-serving-client==0.9.0", "paddle-serving-app==0.9.0")
+REQUIREMENTS = (
+    "paddlepaddle==2.6.2",
+    "protobuf==3.20.3",
+    "numpy<1.24",
+    "opencv-python==4.6.0.66",
+    "grpcio==1.47.5",
+    "grpcio-tools==1.47.5",
+    "flask<2.1",
+    "werkzeug<2.1",
+    "jinja2<3.1",
+    "itsdangerous<2.1",
+    "markupsafe<2.1",
+    "shapely<2",
+    "pyclipper",
+    "sentencepiece",
+    "pyyaml",
+    "requests",
+    "six",
+    "pillow",
+    "func-timeout",
+    "pytest",
+    "prometheus-client",
+    "faiss-cpu==1.7.4",
+)
+# Module -> the package that brings it.
+NEEDED: Mapping[str, str] = {
+    "paddle_serving_server": "paddle-serving-server",
+    "paddle_serving_client": "paddle-serving-client",
+    "paddle_serving_app": "paddle-serving-app",
+    "paddle": "paddlepaddle",
+    "google.protobuf": "protobuf",
+    "numpy": "numpy",
+    "cv2": "opencv-python",
+    "grpc": "grpcio",
+    "flask": "flask",
+    "yaml": "pyyaml",
+    "six": "six",
+    "PIL": "pillow",
+    "func_timeout": "func-timeout",
+}
+FAISS = {"faiss": "faiss-cpu"}
+PROMETHEUS = {"prometheus_client": "prometheus-client"}
+# The published names of builds for CUDA.
+_GPU_NAMES = {
+    "paddlepaddle": "paddlepaddle-gpu",
+    "paddle-serving-server": "paddle-serving-server-gpu",
+    "faiss-cpu": "faiss-gpu",
+}
+_ON_PATH = ("python3.9", "python3.8", "python3.7", "python3.6", "python3")
+_QUERY_S = 60
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """``versions``: of the packages that were asked for and are there; ``missing``: the other packages."""
+    """``versions``: of the requested packages that are installed; ``missing``: the other packages."""
 
     path: Path
     python: str
@@ -41,42 +94,49 @@ def choose(
     ``needed``: module -> package. Raises UsageError for one that cannot be run, EngineMissingError with
     what is missing and the versions that work.
     """
-    named = [(given, "--python"), (environ.get(VARIABLE), VARIABLE)]
-    for wanted, where in named:
-        if wanted:
-            return _complete(_named(str(wanted), where, needed))
-    own = home.runtime(RUNTIME) / "bin" / "python"
-    if own.is_file():
-        return _complete(_named(str(own), "The installed runtime", needed))
-    for path in _on_the_path():
-        found = ask(path, needed)
+    installed = home.runtime(RUNTIME) / "bin" / "python"
+    for path, origin in (
+        (given, "--python"),
+        (environ.get(VARIABLE), VARIABLE),
+        (installed if installed.is_file() else None, "The installed runtime"),
+    ):
+        if path:
+            return _complete(path, origin, needed)
+    for name in _ON_PATH:
+        found = query(name, needed)
         if found and not found.missing:
             return found
     raise EngineMissingError(
         f"No Python here has Paddle Serving; type `{INSTALL}`, or name one that has it with --python PATH "
-        f"or in {VARIABLE}. What works together on Python 3.8 and 3.9: {packages.pins('PYTHON')}."
+        f"or in {VARIABLE}. Versions that work together on Python 3.8 and 3.9: {_pip_commands('PYTHON')}."
     )
 
 
-def ask(path: Path, needed: Mapping[str, str]) -> Interpreter | None:
-    """What an interpreter has, by running it once; None for one that does not run."""
-    wanted = [f"{module}={','.join(_names(package))}" for module, package in needed.items()]
-    command = [str(path), str(SCRIPTS / "versions.py"), *wanted]
+def query(name: Path | str, needed: Mapping[str, str]) -> Interpreter | None:
+    """Run an interpreter (a path, or a name on the PATH) once to see what it has; None if it does not run."""
+    program = shutil.which(Path(name).expanduser())
+    if not program:
+        return None
+    path = Path(program).absolute()
+    wanted = [
+        f"{module}={','.join(filter(None, (package, _GPU_NAMES.get(package))))}"
+        for module, package in needed.items()
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         try:
             done = subprocess.run(
-                command,
+                [str(path), str(SCRIPTS / "versions.py"), *wanted],
                 capture_output=True,
                 cwd=scratch,
-                timeout=_ASK_S,
+                timeout=_QUERY_S,
                 stdin=subprocess.DEVNULL,
                 check=True,
             )
-            told = json.loads(done.stdout)
-            found = {package: told["packages"][module] for module, package in needed.items()}
+            reported = json.loads(done.stdout)
+            found = {package: reported["packages"][module] for module, package in needed.items()}
             return Interpreter(
                 path,
-                str(told["python"]),
+                str(reported["python"]),
                 tuple(each["version"] for each in found.values() if each["version"]),
                 tuple(package for package, each in found.items() if not each["there"]),
             )
@@ -84,30 +144,20 @@ def ask(path: Path, needed: Mapping[str, str]) -> Interpreter | None:
             return None
 
 
-def _names(package: str) -> Iterator[str]:
-    yield package
-    if package in packages.ALSO:
-        yield packages.ALSO[package]
-
-
-def _named(wanted: str, where: str, needed: Mapping[str, str]) -> Interpreter:
-    path = shutil.which(str(Path(wanted).expanduser()))
-    found = ask(Path(path).absolute(), needed) if path else None
+def _complete(path: Path | str, origin: str, needed: Mapping[str, str]) -> Interpreter:
+    found = query(path, needed)
     if not found:
-        raise UsageError(f"{where} is {wanted!r}, which does not run as a Python; give the path of one.")
-    return found
-
-
-def _complete(found: Interpreter) -> Interpreter:
+        raise UsageError(f"{origin} is {str(path)!r}, which does not run as a Python; give the path of one.")
     if found.missing:
         raise EngineMissingError(
             f"{found} lacks {', '.join(found.missing)}; type `{INSTALL}`, or install there what works "
-            f"together on Python 3.8 and 3.9: {packages.pins(str(found.path))}."
+            f"together on Python 3.8 and 3.9: {_pip_commands(str(found.path))}."
         )
     return found
 
 
-def _on_the_path() -> Iterator[Path]:
-    for name in _ELSEWHERE:
-        if path := shutil.which(name):
-            yield Path(path)
+def _pip_commands(python: str) -> str:
+    """The two commands that install versions that work together."""
+    pins = " ".join(f'"{pin}"' if "<" in pin else pin for pin in REQUIREMENTS)
+    pip = f"{python} -m pip install"
+    return f"`{pip} --no-deps {' '.join(PUBLISHED)}` and `{pip} {pins}`"

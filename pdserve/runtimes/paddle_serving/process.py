@@ -1,9 +1,16 @@
-"""The service's processes: one group, that ends with its first, with pdserve, and at the latest when told."""
+"""The service's processes: one group, ended with its first process, with pdserve, or by `Process.stop`.
+
+Run as a program (``python process.py FOLDER``, its input a pipe) this file is the guard: it ends the service
+when pdserve is gone, however that came. pdserve writes the number of the service's process group, a line, and
+keeps the pipe open; the system closes it when pdserve ends, also at ``kill -9``. The service's folder is
+removed as well. An empty line takes the number back.
+"""
 
 import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,23 +22,22 @@ from typing import IO
 
 log = logging.getLogger("pdserve.paddle_serving")
 
-GUARD = Path(__file__).with_name("guard.py")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Process:
-    """A command that runs in a session of its own, its output in the log. Linux.
+    """A command in its own session, its output written to the log. Linux.
 
     ``folder``, in which it runs, is the caller's to remove; where pdserve is killed, the guard does that.
-    ``last``: the last line that it wrote.
+    ``last``: the last line of output.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> None:
         self.last = ""
-        # Before the service, so that there is no time in which nobody watches.
+        # Before the service, so that it is never unguarded.
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), str(folder)],
+            [sys.executable, "-I", "-S", __file__, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -50,20 +56,20 @@ class Process:
         except BaseException:
             self._dismiss_guard()
             raise
-        self._tell_guard(f"{self._popen.pid}\n")
+        self._write_to_guard(f"{self._popen.pid}\n")
         self._reader = threading.Thread(target=self._log_output, args=(self._popen.stdout,), daemon=True)
         self._reader.start()
 
     @property
     def ended(self) -> bool:
-        """Whether the first process has ended; it is not reaped, so that its number stays its own."""
+        """Whether the first process has ended; it is not reaped, so that its number is not reused."""
         if self._popen.returncode is not None:
             return True
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._popen.pid, flags) is not None
 
     def stop(self, seconds: float) -> int:
-        """Ask it to end, wait, and end what is left of its group. Returns the exit code, as Popen has it."""
+        """Terminate it, wait so long, kill the rest of its group. Returns the exit code, as Popen has it."""
         if self._popen.returncode is not None:
             return self._popen.returncode
         if not self.ended:
@@ -75,26 +81,26 @@ class Process:
             os.killpg(self._popen.pid, signal.SIGKILL)
         code = self._popen.wait()
         self._dismiss_guard()
-        self._reader.join(5)  # what a stranger has of the pipe may stay open
+        self._reader.join(5)  # a process outside the group may hold the pipe open
         return code
 
-    def _tell_guard(self, line: str) -> None:
+    def _write_to_guard(self, line: str) -> None:
         stream = self._guard.stdin
         if stream:
             try:
                 stream.write(line)
                 stream.flush()
-            except BrokenPipeError:  # somebody ended it
+            except BrokenPipeError:  # it was killed
                 log.warning("the guard of the service's processes is gone")
 
     def _dismiss_guard(self) -> None:
-        self._tell_guard("\n")
+        self._write_to_guard("\n")
         if self._guard.stdin:
             self._guard.stdin.close()
         self._guard.wait()
 
     def _log_output(self, stream: IO[bytes]) -> None:
-        """Lines of the output to the log, at the level that they begin with."""
+        """Lines of the output to the log, each at the level that it starts with."""
         with stream:
             for raw in stream:
                 line = _COLOUR.sub("", raw.decode("utf-8", "backslashreplace")).rstrip()
@@ -104,3 +110,18 @@ class Process:
                 word, _, rest = line.partition(" ")
                 known = word in _LEVELS
                 log.log(logging.getLevelName(word) if known else logging.INFO, "%s", rest if known else line)
+
+
+def guard() -> None:
+    """Wait for the end of the pipe, then kill the process group and remove the folder."""
+    group = 0
+    for line in sys.stdin:
+        group = int(line) if line.strip() else 0
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    guard()

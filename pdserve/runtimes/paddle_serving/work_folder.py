@@ -1,4 +1,4 @@
-"""The folder in which Paddle Serving runs a service.
+"""The folder in which Paddle Serving runs a service; `export` writes one to be copied elsewhere.
 
 ::
 
@@ -13,46 +13,89 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pdserve.errors import SettingsError
+from pdserve.errors import SettingsError, UnsupportedModelError, UsageError
+from pdserve.formats import prototxt
+from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
+from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.index import faiss_index, id_map
 from pdserve.index import store as index_folders
 from pdserve.index.embedder import EmbedderId, require_same
+from pdserve.lock import held
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection
 from pdserve.pipelines.classification import FETCH, check_aliases, check_size
 from pdserve.pipelines.embedder import Embedder, describe_embedder
 from pdserve.pipelines.model_config import Description, describe
-from pdserve.runtimes.paddle_serving import config, model_folder, preprocessing
+from pdserve.progress import SILENT
+from pdserve.runtimes.paddle_serving import config, unsupported
 from pdserve.runtimes.paddle_serving.config import Operator, Ports
-from pdserve.runtimes.paddle_serving.model_folder import Place, name_of
-from pdserve.runtimes.paddle_serving.refusals import AnySettings
-from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionOptions, RecognitionSettings
+from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
+from pdserve.runtimes.paddle_serving.unsupported import AnySettings
+from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionSettings, ServerSettings
+from pdserve.staging import staged
+from pdserve.vision import preprocess
+from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
-SCRIPTS = Path(__file__).with_name("scripts")
 SERVICE = "service.json"
 CONFIG = "config.yml"
+README = "README.md"
 _LABELS = "labels.txt"
 _SHARED = ("pipeline_service.py", "images.py")
-_KINDS = ("Topk", "ThreshOutput")
+_POSTPROCESSES = ("Topk", "ThreshOutput")
+_OPTIONS = {"det_threshold", "max_det_results", "score_threshold", "nms_threshold"}
+
+Place = Callable[[Path, Path], object]
+"""How a big file gets from its source to its target: `link` or `copy`."""
+
+
+def link(source: Path, target: Path) -> None:
+    """A symbolic link, for a folder that lives as long as the process that made it."""
+    target.symlink_to(source.resolve())
+
+
+def copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """A folder that was written. ``script`` is to be run in it; ``notes`` say what is other than asked."""
+    """A written folder. ``script`` is to be run in it; ``notes`` say what differs from the settings."""
 
     path: Path
     kind: str
     script: str
     notes: tuple[str, ...]
+
+
+def export(settings: AnySettings, home: Home, folder: Path) -> WorkFolder:
+    """Write a self-contained folder; it appears when it is complete.
+
+    Raises UsageError where there is something else at ``folder``, and what `write` raises.
+    """
+    notes = unsupported.check(settings)
+    server = settings.server
+    if 0 in (server.http_port, server.rpc_port):
+        raise UsageError("A port of 0 means any free one, which only a server can find; give a number.")
+    folder = folder.expanduser().absolute()
+    ours = (folder / SERVICE).is_file()
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is no folder of a service; give --out another name.")
+    lock = home.root / "exports.lock"
+    with held(lock, folder.name, SILENT, threading.Event()), staged(folder) as new:
+        made = write(settings, home, new, (server.http_port, server.rpc_port), copy)
+        (new / README).write_text(_readme(made, folder.name, server), "utf-8")
+    return replace(made, path=folder, notes=(*notes, *made.notes))
 
 
 def write(settings: AnySettings, home: Home, folder: Path, ports: Ports, place: Place) -> WorkFolder:
@@ -69,9 +112,22 @@ def write(settings: AnySettings, home: Home, folder: Path, ports: Ports, place: 
     script = f"{kind}_web_service.py"
     for name in (script, *_SHARED):
         shutil.copyfile(SCRIPTS / name, folder / name)
+    content = {"name": settings.server.name, **content}
     (folder / SERVICE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / CONFIG).write_text(yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True), "utf-8")
     return WorkFolder(folder, kind, script, tuple(made.notes))
+
+
+def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
+    listeners = {f"HTTP on {server.http_port} (`POST /{server.name}/prediction`)": server.http_port}
+    listeners[f"gRPC on {server.rpc_port}"] = server.rpc_port
+    answers = " and ".join(text for text, port in listeners.items() if port)
+    return (
+        f"Image {made.kind} for Paddle Serving 0.9.0, as `pdserve export paddle-serving` wrote it.\n"
+        f"Start: `docker cp {name} test:/home/{name}`, then in there "
+        f"`cd /home/{name} && python3 {made.script}`; it answers {answers}.\n"
+        'Settings: config.yml, as Paddle Serving knows it; a GPU is `device_type: 1` and `devices: "0"`.\n'
+    )
 
 
 def _classification(
@@ -83,7 +139,7 @@ def _classification(
     description = describe(model, settings.results)
     check_size(model, description)
     kind = description.postprocess.kind
-    if kind not in _KINDS:
+    if kind not in _POSTPROCESSES:
         raise SettingsError(
             f"{model.name} answers by {kind}, which Paddle Serving's service does not know; "
             "use --runtime native."
@@ -94,11 +150,8 @@ def _classification(
         (folder / _LABELS).write_text(lines, "utf-8")
     operator, _ = _operator(settings.server.name, settings.model, model, folder, place)
     content = {
-        "name": settings.server.name,
         "operator": operator.name,
-        "feed": model.config.feeds[0].name,
-        "fetch": name_of(model.config.fetches, fetch),
-        "steps": preprocessing.steps(description.chain.ops),
+        **_input(model, fetch, description.chain.ops),
         "labels": _LABELS if names else None,
         "threshold": description.params.get("threshold") if kind == "ThreshOutput" else None,
         "default_label": description.params.get("default_label_index", 0),
@@ -129,17 +182,14 @@ def _recognition(
     operator, _ = _operator("rec", settings.embedder, model, folder, place)
     operators.append(operator)
     _index(settings, home, Embedder(model, (), chain, fetch), folder / "index")
-    content = {
-        "name": settings.server.name,
-        "detector": detector,
-        "embedder": {
-            "feed": model.config.feeds[0].name,
-            "fetch": name_of(model.config.fetches, fetch),
-            "steps": preprocessing.steps(chain.ops),
-        },
-        **_options(settings.options),
-    }
-    return content, operators
+    options = settings.options.model_dump(include=_OPTIONS)
+    return {"detector": detector, "embedder": _input(model, fetch, chain.ops), **options}, operators
+
+
+def _input(model: ServingModel, fetch: str, ops: preprocess.TransformOps) -> dict[str, Any]:
+    """The model's own names of its feed and of the fetch with this alias, and its preprocessing."""
+    name = next(v.name for v in model.config.fetches if v.alias == fetch)
+    return {"feed": model.config.feeds[0].name, "fetch": name, "steps": steps(ops)}
 
 
 def _operator(
@@ -148,12 +198,46 @@ def _operator(
     # A name may be anything that a stranger's folder says, and two folders may have one name.
     own = f"{Path(model.name).name}_serving"
     own = f"{name}_{own}" if (folder / own).exists() else own
-    signature = model_folder.write(model, folder / own, place)
+    signature = _write_model(model, folder / own, place)
     return Operator(name, settings, own, tuple(v.name for v in model.config.fetches)), signature
 
 
+def _write_model(model: ServingModel, folder: Path, place: Place) -> Signature:
+    """Put a model's files into a new folder; returns the model's feeds and fetches.
+
+    Paddle Serving's local predictor looks feeds and fetches up by the model's own names and checks them
+    against the aliases, so in this copy each alias is the name.
+
+    Raises UnsupportedModelError for a model of Paddle 3, ModelError for files that cannot be read.
+    """
+    files = model.files
+    if files.kind != "ProgramDesc":
+        raise UnsupportedModelError(
+            f"{files.model} is a model of Paddle 3, which Paddle Serving does not read; "
+            "use --runtime native, or export it as inference.pdmodel."
+        )
+    program = read_program(files)
+    folder.mkdir()
+    if files.params:
+        place(files.model, folder / "inference.pdmodel")
+        place(files.params, folder / "inference.pdiparams")
+    else:
+        place(files.model, folder / "__model__")
+        for path in parameter_files(files, program):
+            place(path, folder / path.name)
+    feeds, fetches = _by_name(model.config.feeds), _by_name(model.config.fetches)
+    named = ModelConfig(feeds, fetches)
+    (folder / prototxt.SERVER_TEXT).write_text(prototxt.dump_text(named), "utf-8")
+    (folder / prototxt.SERVER_STREAM).write_bytes(prototxt.dump_stream(named))
+    return program.signature
+
+
+def _by_name(variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
+    return tuple(replace(v, alias=v.name) for v in variables)
+
+
 def _detector(model: ServingModel, signature: Signature) -> dict[str, Any]:
-    """As detection.py prepares an image and tells whether the model takes several at once."""
+    """As pipelines/detector.py prepares an image and finds out whether the model takes several at once."""
     usual = detection.DetectorSettings()
     shape = next(v.shape for v in model.config.feeds if v.alias == detection.IMAGE)
     size = list(shape[1:] if len(shape) == 3 else usual.size)
@@ -166,17 +250,12 @@ def _detector(model: ServingModel, signature: Signature) -> dict[str, Any]:
         "feeds": {v.alias: v.name for v in model.config.feeds},
         "size": size,
         "batches": free and len(signature.fetches) > 1,
-        "steps": preprocessing.steps(ops),
+        "steps": steps(ops),
     }
 
 
-def _options(options: RecognitionOptions) -> dict[str, Any]:
-    wanted = {"det_threshold", "max_det_results", "score_threshold", "nms_threshold"}
-    return options.model_dump(include=wanted)
-
-
 def _index(settings: RecognitionSettings, home: Home, embedder: Embedder, folder: Path) -> None:
-    """The version in force, which must be this embedder's, as PaddleClas keeps an index."""
+    """The current version, which must be this embedder's, in the form that PaddleClas reads."""
     beside = settings.base / settings.options.index
     found = index_folders.find(str(beside) if beside.is_dir() else settings.options.index, home)
     snapshot = index_folders.read(found)
@@ -190,3 +269,40 @@ def _index(settings: RecognitionSettings, home: Home, embedder: Embedder, folder
     with (folder / index_folders.VECTORS).open("wb") as file:
         faiss_index.write(snapshot.index, file)
     (folder / index_folders.ID_MAP).write_bytes(id_map.dumps(snapshot.id_map))
+
+
+def steps(ops: preprocess.TransformOps) -> list[dict[str, dict[str, Any]]]:
+    """A chain that ``preprocess.build`` takes, as ``scripts/images.py`` reads it: every parameter plain."""
+    return [{name: params} for name, params in map(_plain, ops) if params is not None]
+
+
+def _plain(op: Any) -> tuple[str, dict[str, Any] | None]:
+    """A step's name there and its parameters; None for a step that changes nothing there."""
+    name, params = preprocess.named(op)
+    match name:
+        case "DecodeImage":
+            return "ReverseChannels", None if params.get("to_rgb", True) else {}
+        case "ResizeImage":
+            known = ("size", "resize_short", "keep_ratio", "interpolation", "backend")
+            given = {key: params[key] for key in known if params.get(key) is not None}
+            for key in ("interpolation", "backend"):
+                if isinstance(given.get(key), str):
+                    given[key] = given[key].lower()
+            return name, given | ({"size": _pair(given["size"])} if "size" in given else {})
+        case "CropImage":
+            return name, {"size": _pair(params["size"])}
+        case "PadImage":
+            value = preprocess.number(params.get("value", 0), "PadImage.value")
+            return name, {"size": _pair(params["size"]), "value": value}
+        case "NormalizeImage":
+            scale = 1 / 255 if params.get("scale") is None else params["scale"]
+            return name, {
+                "scale": preprocess.number(scale, "NormalizeImage.scale"),
+                "mean": preprocess.channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean"),
+                "std": preprocess.channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std"),
+            }
+    return name, None  # ToCHWImage: the scripts do that last
+
+
+def _pair(size: Any) -> list[int]:
+    return list(size) if isinstance(size, (list, tuple)) else [size, size]

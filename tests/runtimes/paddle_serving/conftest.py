@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.models.home import Home
-from pdserve.runtimes.paddle_serving import packages
-from pdserve.runtimes.paddle_serving.interpreter import RUNTIME, VARIABLE, ask
+from pdserve.runtimes.paddle_serving.interpreter import FAISS, NEEDED, RUNTIME, VARIABLE, query
 
 FAKE = Path(__file__).with_name("fake_python.py")
 
@@ -31,7 +30,7 @@ def paddle_serving_python() -> Path:
     wanted = os.environ.get(VARIABLE) or (str(own) if own.is_file() else None)
     if not wanted:
         pytest.skip(f"needs Paddle Serving: `pdserve runtime install {RUNTIME}`, or a Python in {VARIABLE}")
-    found = ask(Path(wanted), {**packages.NEEDED, **packages.FAISS})
+    found = query(Path(wanted), {**NEEDED, **FAISS})
     if not found or found.missing:
         pytest.skip(f"{wanted} lacks {', '.join(found.missing) if found else 'a Python'}")
     return found.path

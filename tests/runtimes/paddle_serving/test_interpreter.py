@@ -7,7 +7,7 @@ import pytest
 
 from pdserve.errors import EngineMissingError, UsageError
 from pdserve.models.home import Home
-from pdserve.runtimes.paddle_serving.interpreter import RUNTIME, VARIABLE, ask, choose
+from pdserve.runtimes.paddle_serving.interpreter import RUNTIME, VARIABLE, choose, query
 
 NEEDED = {"pytest": "pytest", "json": "a-part-of-python"}
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 def test_an_interpreter_tells_what_it_has() -> None:
-    found = ask(Path(sys.executable), {**NEEDED, "no.such": "no-such"})
+    found = query(Path(sys.executable), {**NEEDED, "no.such": "no-such"})
     assert found
     assert found.python == ".".join(map(str, sys.version_info[:3]))
     assert found.versions == (f"pytest {pytest.__version__}",)

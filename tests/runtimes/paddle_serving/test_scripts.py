@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.runtimes.paddle_serving import preprocessing
-from pdserve.runtimes.paddle_serving.work_folder import SCRIPTS
+from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
+from pdserve.runtimes.paddle_serving.work_folder import steps
 from pdserve.vision import preprocess
 from pdserve.vision.decode import decode
 
@@ -73,8 +73,8 @@ NORMALIZE = {"NormalizeImage": {"scale": "1/255", "mean": [0.1, 0.2, 0.3], "std"
 )
 def test_a_chain_gives_the_same_tensor(images: ModuleType, ops: list[dict[str, Any]]) -> None:
     pixels = decode((GOLDEN / "images" / "photo.jpg").read_bytes())
-    steps = json.loads(json.dumps(preprocessing.steps(ops)))  # as service.json keeps them
-    found = images.build_chain(steps)(pixels)
+    read = json.loads(json.dumps(steps(ops)))  # as service.json keeps them
+    found = images.build_chain(read)(pixels)
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     assert np.abs(found - preprocess.build(ops)(pixels)).max() < 1e-4
@@ -90,6 +90,6 @@ def test_a_request_without_an_image_is_told(images: ModuleType) -> None:
 
 
 def test_an_image_too_small_for_the_crop_is_told(images: ModuleType) -> None:
-    chain = images.build_chain(preprocessing.steps([{"CropImage": {"size": 64}}]))
+    chain = images.build_chain(steps([{"CropImage": {"size": 64}}]))
     with pytest.raises(ValueError, match="too small"):
         chain(np.zeros((32, 32, 3), np.uint8))

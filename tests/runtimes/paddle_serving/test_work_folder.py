@@ -16,7 +16,7 @@ from pdserve.errors import SettingsError, UnsupportedModelError
 from pdserve.formats import prototxt
 from pdserve.index.errors import OtherEmbedderError
 from pdserve.models.home import Home
-from pdserve.runtimes.paddle_serving import model_folder, work_folder
+from pdserve.runtimes.paddle_serving import work_folder
 from tests.detectors import HEIGHT, WIDTH, write_detector
 from tests.running import pdserve
 from tests.tiny import NAMES, build_embedder, picture
@@ -30,7 +30,7 @@ def written(home: Path, folder: Path, **flags: Any) -> dict[str, Any]:
     """Write a classifier's folder; what its service script reads."""
     folder.mkdir()
     wanted = settings.classification({"model": "tiny", **flags}, {})
-    made = work_folder.write(wanted, Home(home), folder, (18080, 9993), model_folder.link)
+    made = work_folder.write(wanted, Home(home), folder, (18080, 9993), work_folder.link)
     assert made.script == "classification_web_service.py"
     content: dict[str, Any] = json.loads((folder / "service.json").read_text("utf-8"))
     return content
@@ -130,7 +130,7 @@ def recognition(home: Path, folder: Path, **flags: Any) -> dict[str, Any]:
     folder.mkdir()
     given = {"detector": "tiny_detector", "embedder": "tiny_embedder", "index": "colors", **flags}
     made = work_folder.write(
-        settings.recognition(given, {}), Home(home), folder, (18081, None), model_folder.link
+        settings.recognition(given, {}), Home(home), folder, (18081, None), work_folder.link
     )
     assert made.script == "recognition_web_service.py"
     content: dict[str, Any] = json.loads((folder / "service.json").read_text("utf-8"))

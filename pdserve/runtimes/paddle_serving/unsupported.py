@@ -1,4 +1,4 @@
-"""What only the native runtime can do, refused by name: a setting that is dropped in silence misleads."""
+"""Settings that only the native runtime supports, rejected by name: dropping one silently would mislead."""
 
 import sys
 from collections.abc import Iterator
@@ -27,19 +27,19 @@ _NATIVE = frozenset(
         "tls_key",
         "cors_origins",
         "prometheus_port",
-        "top_k",  # the old answer tells the best alone
+        "top_k",  # the old answer has the best label only
         "gallery_writes",
     }
 )
-# Of these a server that does without would do harm, also where they stand in a file that both runtimes read.
-_GUARDING = frozenset({"host", "api_key", "api_key_file", "tls_cert", "tls_key", "gallery_writes"})
+# Those that protect the server are rejected also in a file that both runtimes read.
+_PROTECTING = frozenset({"host", "api_key", "api_key_file", "tls_cert", "tls_key", "gallery_writes"})
 _OPTIONS = {"--api-key-file": "--api-key", "--cors-origins": "--cors-origin"}
 _EVERYWHERE = ("0.0.0.0", "::")
 _ADVICE = "leave it out, or use --runtime native"
 
 
 def check(settings: AnySettings) -> list[str]:
-    """Notes on what has no effect. Raises UsageError, SettingsError for what cannot be had."""
+    """Notes on settings without effect. Raises UsageError and SettingsError for unsupported ones."""
     if sys.platform != "linux":
         raise UsageError("Paddle Serving runs on Linux only; use --runtime native.")
     given = settings.given
@@ -48,7 +48,7 @@ def check(settings: AnySettings) -> list[str]:
     for name, where in given.said.items():
         if name in refused:
             raise UsageError(f"Paddle Serving has no {_OPTIONS.get(where, where)}; {_ADVICE}.")
-    for name in sorted(refused & given.block & _GUARDING):
+    for name in sorted(refused & given.block & _PROTECTING):
         raise SettingsError(f"Paddle Serving has no pdserve.{name}, which the configuration has; {_ADVICE}.")
     _check_ports(settings.server)
     for model in models(settings):
@@ -73,7 +73,7 @@ def _check_model(model: ModelSettings) -> None:
     if model.engine not in ("auto", "paddle"):
         raise UsageError(f"Paddle Serving has no engine {model.engine}, only paddle; {_ADVICE}.")
     gpu, precision = model.devices != ("cpu",), model.precision
-    # The rest it would run as fp32, and say so nowhere or in its log only.
+    # It would run the others as fp32, and say so nowhere or only in its log.
     if precision not in ("fp32", "bf16") and not (precision == "fp16" and model.tensorrt):
         raise UsageError(f"Paddle Serving has no precision {precision} on this device; {_ADVICE}.")
     if precision == "bf16" and gpu:

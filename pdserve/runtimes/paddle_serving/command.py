@@ -1,6 +1,7 @@
-"""``pdserve export``: the folder of a service, for another runtime."""
+"""``pdserve export paddle-serving`` and ``pdserve runtime install paddle-serving``."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from pdserve.errors import UsageError
 export_app = typer.Typer(
     name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode=None
 )
+runtime_app = typer.Typer(
+    name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _OF_CLASSIFICATION = (
     *("model", "labels", "threshold", "resize_short", "resize", "interpolation", "backend", "crop"),
@@ -24,13 +28,19 @@ _OF_RECOGNITION = (
 )
 
 
+class Installable(StrEnum):
+    """What can be installed."""
+
+    paddle_serving = "paddle-serving"
+
+
 @export_app.callback()
 def export() -> None:
     """Write a service for another runtime."""
 
 
 @export_app.command("paddle-serving")
-def paddle_serving(
+def export_paddle_serving(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     service: Annotated[
         o.Service, typer.Option("--service", help="Which service.")
@@ -69,11 +79,11 @@ def paddle_serving(
 ) -> None:
     """Write the folder of a service for Paddle Serving: models, config.yml, service script, labels, index.
 
-    It stands by itself, to be copied to a machine or into a container that has Paddle Serving.
+    It is self-contained, to be copied to a machine or into a container that has Paddle Serving.
     """
     flags = dict(locals())
     from pdserve import settings
-    from pdserve.runtimes.paddle_serving.export import export
+    from pdserve.runtimes.paddle_serving.work_folder import export
 
     given = o.as_settings({name: flags[name] for name in flags if name not in ("out", "service", "as_json")})
     classifies = service is o.Service.classification
@@ -90,3 +100,34 @@ def paddle_serving(
     else:
         console.line(f"{made.kind}: {made.path}")
         console.say(f"Next: copy it to where Paddle Serving is and type `python3 {made.script}` in there.")
+
+
+@runtime_app.callback()
+def runtime() -> None:
+    """Install other runtimes."""
+
+
+@runtime_app.command("install")
+def install(
+    name: Annotated[Installable, typer.Argument(help="The runtime.")],
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="PATH", help="A Python 3.8 or 3.9; default: one that is found."),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Make a Python environment with Paddle Serving, from your package index, for --runtime paddle-serving.
+
+    It is checked by serving a tiny model, and replaces an installed one only when that succeeded.
+    """
+    from pdserve.runtimes.paddle_serving.install import install
+
+    with console.download_bars() as progress:
+        made = install(o.home(), python, os.environ, progress)
+    if as_json:
+        console.json_line(
+            {"name": name.value, "python": str(made.path), "version": made.python, "packages": made.versions}
+        )
+    else:
+        console.line(f"{name.value}: installed, {made}")
+        console.say(f"Next: pdserve serve classification --runtime {name.value}")
