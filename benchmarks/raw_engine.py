@@ -31,6 +31,7 @@ from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import open_serving_model
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.pipelines.recognition import Answer, open_index, open_recognition
 
@@ -48,7 +49,7 @@ def engine(model: str, device: str, precision: str, instances: int | None, threa
 def classifier(model: str, device: str, precision: str) -> Any:
     """The whole pipeline, without a server."""
     flags = {"model": model, "devices": (device,), "precision": precision}
-    return open_classification(settings.classification(flags, {}), HOME)
+    return open_classification(SERVICES["classification"].settings(flags, {}), HOME)
 
 
 @lru_cache(maxsize=1)
@@ -57,9 +58,9 @@ def recogniser(device: str, precision: str) -> Any:
     return open_recognition(recognition_settings(device, precision), HOME)
 
 
-def recognition_settings(device: str, precision: str) -> settings.RecognitionSettings:
+def recognition_settings(device: str, precision: str) -> settings.ServiceSettings:
     """The defaults, on a device."""
-    return settings.recognition({"devices": (device,), "precision": precision}, {})
+    return SERVICES["recognition"].settings({"devices": (device,), "precision": precision}, {})
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.clients.credentials import Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.vision.postprocess import Label, score_of
 
 Result = TypeVar("Result")
@@ -187,10 +188,9 @@ def local(service: str, flags: Mapping[str, Any], environ: Mapping[str, str], ho
 
 @contextmanager
 def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
-    from pdserve import settings
     from pdserve.pipelines.classification import open_classification
 
-    pipeline = open_classification(settings.classification(flags, environ), home)
+    pipeline = open_classification(SERVICES["classification"].settings(flags, environ), home)
     try:
         yield lambda image: _raised(pipeline.predict([image])[0])
     finally:
@@ -199,10 +199,9 @@ def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], 
 
 @contextmanager
 def _local_recognition(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
-    from pdserve import settings
     from pdserve.pipelines.recognition import open_index, open_recognition
 
-    wanted = settings.recognition(flags, environ)
+    wanted = SERVICES["recognition"].settings(flags, environ)
     pipeline = open_recognition(wanted, home)
     try:
         index = open_index(wanted, home, pipeline.embedder)

@@ -1,14 +1,14 @@
-"""What a server is told: flags over environment over ``config.yml`` over defaults, frozen.
+"""The settings of a service: flags over environment over ``config.yml`` over defaults, frozen.
 
 ``config.yml`` is Paddle Serving's own (``worker_num``, ``http_port``, ``dag``, ``op``), plus one block
-``pdserve:`` that Paddle Serving ignores; config_file.py reads it. The environment's names are
+``pdserve:`` that Paddle Serving ignores; config_yml.py reads it. The environment's names are
 ``PDSERVE_`` and the setting in capitals: ``PDSERVE_HTTP_PORT=8080``, ``PDSERVE_ENGINE=onnx``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -49,10 +49,10 @@ class ModelSettings(_Frozen):
     hang_s: float = Field(default=60, gt=0)
 
 
-class ResultSettings(_Frozen):
-    """What goes in and comes out of a classifier, where its own description is not enough or wanted.
+class PreprocessSettings(_Frozen):
+    """The preprocessing of a classifier, where its own description is not enough or not wanted.
 
-    The preprocessing fields are those of one usual chain: resize, crop, normalise.
+    The fields are those of one usual chain: resize, crop, normalise.
     """
 
     resize_short: int | None = Field(default=None, ge=1)
@@ -64,10 +64,19 @@ class ResultSettings(_Frozen):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     channel_order: Literal["rgb", "bgr"] | None = None
+
+
+class PostprocessSettings(_Frozen):
+    """The labels of a classifier and how they are chosen, where its own description is not enough."""
+
     labels: Path | None = None
     top_k: int | None = Field(default=None, ge=1)
     threshold: float | None = Field(default=None, ge=0, le=1)
     postprocess: Mapping[str, Any] | None = None
+
+
+class ClassificationOptions(PreprocessSettings, PostprocessSettings):
+    """The options of classification: preprocessing and postprocessing."""
 
 
 class ServerSettings(_Frozen):
@@ -116,7 +125,7 @@ class RecognitionOptions(_Frozen):
     boxes that overlap a better answer's by more than ``nms_threshold`` (IoU) are dropped.
     """
 
-    index: str
+    index: str = "drink_dataset_v1.0"
     det_threshold: float = Field(default=0.2, ge=0, le=1)
     max_det_results: int = Field(default=5, ge=1)
     score_threshold: float = 0.5
@@ -125,143 +134,138 @@ class RecognitionOptions(_Frozen):
     gallery_writes: bool = False
 
 
-@dataclass(frozen=True)
-class Given:
-    """What was said and where, for a runtime that cannot honour all of it.
+Options = PreprocessSettings | PostprocessSettings | RecognitionOptions
 
-    ``said``: setting -> the option or the variable of the environment; ``block``: the settings in the
-    file's block ``pdserve:``; ``content``: the file as it is written, empty where there is none.
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each setting came from, for a runtime that cannot honour all of them.
+
+    ``given``: setting -> the option or the environment variable that gave it; ``block``: the settings in
+    the file's block ``pdserve:``; ``content``: the file as it is written, empty where there is none.
     """
 
-    said: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
     block: frozenset[str] = frozenset()
     content: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ClassificationSettings:
-    """All of ``pdserve serve classification``. ``notes`` are said once at start."""
+class ServiceSettings:
+    """All settings of one service of the SERVICES table.
 
+    ``models``: by role, in the order of an image's way; a role that was left out ("none") is missing.
+    ``options``: the service's own. ``config_dir``: the configuration file's folder, from which its
+    relative paths start. ``notes`` are logged once at start.
+    """
+
+    kind: str
     server: ServerSettings
-    model: ModelSettings
-    results: ResultSettings
-    base: Path = field(default_factory=Path)
+    models: Mapping[str, ModelSettings]
+    options: Any
+    config_dir: Path = field(default_factory=Path)
     notes: tuple[str, ...] = ()
-    given: Given = field(default_factory=Given)
+    sources: Sources = field(default_factory=Sources)
+
+    @property
+    def first_model(self) -> ModelSettings:
+        """The settings of the model that images wait for first."""
+        return next(iter(self.models.values()))
 
 
-@dataclass(frozen=True)
-class RecognitionSettings:
-    """All of ``pdserve serve recognition``; without a detector whole pictures are recognised."""
-
-    server: ServerSettings
-    detector: ModelSettings | None
-    embedder: ModelSettings
-    options: RecognitionOptions
-    base: Path = field(default_factory=Path)
-    notes: tuple[str, ...] = ()
-    given: Given = field(default_factory=Given)
+class _Role(Protocol):
+    @property
+    def default(self) -> str: ...
+    @property
+    def optional(self) -> bool: ...
 
 
-CLASSIFICATION_DEFAULTS: Mapping[str, Any] = {
-    "name": "imagenet",
-    "http_port": 18080,
-    "rpc_port": 9993,
-    "model": "ResNet50_vd",
-}
-RECOGNITION_DEFAULTS: Mapping[str, Any] = {
-    "name": "recognition",
-    "http_port": 18081,
-    "rpc_port": 9994,
-    "detector": "picodet_PPLCNet_x2_5_mainbody_lite_v1.0",
-    "embedder": "general_PPLCNet_x2_5_lite_v1.0",
-    "index": "drink_dataset_v1.0",
-}
-# The operators of the guide's configuration, and what their models are here.
-RECOGNITION_ROLES: Mapping[str, str] = {"det": "detector", "rec": "embedder"}
+class _Entry(Protocol):
+    """What `resolve` needs of an entry of the SERVICES table."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def http_port(self) -> int: ...
+    @property
+    def rpc_port(self) -> int: ...
+    @property
+    def roles(self) -> Mapping[str, _Role]: ...
+    @property
+    def operators(self) -> Mapping[str, str]: ...
+    def options_type(self) -> type[Any]: ...
+
 
 _Group = TypeVar("_Group", bound=_Frozen)
 
 
-def classification(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
-) -> ClassificationSettings:
-    """Settle the settings of a classification service.
+def resolve(
+    service: _Entry, flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
+) -> ServiceSettings:
+    """Resolve a service's settings: flags over environment over configuration file over defaults.
 
-    ``flags``: setting → value, None where the flag was not given. Raises SettingsError with the
-    setting's name, where it came from and what was wrong with it.
+    ``flags``: setting -> value, None where the flag was not given. What is said of engines, devices and
+    batches holds for all models of a service, except that the configuration file may tell them apart.
+    Raises SettingsError with the setting's name, where it came from and what was wrong with it.
     """
-    groups = (ServerSettings, ModelSettings, ResultSettings)
-    given = _Given(CLASSIFICATION_DEFAULTS, flags, environ, config, groups)
-    return ClassificationSettings(
-        given.server(),
-        given.group(ModelSettings, "model"),
-        given.group(ResultSettings),
-        given.base,
-        given.notes,
-        given.told,
+    options = service.options_type()
+    merged = _Merged(service, flags, environ, config, (ServerSettings, ModelSettings, options))
+    models = {role: merged.group(ModelSettings, role) for role in service.roles}
+    return ServiceSettings(
+        service.kind,
+        merged.server(),
+        {role: m for role, m in models.items() if not (service.roles[role].optional and m.model == "none")},
+        merged.group(options),
+        merged.config_dir,
+        merged.notes,
+        merged.sources,
     )
 
 
-def recognition(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
-) -> RecognitionSettings:
-    """Settle the settings of a recognition service; see `classification`.
-
-    What is said of engines, devices and batches holds for both models, except that the configuration
-    file may tell them apart. A ``detector`` of "none" leaves it out.
-    """
-    groups = (ServerSettings, ModelSettings, RecognitionOptions)
-    given = _Given(RECOGNITION_DEFAULTS, flags, environ, config, groups, RECOGNITION_ROLES)
-    detector = given.group(ModelSettings, "detector")
-    return RecognitionSettings(
-        given.server(),
-        None if detector.model == "none" else detector,
-        given.group(ModelSettings, "embedder"),
-        given.group(RecognitionOptions),
-        given.base,
-        given.notes,
-        given.told,
-    )
-
-
-class _Given:
+class _Merged:
     """All that was given for one service, from everywhere."""
 
     def __init__(
         self,
-        defaults: Mapping[str, Any],
+        service: _Entry,
         flags: Mapping[str, Any],
         environ: Mapping[str, str],
         config: Path | None,
         groups: Sequence[type[_Frozen]],
-        roles: Mapping[str, str] | None = None,
     ) -> None:
         from pdserve.config_yml import read_config
 
-        names = {name for group in groups for name in group.model_fields} | set((roles or {}).values())
-        read = read_config(config, names, roles) if config else None
-        self.base = config.parent if config else Path()
+        operators = {operator: role for role, operator in service.operators.items()}
+        names = {name for group in groups for name in group.model_fields} | set(operators.values())
+        read = read_config(config, names, operators or None) if config else None
+        self.config_dir = config.parent if config else Path()
         self.notes = read.notes if read else ()
         self._config = config
-        self._defaults = defaults
+        self._defaults = {
+            "name": service.name,
+            "http_port": service.http_port,
+            "rpc_port": service.rpc_port,
+            **{role: each.default for role, each in service.roles.items()},
+        }
         self._in_file = dict(read.settings) if read else {}
         self._models = read.models if read else {}
         self._in_environment = {
             name: _from_environment(name, environ[key])
             for name in sorted(names)
-            if environ.get(key := f"PDSERVE_{name.upper()}")  # empty is as good as not there
+            if environ.get(key := f"PDSERVE_{name.upper()}")  # empty counts as absent
         }
         self._in_flags = {name: value for name, value in flags.items() if value is not None}
-        self._said = {
+        self._given = {
             **{name: f"PDSERVE_{name.upper()}" for name in self._in_environment},
             **{name: f"--{name.replace('_', '-')}" for name in self._in_flags},
         }
         block, content = (frozenset(read.block), read.content) if read else (frozenset(), {})
-        self.told = Given(self._said, block, content)
+        self.sources = Sources(self._given, block, content)
 
     def server(self) -> ServerSettings:
-        """The doors, at least one of them open."""
+        """The listeners, at least one of them on."""
         server = self.group(ServerSettings)
         if server.http_port is None and server.rpc_port is None:
             raise SettingsError("http_port and rpc_port are both off, so nobody could ask; give one of them.")
@@ -277,7 +281,7 @@ class _Given:
         if role:
             said_model = said.get(role) or in_file.get(role) or in_file.get("model")
             merged["model"] = said_model or self._defaults[role]
-        origin = dict.fromkeys(in_file, str(self._config)) | self._said
+        origin = dict.fromkeys(in_file, str(self._config)) | self._given
         return _validated(group, merged, origin)
 
 
@@ -294,6 +298,6 @@ def _validated(group: type[_Group], merged: Mapping[str, Any], origin: Mapping[s
         first = error.errors()[0]
         name = str(first["loc"][0])
         where = origin.get(name, name)
-        if name == "api_key":  # which no message tells
+        if name == "api_key":  # which no message may show
             raise SettingsError(f"{where}: {name} is no text; put it in quotation marks.") from None
         raise SettingsError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error

@@ -7,7 +7,10 @@ import yaml
 
 from pdserve.config_yml import ConfigFile, DagConf, LocalServiceConf, OpConf, TracerConf, read_config
 from pdserve.errors import SettingsError
-from pdserve.settings import ModelSettings, ResultSettings, ServerSettings, classification
+from pdserve.pipelines import SERVICES
+from pdserve.settings import ClassificationOptions, ModelSettings, ServerSettings
+
+classification = SERVICES["classification"].settings
 
 # The values of PaddleClas's deploy/paddleserving/config.yml, with the guide's model.
 GUIDE = """
@@ -28,7 +31,7 @@ op:
             fetch_list: ["prediction"]
 """
 
-KNOWN = {*ServerSettings.model_fields, *ModelSettings.model_fields, *ResultSettings.model_fields}
+KNOWN = {*ServerSettings.model_fields, *ModelSettings.model_fields, *ClassificationOptions.model_fields}
 
 
 def read(path: Path) -> SimpleNamespace:
@@ -50,11 +53,11 @@ def with_op(op: dict[str, Any] | None = None, local: dict[str, Any] | None = Non
 def test_the_guides_file_unchanged(tmp_path: Path):
     found = classification({}, {}, written(tmp_path, GUIDE))
     assert (found.server.name, found.server.http_port, found.server.rpc_port) == ("imagenet", 18080, 9993)
-    assert found.model.model == "ResNet50_vd_serving"
-    assert found.model.devices == ("gpu:0",)
-    assert found.model.instances == 1
-    assert found.model.fetch_list == ("prediction",)
-    assert not found.model.tensorrt
+    assert found.first_model.model == "ResNet50_vd_serving"
+    assert found.first_model.devices == ("gpu:0",)
+    assert found.first_model.instances == 1
+    assert found.first_model.fetch_list == ("prediction",)
+    assert not found.first_model.tensorrt
     assert found.notes == (
         "config.yml: dag.is_thread_op False has no effect: the model runs in threads of one process",
     )
@@ -66,7 +69,7 @@ def test_every_key_that_is_honoured(tmp_path: Path):
         "ir_optim": True, "use_mkldnn": False, "fetch_list": ["out"],
     }  # fmt: skip
     op = {"concurrency": 4, "timeout": 900, "batch_size": 16, "auto_batching_timeout": 5}
-    found = classification({}, {}, written(tmp_path, with_op(op, local))).model
+    found = classification({}, {}, written(tmp_path, with_op(op, local))).first_model
     assert found.model == "m"
     assert found.devices == ("gpu:0", "gpu:1")
     assert found.tensorrt
@@ -85,7 +88,7 @@ def test_concurrency_is_dealt_out_to_the_devices(
     tmp_path: Path, concurrency: int, devices: str, instances: int
 ):
     content = with_op({"concurrency": concurrency}, {"device_type": 1, "devices": devices})
-    assert classification({}, {}, written(tmp_path, content)).model.instances == instances
+    assert classification({}, {}, written(tmp_path, content)).first_model.instances == instances
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_concurrency_is_dealt_out_to_the_devices(
 )
 def test_devices(tmp_path: Path, device_type: object, devices: object, expected: tuple[str, ...]):
     path = written(tmp_path, with_op({}, {"device_type": device_type, "devices": devices}))
-    assert classification({}, {}, path).model.devices == expected
+    assert classification({}, {}, path).first_model.devices == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_the_port_of_the_metrics(tmp_path: Path, dag: dict[str, Any], port: int 
 
 def test_times_of_minus_one_are_none(tmp_path: Path):
     path = written(tmp_path, with_op({"timeout": -1, "auto_batching_timeout": -1}))
-    found = classification({}, {}, path).model
+    found = classification({}, {}, path).first_model
     assert (found.timeout_ms, found.max_queue_delay_ms) == (None, 0)
 
 
@@ -140,7 +143,7 @@ def test_null_is_the_default(tmp_path: Path):
     content["dag"] = nulls(DagConf) | {"tracer": nulls(TracerConf)}
     content["op"] = {"imagenet": nulls(OpConf) | {"local_service_conf": nulls(LocalServiceConf)}}
     found = classification({}, {}, written(tmp_path, content))
-    assert found.model == classification({}, {}).model
+    assert found.first_model == classification({}, {}).first_model
     assert found.notes == ()
 
 
@@ -288,14 +291,14 @@ def test_missing(tmp_path: Path):
 
 def test_pdserves_block_comes_before_the_schemas_keys(tmp_path: Path):
     content = with_op({"batch_size": 2}) | {"pdserve": {"max_batch_size": 5, "engine": "onnx"}}
-    found = classification({}, {}, written(tmp_path, content)).model
+    found = classification({}, {}, written(tmp_path, content)).first_model
     assert (found.max_batch_size, found.engine) == (5, "onnx")
 
 
 def test_labels_are_beside_the_file(tmp_path: Path):
     relative = written(tmp_path, {"http_port": 8001, "pdserve": {"labels": "own.txt"}})
-    assert classification({}, {}, relative).results.labels == tmp_path / "own.txt"
-    assert classification({"labels": Path("given.txt")}, {}, relative).results.labels == Path("given.txt")
+    assert classification({}, {}, relative).options.labels == tmp_path / "own.txt"
+    assert classification({"labels": Path("given.txt")}, {}, relative).options.labels == Path("given.txt")
     absolute = tmp_path / "elsewhere" / "own.txt"
     path = written(tmp_path, {"http_port": 8001, "pdserve": {"labels": str(absolute)}})
-    assert classification({}, {}, path).results.labels == absolute
+    assert classification({}, {}, path).options.labels == absolute

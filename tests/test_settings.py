@@ -5,10 +5,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pdserve import settings
 from pdserve.config_yml import read_config
 from pdserve.errors import SettingsError
-from pdserve.settings import ModelSettings, ResultSettings, ServerSettings, classification
+from pdserve.pipelines import SERVICES
+from pdserve.settings import ClassificationOptions, ModelSettings, ServerSettings
+
+classification = SERVICES["classification"].settings
 
 OWN = Path(__file__).parents[1] / "configs" / "classification.yml"
 FILE = """
@@ -35,9 +37,13 @@ def test_defaults():
     found = classification({}, {})
     assert (found.server.name, found.server.host) == ("imagenet", "127.0.0.1")
     assert (found.server.http_port, found.server.rpc_port) == (18080, 9993)
-    assert (found.model.model, found.model.engine, found.model.devices) == ("ResNet50_vd", "auto", ("cpu",))
-    assert found.results == ResultSettings()
-    assert (found.base, found.notes) == (Path(), ())
+    assert (found.first_model.model, found.first_model.engine, found.first_model.devices) == (
+        "ResNet50_vd",
+        "auto",
+        ("cpu",),
+    )
+    assert found.options == ClassificationOptions()
+    assert (found.config_dir, found.notes) == (Path(), ())
 
 
 def test_flag_over_environment_over_file_over_default(config: Path):
@@ -45,9 +51,13 @@ def test_flag_over_environment_over_file_over_default(config: Path):
     found = classification({"http_port": 8021}, environ, config)
     assert found.server.http_port == 8021  # flag
     assert found.server.rpc_port == 8012  # environment
-    assert (found.server.name, found.server.host, found.model.instances) == ("cats", "10.0.0.1", 3)  # file
-    assert found.model.max_batch_size == "auto"  # default
-    assert found.base == config.parent
+    assert (found.server.name, found.server.host, found.first_model.instances) == (
+        "cats",
+        "10.0.0.1",
+        3,
+    )  # file
+    assert found.first_model.max_batch_size == "auto"  # default
+    assert found.config_dir == config.parent
 
 
 def test_a_flag_that_was_not_given_says_nothing(config: Path):
@@ -55,7 +65,12 @@ def test_a_flag_that_was_not_given_says_nothing(config: Path):
 
 
 def test_an_empty_variable_says_nothing(config: Path):
-    assert classification({}, {"PDSERVE_HTTP_PORT": "", "PDSERVE_MEAN": ""}, config).server.http_port == 8001
+    assert (
+        SERVICES["classification"]
+        .settings({}, {"PDSERVE_HTTP_PORT": "", "PDSERVE_MEAN": ""}, config)
+        .server.http_port
+        == 8001
+    )
 
 
 def test_variables_of_other_names_are_let_alone():
@@ -71,10 +86,10 @@ def test_lists_in_the_environment():
         "PDSERVE_FETCH_LIST": "prediction",
     }
     found = classification({}, environ)
-    assert found.results.mean == (0.5, 0.25, 0.125)
-    assert found.results.resize == (160, 80)
-    assert found.model.devices == ("gpu:0", "gpu:1")
-    assert found.model.fetch_list == ("prediction",)
+    assert found.options.mean == (0.5, 0.25, 0.125)
+    assert found.options.resize == (160, 80)
+    assert found.first_model.devices == ("gpu:0", "gpu:1")
+    assert found.first_model.fetch_list == ("prediction",)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +120,7 @@ def test_what_is_wrong_in_the_file_names_the_file(config: Path):
 
 def test_an_error_in_the_file_that_a_flag_overrides_is_none(config: Path):
     config.write_text(FILE.replace("top_k: 3", "top_k: 0"), "utf-8")
-    assert classification({"top_k": 4}, {}, config).results.top_k == 4
+    assert classification({"top_k": 4}, {}, config).options.top_k == 4
 
 
 @pytest.mark.parametrize(
@@ -135,15 +150,15 @@ op:
 
 def test_cpu_puts_the_files_gpu_aside_and_tensorrt_with_it(config: Path):
     config.write_text(TENSORRT, "utf-8")
-    asked = classification({}, {}, config).model
+    asked = classification({}, {}, config).first_model
     assert (asked.devices, asked.tensorrt) == (("gpu:0",), True)
     for flags, environ in (({"devices": ("cpu",)}, {}), ({}, {"PDSERVE_DEVICES": "cpu"})):
-        found = classification(flags, environ, config).model
+        found = classification(flags, environ, config).first_model
         assert (found.devices, found.tensorrt) == (("cpu",), False)
-    other = classification({"devices": ("gpu:1",)}, {}, config).model
+    other = classification({"devices": ("gpu:1",)}, {}, config).first_model
     assert (other.devices, other.tensorrt) == (("gpu:1",), True)
     # Who asks for both is told by the engine.
-    both = classification({"devices": ("cpu",), "tensorrt": True}, {}, config).model
+    both = classification({"devices": ("cpu",), "tensorrt": True}, {}, config).first_model
     assert both.tensorrt
 
 
@@ -153,21 +168,24 @@ def test_settings_are_frozen():
 
 
 def test_the_configuration_that_comes_with_pdserve_says_the_defaults():
-    found, default = classification({}, {}, OWN), classification({}, {})
+    found, default = (
+        classification({}, {}, OWN),
+        classification({}, {}),
+    )
     assert found.server == default.server
-    assert found.results == default.results
+    assert found.options == default.options
     assert found.notes == ()
-    assert found.model.model.removesuffix("_serving") == default.model.model
-    assert found.model.fetch_list == ("prediction",)
-    same = {"model": default.model.model, "fetch_list": ()}
-    assert found.model.model_copy(update=same) == default.model
+    assert found.first_model.model.removesuffix("_serving") == default.first_model.model
+    assert found.first_model.fetch_list == ("prediction",)
+    same = {"model": default.first_model.model, "fetch_list": ()}
+    assert found.first_model.model_copy(update=same) == default.first_model
 
 
 def test_its_list_of_pdserves_own_settings_is_whole_and_true(tmp_path: Path):
     """The commented block, taken as it stands, changes nothing, and nothing is missing from it."""
     text = OWN.read_text("utf-8")
     block = yaml.safe_load(text[text.index("#pdserve:") :].replace("\n#", "\n")[1:])["pdserve"]
-    groups = (ServerSettings, ModelSettings, ResultSettings)
+    groups = (ServerSettings, ModelSettings, ClassificationOptions)
     defaults = {key: field.default for group in groups for key, field in group.model_fields.items()}
     in_yaml = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
     assert block == {key: in_yaml[key] for key in block}
@@ -179,5 +197,5 @@ def test_its_list_of_pdserves_own_settings_is_whole_and_true(tmp_path: Path):
     path = tmp_path / "all.yml"
     head, tail = text.split("#pdserve:")
     path.write_text(head + "pdserve:" + tail.replace("\n#", "\n"), "utf-8")
-    assert settings.classification({}, {}, path).results == ResultSettings()
-    assert settings.classification({}, {}, path).server == classification({}, {}).server
+    assert classification({}, {}, path).options == ClassificationOptions()
+    assert classification({}, {}, path).server == classification({}, {}).server

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pdserve import settings
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.pipelines.recognition import choose, open_index, open_recognition, regions
 from pdserve.services.http.base64_json import from_base64
@@ -47,7 +47,9 @@ class Classification:
     """A classifier's first label."""
 
     def __init__(self) -> None:
-        chosen = settings.classification({"model": MODEL, "devices": ("cpu",), "instances": 1}, {})
+        chosen = SERVICES["classification"].settings(
+            {"model": MODEL, "devices": ("cpu",), "instances": 1}, {}
+        )
         self._pipeline = open_classification(chosen, Home.from_environ(os.environ))
 
     def prepare(self, data: bytes) -> Any:
@@ -67,7 +69,7 @@ class Recognition:
     """Detector, embedder and index: the objects in an image."""
 
     def __init__(self) -> None:
-        chosen = settings.recognition({"devices": ("cpu",), "instances": 1}, {})
+        chosen = SERVICES["recognition"].settings({"devices": ("cpu",), "instances": 1}, {})
         home = Home.from_environ(os.environ)
         self._pipeline = open_recognition(chosen, home)
         self._detector = self._pipeline.detectors[0]

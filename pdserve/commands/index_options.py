@@ -66,13 +66,14 @@ def embedder(
 ) -> Iterator["Embedder"]:
     """The embedder asked for, else the one that made the index in ``folder``, else the default one."""
     from pdserve.index import manifest
+    from pdserve.pipelines import SERVICES
     from pdserve.pipelines.embedder import open_embedder
-    from pdserve.settings import RECOGNITION_DEFAULTS, ModelSettings
+    from pdserve.settings import ModelSettings
 
     known = manifest.read(folder) if folder and not model else None
     own = known.embedder.name if known and known.embedder else None
     settings = ModelSettings(
-        model=model or own or RECOGNITION_DEFAULTS["embedder"],
+        model=model or own or SERVICES["recognition"].roles["embedder"].default,
         engine=engine.value if engine else "auto",
         devices=o.devices(gpu, cpu) or ("cpu",),
         threads=threads or "auto",

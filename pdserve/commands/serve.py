@@ -9,6 +9,7 @@ import typer
 
 from pdserve.commands import options as o
 from pdserve.errors import UsageError
+from pdserve.pipelines import SERVICES
 
 serve_app = typer.Typer(name="serve", help="Start a server.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -68,10 +69,14 @@ def serve_classification(
     else from the configuration file, else from defaults.
     """
     flags = dict(locals())
-    from pdserve import settings
 
     given = o.as_settings(flags)
-    _serve("classification", lambda: settings.classification(given, os.environ, config), runtime, python)
+    _serve(
+        "classification",
+        lambda: SERVICES["classification"].settings(given, os.environ, config),
+        runtime,
+        python,
+    )
 
 
 @serve_app.command("recognition")
@@ -127,10 +132,11 @@ def serve_recognition(
     else from the configuration file, else from defaults.
     """
     flags = dict(locals())
-    from pdserve import settings
 
     given = o.as_settings(flags)
-    _serve("recognition", lambda: settings.recognition(given, os.environ, config), runtime, python)
+    _serve(
+        "recognition", lambda: SERVICES["recognition"].settings(given, os.environ, config), runtime, python
+    )
 
 
 def _serve(kind: str, settle: Callable[[], Any], runtime: o.Runtime, python: Path | None) -> None:

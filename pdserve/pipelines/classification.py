@@ -14,7 +14,7 @@ from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines.loading import load_engines, stamp
 from pdserve.pipelines.model_config import Description, describe
-from pdserve.settings import ClassificationSettings
+from pdserve.settings import ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.postprocess import Label
 from pdserve.vision.types import Image8, Tensor
@@ -146,21 +146,21 @@ def check_size(model: ServingModel, description: Description) -> None:
         )
 
 
-def open_classification(settings: ClassificationSettings, home: Home) -> ClassificationPipeline:
+def open_classification(settings: ServiceSettings, home: Home) -> ClassificationPipeline:
     """Find, check, load and warm up a classifier.
 
     Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door
     is open; every engine has run once when this returns.
     """
-    model = open_serving_model(find_serving_model(settings.model.model, home, settings.base))
+    model = open_serving_model(find_serving_model(settings.models["model"].model, home, settings.config_dir))
     loaded = stamp([model])
-    fetch = settings.model.fetch_list[0] if settings.model.fetch_list else FETCH
+    fetch = settings.models["model"].fetch_list[0] if settings.models["model"].fetch_list else FETCH
     check_aliases(model, fetch)
-    description = describe(model, settings.results)
+    description = describe(model, settings.options)
     check_size(model, description)
     pipeline = ClassificationPipeline(
         model,
-        load_engines(model, settings.model),
+        load_engines(model, settings.models["model"]),
         description,
         fetch,
         settings.server.max_pixels,

@@ -13,7 +13,7 @@ from pdserve.errors import SettingsError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import catalog, labels
 from pdserve.pipelines.inference_yml import read_inference_yml
-from pdserve.settings import ResultSettings
+from pdserve.settings import ClassificationOptions
 from pdserve.vision import postprocess as scores
 from pdserve.vision import preprocess
 
@@ -32,7 +32,7 @@ class Description:
     params: Mapping[str, Any]
 
 
-def describe(model: ServingModel, wanted: ResultSettings) -> Description:
+def describe(model: ServingModel, wanted: ClassificationOptions) -> Description:
     """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
     entry = catalog.load().get(model.name)
     in_yml = read_inference_yml(model)
@@ -60,7 +60,7 @@ _USUAL = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "PadImage
 
 
 def _with_settings(
-    ops: preprocess.TransformOps | None, wanted: ResultSettings
+    ops: preprocess.TransformOps | None, wanted: ClassificationOptions
 ) -> preprocess.TransformOps | None:
     """The chain with what the settings change in it; itself where they change nothing.
 
@@ -91,7 +91,7 @@ def _with_settings(
     return [{name: params | changes.get(name, {})} for name, params in chain]
 
 
-def _changes(wanted: ResultSettings) -> dict[str, dict[str, Any]]:
+def _changes(wanted: ClassificationOptions) -> dict[str, dict[str, Any]]:
     """The settings as parameters of the operators that they concern."""
     return {
         "DecodeImage": {"to_rgb": wanted.channel_order and wanted.channel_order == "rgb"},
@@ -110,7 +110,7 @@ def _given(params: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if value is not None}
 
 
-def _postprocess(found: Mapping[str, Any] | None, wanted: ResultSettings) -> Mapping[str, Any]:
+def _postprocess(found: Mapping[str, Any] | None, wanted: ClassificationOptions) -> Mapping[str, Any]:
     postprocess: dict[str, Any] = dict(wanted.postprocess or found or {"Topk": {"topk": 5}})
     kind = str(postprocess.get("main_indicator") or next(iter(postprocess)))
     changes: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def _postprocess(found: Mapping[str, Any] | None, wanted: ResultSettings) -> Map
 
 
 def _names(
-    postprocess: Mapping[str, Any], entry: catalog.Entry | None, wanted: ResultSettings
+    postprocess: Mapping[str, Any], entry: catalog.Entry | None, wanted: ClassificationOptions
 ) -> tuple[str, ...] | None:
     if wanted.labels:
         return labels.read_labels(wanted.labels)

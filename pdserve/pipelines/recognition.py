@@ -20,7 +20,7 @@ from pdserve.models.home import Home
 from pdserve.pipelines.detector import Detector, DetectorSettings, Prepared, check_aliases, open_detector
 from pdserve.pipelines.embedder import Embedder, open_embedder
 from pdserve.pipelines.loading import load_engines, stamp
-from pdserve.settings import RecognitionOptions, RecognitionSettings
+from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
 from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.types import Floats, Image8, Tensor
@@ -184,21 +184,23 @@ class Clock:
         return seconds
 
 
-def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPipeline:
+def open_recognition(settings: ServiceSettings, home: Home) -> RecognitionPipeline:
     """Find, check, load and warm up detector and embedder.
 
-    Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door is open.
+    Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any port is open.
     """
-    embedder_model = open_serving_model(find_serving_model(settings.embedder.model, home, settings.base))
+    wanted = settings.models["embedder"]
+    embedder_model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
     loaded = stamp([embedder_model])
-    embedder = open_embedder(settings.embedder, home, settings.base)
-    detector_model = None
+    embedder = open_embedder(wanted, home, settings.config_dir)
+    detector_model: ServingModel | None = None
+    detectors: tuple[Detector, ...] = ()
     try:
-        if settings.detector:
-            found = find_serving_model(settings.detector.model, home, settings.base)
+        if detector := settings.models.get("detector"):
+            found = find_serving_model(detector.model, home, settings.config_dir)
             detector_model = open_serving_model(found)
             loaded |= stamp([detector_model])
-        detectors = _open_detectors(detector_model, settings)
+            detectors = _open_detectors(detector_model, detector, settings.options)
     except BaseException:
         embedder.close()
         raise
@@ -209,20 +211,19 @@ def open_recognition(settings: RecognitionSettings, home: Home) -> RecognitionPi
     return pipeline
 
 
-def _open_detectors(model: ServingModel | None, settings: RecognitionSettings) -> tuple[Detector, ...]:
-    if model is None or settings.detector is None:
-        return ()
+def _open_detectors(
+    model: ServingModel, settings: ModelSettings, options: RecognitionOptions
+) -> tuple[Detector, ...]:
     check_aliases(model.config.feeds, str(model.path))
-    if settings.detector.fetch_list:
+    if settings.fetch_list:
         log.warning("the detector's fetch_list has no effect: its outputs are told by what they hold")
-    options = settings.options
     wanted = DetectorSettings(threshold=options.det_threshold, max_results=options.max_det_results)
-    return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings.detector))
+    return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings))
 
 
-def open_index(settings: RecognitionSettings, home: Home, embedder: Embedder) -> LoadedIndex:
+def open_index(settings: ServiceSettings, home: Home, embedder: Embedder) -> LoadedIndex:
     """Find and load the index, which must be this embedder's. Raises UsageError, IndexFolderError."""
-    beside = settings.base / settings.options.index
+    beside = settings.config_dir / settings.options.index
     wanted = str(beside) if beside.is_dir() else settings.options.index
     index = load(index_folder.find(wanted, home))
     index.require(embedder)

@@ -17,11 +17,11 @@ from pdserve.services.served import Served
 from pdserve.services.service import Pool
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
-from pdserve.settings import ClassificationSettings
+from pdserve.settings import ServiceSettings
 from pdserve.vision.postprocess import Label
 from pdserve.vision.types import Tensor
 
-Open = Callable[[bool], tuple[ClassificationPipeline, ClassificationSettings]]
+Open = Callable[[bool], tuple[ClassificationPipeline, ServiceSettings]]
 """Opens a pipeline by the settings in force, or (True) by what they are when read anew."""
 
 
@@ -31,14 +31,14 @@ class _Generation:
     def __init__(
         self,
         pipeline: ClassificationPipeline,
-        settings: ClassificationSettings,
+        settings: ServiceSettings,
         pool: Pool,
         metrics: Metrics,
         on_broken: Callable[["_Generation", str], None],
     ) -> None:
         self.pipeline = pipeline
         self.loaded = pipeline.stamp
-        self.server, self.model = settings.server, settings.model
+        self.server, self.model = settings.server, settings.first_model
         self._pool = pool
         self._metrics = metrics
         self._stages = Stages(metrics)
@@ -46,7 +46,7 @@ class _Generation:
         self._batcher: Batcher[Tensor, Tensor] = for_engines(
             pipeline.infer,
             pipeline.engines,
-            settings.model,
+            settings.models["model"],
             lambda cause: on_broken(self, cause),
             metrics,
             self._name,

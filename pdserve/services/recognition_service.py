@@ -21,7 +21,7 @@ from pdserve.services.served import Served
 from pdserve.services.service import Pool
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
-from pdserve.settings import ModelSettings, RecognitionSettings
+from pdserve.settings import ModelSettings, ServiceSettings
 from pdserve.vision.boxes import Box
 from pdserve.vision.postprocess import score_of
 from pdserve.vision.types import Floats, Image8, Tensor
@@ -45,7 +45,7 @@ class _Generation:
         self,
         pipeline: RecognitionPipeline,
         index: LoadedIndex,
-        settings: RecognitionSettings,
+        settings: ServiceSettings,
         pool: Pool,
         metrics: Metrics,
         on_broken: Callable[["_Generation", str], None],
@@ -53,10 +53,10 @@ class _Generation:
     ) -> None:
         self.pipeline = pipeline
         self.loaded = pipeline.stamp
-        device = Device.parse(settings.embedder.devices[0])
+        device = Device.parse(settings.models["embedder"].devices[0])
         gpu = device.index if device.kind == "gpu" else None
         self.index = LiveIndex(index, pipeline.embedder, gpu, metrics, on_misfit)
-        self.server, self.model = settings.server, settings.detector or settings.embedder
+        self.server, self.model = settings.server, settings.first_model
         self._settings = settings
         self._pool = pool
         self._metrics = metrics
@@ -64,12 +64,13 @@ class _Generation:
         self._embedder_name = pipeline.embedder.name
         self._detector_name = ""
         self._detect: Batcher[Prepared, Floats] | None = None
-        if settings.detector and pipeline.detector_model:
+        self._detector_settings = settings.models.get("detector")
+        if self._detector_settings and pipeline.detector_model:
             self._detector_name = pipeline.detector_model.name
             self._detect = for_engines(
                 pipeline.detect,
                 [detector.engine for detector in pipeline.detectors],
-                settings.detector,
+                self._detector_settings,
                 lambda cause: on_broken(self, cause),
                 metrics,
                 self._detector_name,
@@ -77,7 +78,7 @@ class _Generation:
         self._embed: Batcher[Tensor, Tensor] = for_engines(
             pipeline.embedder.infer,
             pipeline.embedder.engines,
-            settings.embedder,
+            settings.models["embedder"],
             lambda cause: on_broken(self, cause),
             metrics,
             self._embedder_name,
@@ -88,16 +89,19 @@ class _Generation:
         return (self._detect or self._embed).room
 
     def start(self) -> None:
-        if self._detect and self._settings.detector:
+        if self._detect and self._detector_settings:
             detect = self._detect
             detect.start()
             self._metrics.queue(self._detector_name, lambda: detect.waiting)
             engine = self.pipeline.detectors[0].engine
-            self._tell("detector", self._detector_name, engine, self._settings.detector)
+            self._tell("detector", self._detector_name, engine, self._detector_settings)
         self._embed.start()
         self._metrics.queue(self._embedder_name, lambda: self._embed.waiting)
         self._tell(
-            "embedder", self._embedder_name, self.pipeline.embedder.engines[0], self._settings.embedder
+            "embedder",
+            self._embedder_name,
+            self.pipeline.embedder.engines[0],
+            self._settings.models["embedder"],
         )
         self.index.start()
 
@@ -188,7 +192,7 @@ class _Generation:
         await self.index.close()
 
 
-Open = Callable[[bool], tuple[RecognitionPipeline, LoadedIndex, RecognitionSettings]]
+Open = Callable[[bool], tuple[RecognitionPipeline, LoadedIndex, ServiceSettings]]
 """Opens models and index by the settings in force, or (True) by what they are when read anew."""
 
 

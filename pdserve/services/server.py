@@ -28,15 +28,15 @@ from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.metrics_route import exposed, metrics_door
 from pdserve.services.telemetry.middleware import ObservedCalls, observed
 from pdserve.services.telemetry.tracing import Tracer, open_tracing
-from pdserve.settings import ClassificationSettings, RecognitionSettings, ServerSettings
+from pdserve.settings import ServerSettings, ServiceSettings
 
 log = logging.getLogger("pdserve")
 
-Settings = TypeVar("Settings", bound=ClassificationSettings | RecognitionSettings)
+Settings = TypeVar("Settings", bound=ServiceSettings)
 AnyService = ClassificationService | RecognitionService
 
 
-def serve_classification(settle: Callable[[], ClassificationSettings], home: Home) -> None:
+def serve_classification(settle: Callable[[], ServiceSettings], home: Home) -> None:
     """Run the service until SIGINT or SIGTERM, then finish what is running and return.
 
     ``settle`` says what the settings are: now, and again at each SIGHUP. Raises what is wrong before a
@@ -44,7 +44,7 @@ def serve_classification(settle: Callable[[], ClassificationSettings], home: Hom
     """
     in_force = _InForce(settle)
 
-    def open_pipeline(anew: bool) -> tuple[ClassificationPipeline, ClassificationSettings]:
+    def open_pipeline(anew: bool) -> tuple[ClassificationPipeline, ServiceSettings]:
         settings = in_force.read(anew)
         pipeline = open_classification(settings, home)
         in_force.settings = settings
@@ -55,11 +55,11 @@ def serve_classification(settle: Callable[[], ClassificationSettings], home: Hom
         server.run(service, build_app(service, server.settings))
 
 
-def serve_recognition(settle: Callable[[], RecognitionSettings], home: Home) -> None:
+def serve_recognition(settle: Callable[[], ServiceSettings], home: Home) -> None:
     """The same for recognition."""
     in_force = _InForce(settle)
 
-    def open_pipeline(anew: bool) -> tuple[RecognitionPipeline, Any, RecognitionSettings]:
+    def open_pipeline(anew: bool) -> tuple[RecognitionPipeline, Any, ServiceSettings]:
         settings = in_force.read(anew)
         pipeline = open_recognition(settings, home)
         try:

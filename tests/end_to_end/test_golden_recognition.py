@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pdserve import settings
 from pdserve.clients import RpcClient
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.pipelines.recognition import open_index, open_recognition, regions
 from tests.running import Server, pdserve, start
 
@@ -62,7 +62,7 @@ def check_result(objects: list[dict[str, Any]], name: str) -> None:
 
 
 def test_every_stage_agrees(home: Path, images: dict[str, Path]) -> None:
-    wanted = settings.recognition({}, {})
+    wanted = SERVICES["recognition"].settings({}, {})
     pipeline = open_recognition(wanted, Home(home))
     try:
         index = open_index(wanted, Home(home), pipeline.embedder)

@@ -82,7 +82,7 @@ def export_paddle_serving(
     It is self-contained, to be copied to a machine or into a container that has Paddle Serving.
     """
     flags = dict(locals())
-    from pdserve import settings
+    from pdserve.pipelines import SERVICES
     from pdserve.runtimes.paddle_serving.work_folder import export
 
     given = o.as_settings({name: flags[name] for name in flags if name not in ("out", "service", "as_json")})
@@ -91,8 +91,7 @@ def export_paddle_serving(
         if given.pop(name) is not None:
             other = "recognition" if classifies else "classification"
             raise UsageError(f"--{name.replace('_', '-')} goes with --service {other}.")
-    settle = settings.classification if classifies else settings.recognition
-    made = export(settle(given, os.environ, config), o.home(), out)
+    made = export(SERVICES[service.value].settings(given, os.environ, config), o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")
     if as_json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve.runtimes.paddle_serving.unsupported import AnySettings
-from pdserve.settings import ClassificationSettings, ModelSettings
+from pdserve.settings import ServiceSettings, ModelSettings
 
 _TRACER_S = 10
 
@@ -36,9 +36,9 @@ class Config:
 
 def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Config:
     """The configuration of a service."""
-    given = settings.given.content
+    given = settings.sources.content
     of_file: Mapping[str, Any] = given.get("op") or {}
-    if isinstance(settings, ClassificationSettings):  # the file's only operator gives the service its name
+    if settings.kind == "classification":  # the file's only operator gives the service its name
         of_file = {settings.server.name: next(iter(of_file.values()), None)}
     notes: list[str] = []
     ops = {each.name: _op(of_file.get(each.name) or {}, each, notes) for each in operators}

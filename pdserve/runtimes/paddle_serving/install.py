@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pdserve import settings
+from pdserve.pipelines import SERVICES
 from pdserve.engines.probe import PROBE_MODEL
 from pdserve.errors import EngineError, EngineMissingError, FetchError, UsageError
 from pdserve.lock import held
@@ -62,7 +62,7 @@ def check(python: Path, home: Home, environ: Mapping[str, str]) -> None:
     if not found or found.missing:
         lacks = ", ".join(found.missing) if found else "a Python that runs"
         raise EngineError(f"The environment lacks {lacks} although pip has installed it; report this.")
-    wanted = settings.classification(
+    wanted = SERVICES["classification"].settings(
         {"model": str(PROBE_MODEL), "resize": (32, 32), "http_port": 0, "rpc_port": 0, "grace_s": 1}, {}
     )
     ports = launch.free_ports(wanted.server)

@@ -25,7 +25,7 @@ from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.runtimes.paddle_serving.work_folder import WorkFolder
 from pdserve.services.sockets import bind
 from pdserve.services.telemetry.logs import open_log
-from pdserve.settings import RecognitionSettings, ServerSettings
+from pdserve.settings import ServiceSettings, ServerSettings
 
 log = logging.getLogger("pdserve")
 
@@ -67,10 +67,10 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
 
 def needed(settings: AnySettings) -> dict[str, str]:
     """Module -> package of all that the service imports."""
-    dag = settings.given.content.get("dag") or {}
+    dag = settings.sources.content.get("dag") or {}
     return {
         **interpreter.NEEDED,
-        **(interpreter.FAISS if isinstance(settings, RecognitionSettings) else {}),
+        **(interpreter.FAISS if settings.kind == "recognition" else {}),
         **(interpreter.PROMETHEUS if dag.get("enable_prometheus") else {}),
     }
 

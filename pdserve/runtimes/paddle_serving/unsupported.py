@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterator
 
 from pdserve.errors import SettingsError, UsageError
-from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionSettings, ServerSettings
+from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 
-AnySettings = ClassificationSettings | RecognitionSettings
+AnySettings = ServiceSettings
 
 _NATIVE = frozenset(
     {
@@ -42,10 +42,10 @@ def check(settings: AnySettings) -> list[str]:
     """Notes on settings without effect. Raises UsageError and SettingsError for unsupported ones."""
     if sys.platform != "linux":
         raise UsageError("Paddle Serving runs on Linux only; use --runtime native.")
-    given = settings.given
+    given = settings.sources
     everywhere = settings.server.host in _EVERYWHERE  # which is where Paddle Serving listens
     refused = _NATIVE - ({"host"} if everywhere else set())
-    for name, where in given.said.items():
+    for name, where in given.given.items():
         if name in refused:
             raise UsageError(f"Paddle Serving has no {_OPTIONS.get(where, where)}; {_ADVICE}.")
     for name in sorted(refused & given.block & _PROTECTING):
@@ -58,9 +58,7 @@ def check(settings: AnySettings) -> list[str]:
 
 def models(settings: AnySettings) -> list[ModelSettings]:
     """The settings of the models that run."""
-    if isinstance(settings, ClassificationSettings):
-        return [settings.model]
-    return [*([settings.detector] if settings.detector else []), settings.embedder]
+    return list(settings.models.values())
 
 
 def _check_ports(server: ServerSettings) -> None:
@@ -81,7 +79,7 @@ def _check_model(model: ModelSettings) -> None:
 
 
 def _notes(settings: AnySettings, refused: frozenset[str]) -> Iterator[str]:
-    for name in sorted(refused & settings.given.block):
+    for name in sorted(refused & settings.sources.block):
         yield f"pdserve.{name} of the configuration has no effect on Paddle Serving"
     if "host" in refused:
         yield "Paddle Serving listens on every address of this machine, not on 127.0.0.1 alone"

@@ -42,7 +42,7 @@ from pdserve.runtimes.paddle_serving import config, unsupported
 from pdserve.runtimes.paddle_serving.config import Operator, Ports
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
 from pdserve.runtimes.paddle_serving.unsupported import AnySettings
-from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionSettings, ServerSettings
+from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 from pdserve.staging import staged
 from pdserve.vision import preprocess
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -104,7 +104,7 @@ def write(settings: AnySettings, home: Home, folder: Path, ports: Ports, place: 
     Raises ModelError, AliasError, SettingsError, UnsupportedModelError, IndexFolderError for what Paddle
     Serving could not run.
     """
-    if isinstance(settings, ClassificationSettings):
+    if settings.kind == "classification":
         kind, (content, operators) = "classification", _classification(settings, home, folder, place)
     else:
         kind, (content, operators) = "recognition", _recognition(settings, home, folder, place)
@@ -131,12 +131,13 @@ def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
 
 
 def _classification(
-    settings: ClassificationSettings, home: Home, folder: Path, place: Place
+    settings: ServiceSettings, home: Home, folder: Path, place: Place
 ) -> tuple[dict[str, Any], list[Operator]]:
-    model = open_serving_model(find_serving_model(settings.model.model, home, settings.base))
-    fetch = settings.model.fetch_list[0] if settings.model.fetch_list else FETCH
+    wanted = settings.models["model"]
+    model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
+    fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
-    description = describe(model, settings.results)
+    description = describe(model, settings.options)
     check_size(model, description)
     kind = description.postprocess.kind
     if kind not in _POSTPROCESSES:
@@ -148,7 +149,7 @@ def _classification(
     if names:
         lines = "".join(f"{' '.join(name.splitlines())}\n" for name in names)
         (folder / _LABELS).write_text(lines, "utf-8")
-    operator, _ = _operator(settings.server.name, settings.model, model, folder, place)
+    operator, _ = _operator(settings.server.name, settings.models["model"], model, folder, place)
     content = {
         "operator": operator.name,
         **_input(model, fetch, description.chain.ops),
@@ -168,18 +169,19 @@ def _names(description: Description) -> tuple[str, ...] | None:
 
 
 def _recognition(
-    settings: RecognitionSettings, home: Home, folder: Path, place: Place
+    settings: ServiceSettings, home: Home, folder: Path, place: Place
 ) -> tuple[dict[str, Any], list[Operator]]:
     operators, detector = [], None
-    if settings.detector:
-        model = open_serving_model(find_serving_model(settings.detector.model, home, settings.base))
+    if wanted := settings.models.get("detector"):
+        model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
         detection.check_aliases(model.config.feeds, str(model.path))
-        operator, signature = _operator("det", settings.detector, model, folder, place)
+        operator, signature = _operator("det", wanted, model, folder, place)
         operators.append(operator)
         detector = _detector(model, signature)
-    model = open_serving_model(find_serving_model(settings.embedder.model, home, settings.base))
-    chain, fetch = describe_embedder(model, settings.embedder)
-    operator, _ = _operator("rec", settings.embedder, model, folder, place)
+    wanted = settings.models["embedder"]
+    model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
+    chain, fetch = describe_embedder(model, wanted)
+    operator, _ = _operator("rec", wanted, model, folder, place)
     operators.append(operator)
     _index(settings, home, Embedder(model, (), chain, fetch), folder / "index")
     options = settings.options.model_dump(include=_OPTIONS)
@@ -254,9 +256,9 @@ def _detector(model: ServingModel, signature: Signature) -> dict[str, Any]:
     }
 
 
-def _index(settings: RecognitionSettings, home: Home, embedder: Embedder, folder: Path) -> None:
+def _index(settings: ServiceSettings, home: Home, embedder: Embedder, folder: Path) -> None:
     """The current version, which must be this embedder's, in the form that PaddleClas reads."""
-    beside = settings.base / settings.options.index
+    beside = settings.config_dir / settings.options.index
     found = index_folders.find(str(beside) if beside.is_dir() else settings.options.index, home)
     snapshot = index_folders.read(found)
     shape = next(v.shape for v in embedder.model.config.fetches if v.alias == embedder.fetch)

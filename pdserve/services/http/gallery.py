@@ -17,7 +17,7 @@ from pdserve.services.http.bodies import from_base64, json_object, media_type, r
 from pdserve.services.http.responses import json_response
 from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.service import check_count
-from pdserve.settings import RecognitionSettings, ServerSettings
+from pdserve.settings import ServerSettings, ServiceSettings
 
 
 class WritesOffError(RequestError):
@@ -28,7 +28,7 @@ class WritesOffError(RequestError):
     grpc_status = "PERMISSION_DENIED"
 
 
-def add_gallery(app: FastAPI, service: RecognitionService, settings: RecognitionSettings) -> None:
+def add_gallery(app: FastAPI, service: RecognitionService, settings: ServiceSettings) -> None:
     """Add the routes to a recognition service's application."""
     one_at_a_time = asyncio.Lock()
 

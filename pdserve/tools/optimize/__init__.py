@@ -18,7 +18,7 @@ from pdserve.formats.model_files import read_program
 from pdserve.lock import held
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress
-from pdserve.settings import ModelSettings, ResultSettings
+from pdserve.settings import ClassificationOptions, ModelSettings
 from pdserve.staging import staged
 from pdserve.tools.optimize import images, quantize, report, speed
 from pdserve.tools.optimize.agreement import Agreement
@@ -47,7 +47,7 @@ def optimize(
     settings: ModelSettings,
     plan: Plan,
     home: Home,
-    results: ResultSettings | None = None,
+    results: ClassificationOptions | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Make the form of ``settings.precision``, compare it with the float model, and publish it.

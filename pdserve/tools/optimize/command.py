@@ -10,6 +10,7 @@ import typer
 from pdserve import console
 from pdserve.commands import options as o
 from pdserve.errors import DisagreementError
+from pdserve.pipelines import SERVICES
 
 if TYPE_CHECKING:
     from pdserve.tools.optimize import Outcome
@@ -97,12 +98,11 @@ def optimize(
     `pdserve serve --precision int8` then runs it. The report is kept with it, beside the model.
     """
     given = dict(locals())
-    from pdserve import settings
     from pdserve.tools.optimize import Plan
     from pdserve.tools.optimize import optimize as make
 
     flags = o.as_settings({name: given[name] for name in ("model", "gpu", "cpu", *_SETTINGS)})
-    wanted = settings.classification(flags, os.environ)
+    wanted = SERVICES["classification"].settings(flags, os.environ)
     plan = Plan(
         calibration or (),
         images or (),
@@ -114,7 +114,7 @@ def optimize(
     )
     try:
         with console.image_bars() as bars:
-            outcome = make(wanted.model, plan, o.home(), wanted.results, bars)
+            outcome = make(wanted.first_model, plan, o.home(), wanted.options, bars)
     except DisagreementError as error:
         if as_json:
             console.json_line({"published": None, **error.report})

@@ -19,7 +19,7 @@ from pdserve.pipelines.detector import SCALE_FACTOR, Detector, DetectorSettings,
 from pdserve.pipelines.embedder import FETCH as FEATURES
 from pdserve.pipelines.embedder import Embedder, open_embedder
 from pdserve.pipelines.loading import load_engines
-from pdserve.settings import ClassificationSettings, ModelSettings, ResultSettings, ServerSettings
+from pdserve.settings import ClassificationOptions, ModelSettings, ServerSettings, ServiceSettings
 from pdserve.tools.optimize import agreement
 from pdserve.tools.optimize.agreement import Agreement
 from pdserve.vision.decode import decode
@@ -166,7 +166,7 @@ class DetectorSubject:
 
 
 def open_subject(
-    settings: ModelSettings, home: Home, results: ResultSettings | None = None, task: str | None = None
+    settings: ModelSettings, home: Home, results: ClassificationOptions | None = None, task: str | None = None
 ) -> Subject:
     """Find, check and load the float model, on the first of the devices, as its service would.
 
@@ -180,7 +180,9 @@ def open_subject(
     match task or task_of(model):
         case "classification":
             server = ServerSettings(name=model.name)
-            wanted = ClassificationSettings(server, settings, results or ResultSettings())
+            wanted = ServiceSettings(
+                "classification", server, {"model": settings}, results or ClassificationOptions()
+            )
             return Classifier(open_classification(wanted, home))
         case "embedding":
             return EmbedderSubject(open_embedder(settings, home))

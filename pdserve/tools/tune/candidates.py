@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from pdserve.engines.device import cores
-from pdserve.settings import ClassificationSettings, ModelSettings, RecognitionSettings
+from pdserve.settings import ModelSettings, ServiceSettings
 
-Settings: TypeAlias = ClassificationSettings | RecognitionSettings
+Settings: TypeAlias = ServiceSettings
 
 Candidate: TypeAlias = Mapping[str, Mapping[str, Any]]
 """For each model of a service by its role (model; detector, embedder) the settings in NAMES."""
@@ -28,30 +28,25 @@ _DELAYS_MS = (1, 4)
 
 def models(settings: Settings) -> dict[str, ModelSettings]:
     """The service's models by role, in the order in which they see an image."""
-    if isinstance(settings, ClassificationSettings):
-        return {"model": settings.model}
-    detector = {"detector": settings.detector} if settings.detector else {}
-    return {**detector, "embedder": settings.embedder}
+    return dict(settings.models)
 
 
 def applied(settings: Settings, candidate: Candidate) -> Settings:
     """The settings with a candidate's in their place."""
-    updated: dict[str, Any] = {
-        role: model.model_copy(update=dict(candidate[role])) for role, model in models(settings).items()
-    }
-    return replace(settings, **updated)
+    updated = {role: m.model_copy(update=dict(candidate[role])) for role, m in settings.models.items()}
+    return replace(settings, models=updated)
 
 
 def plain(settings: Settings, fixed: Mapping[str, Any]) -> Candidate:
     """The defaults for all models, but for what is ``fixed``."""
-    return {role: {**DEFAULTS, **fixed} for role in models(settings)}
+    return {role: {**DEFAULTS, **fixed} for role in settings.models}
 
 
 def current(settings: Settings, fixed: Mapping[str, Any]) -> Candidate:
     """What the settings say as they are."""
     return {
         role: {name: getattr(model, name) for name in NAMES} | dict(fixed)
-        for role, model in models(settings).items()
+        for role, model in settings.models.items()
     }
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from pdserve.errors import SettingsError
 from pdserve.formats import yaml_file
-from pdserve.settings import RECOGNITION_ROLES
+from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import NAMES, Candidate
 
-_OPERATORS: Mapping[str, str] = {role: operator for operator, role in RECOGNITION_ROLES.items()}
+_OPERATORS: Mapping[str, str] = SERVICES["recognition"].operators
 
 # Setting -> the keys below an operator.
 _KEYS: Mapping[str, tuple[str, ...]] = {

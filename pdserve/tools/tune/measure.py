@@ -19,7 +19,6 @@ from pdserve.pipelines.recognition import open_index, open_recognition
 from pdserve.services.classification_service import ClassificationService
 from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.settings import ClassificationSettings
 from pdserve.tools.tune.candidates import Settings, models
 from pdserve.tools.tune.trial import Round
 
@@ -86,7 +85,7 @@ async def _ask(service: ClassificationService | RecognitionService, image: bytes
 
 def _open(settings: Settings, home: Home) -> tuple[ClassificationService | RecognitionService, str]:
     service: ClassificationService | RecognitionService
-    if isinstance(settings, ClassificationSettings):
+    if settings.kind == "classification":
         classifier = open_classification(settings, home)
         engines = [classifier.engines[0]]
         service = ClassificationService(lambda anew: (classifier, settings), Metrics())
@@ -106,7 +105,7 @@ def _check_compared(settings: Settings, home: Home) -> None:
     """int8 has been published or does not open; bf16 and fp16 run without anybody having looked."""
     for model in models(settings).values():
         if model.precision in ("bf16", "fp16"):
-            found = open_serving_model(find_serving_model(model.model, home, settings.base))
+            found = open_serving_model(find_serving_model(model.model, home, settings.config_dir))
             if not (int8.folder(found, model.precision) / int8.REPORT).is_file():
                 raise ModelError(
                     f"nobody has compared {model.precision} of {found.name} with fp32: "

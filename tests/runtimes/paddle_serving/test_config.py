@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from pdserve import settings
 from pdserve.config_yml import read_config
+from pdserve.pipelines import SERVICES
 from pdserve.runtimes.paddle_serving.config import Config, Operator, build
 
 REPOSITORY = Path(__file__).parents[3]
 
 
 def built(flags: dict[str, Any], config: Path | None = None) -> Config:
-    made = settings.classification(flags, {}, config)
-    return build(made, [Operator("imagenet", made.model, "tiny_serving", ("out",))], (18080, 9993))
+    made = SERVICES["classification"].settings(flags, {}, config)
+    return build(made, [Operator("imagenet", made.first_model, "tiny_serving", ("out",))], (18080, 9993))
 
 
 def test_without_a_file_it_has_paddle_servings_defaults() -> None:
@@ -126,20 +126,20 @@ def test_the_repositorys_own_files_run_on_both(kind: str, tmp_path: Path) -> Non
 
     path = REPOSITORY / "configs" / f"{kind}.yml"
     if kind == "classification":
-        made = settings.classification({}, {}, path)
-        operators = [Operator("imagenet", made.model, "m", ("f",))]
+        made = SERVICES["classification"].settings({}, {}, path)
+        operators = [Operator("imagenet", made.first_model, "m", ("f",))]
         content = build(made, operators, (18080, 9993)).content
     else:
-        other = settings.recognition({}, {}, path)
-        assert other.detector
+        other = SERVICES["recognition"].settings({}, {}, path)
+        assert other.models["detector"]
         operators = [
-            Operator("det", other.detector, "d", ("f",)),
-            Operator("rec", other.embedder, "r", ("f",)),
+            Operator("det", other.models["detector"], "d", ("f",)),
+            Operator("rec", other.models["embedder"], "r", ("f",)),
         ]
         content = build(other, operators, (18081, 9994)).content
     out = tmp_path / "config.yml"
     out.write_text(yaml.safe_dump(content), "utf-8")
-    roles = None if kind == "classification" else settings.RECOGNITION_ROLES
+    roles = None if kind == "classification" else {o: r for r, o in SERVICES["recognition"].operators.items()}
     assert read_config(out, (), roles).settings["http_port"] == content["http_port"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pdserve import settings
+from pdserve.pipelines import SERVICES
 from pdserve.errors import UsageError
 from pdserve.runtimes.paddle_serving import unsupported
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="refused as a wh
 def check(
     flags: dict[str, Any], environ: dict[str, str] | None = None, config: Path | None = None
 ) -> list[str]:
-    return unsupported.check(settings.classification(flags, environ or {}, config))
+    return unsupported.check(SERVICES["classification"].settings(flags, environ or {}, config))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_environment_is_refused_by_name() -> None:
 
 def test_the_index_is_not_written_by_callers() -> None:
     with pytest.raises(UsageError, match="--gallery-writes"):
-        unsupported.check(settings.recognition({"gallery_writes": True}, {}))
+        unsupported.check(SERVICES["recognition"].settings({"gallery_writes": True}, {}))
 
 
 @pytest.mark.parametrize("key", ["api_key: secret", "host: 10.0.0.1", "tls_cert: a.pem"])

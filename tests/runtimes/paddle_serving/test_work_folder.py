@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pdserve import settings
+from pdserve.pipelines import SERVICES
 from pdserve.convert import convert
 from pdserve.errors import SettingsError, UnsupportedModelError
 from pdserve.formats import prototxt
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def written(home: Path, folder: Path, **flags: Any) -> dict[str, Any]:
     """Write a classifier's folder; what its service script reads."""
     folder.mkdir()
-    wanted = settings.classification({"model": "tiny", **flags}, {})
+    wanted = SERVICES["classification"].settings({"model": "tiny", **flags}, {})
     made = work_folder.write(wanted, Home(home), folder, (18080, 9993), work_folder.link)
     assert made.script == "classification_web_service.py"
     content: dict[str, Any] = json.loads((folder / "service.json").read_text("utf-8"))
@@ -130,7 +130,7 @@ def recognition(home: Path, folder: Path, **flags: Any) -> dict[str, Any]:
     folder.mkdir()
     given = {"detector": "tiny_detector", "embedder": "tiny_embedder", "index": "colors", **flags}
     made = work_folder.write(
-        settings.recognition(given, {}), Home(home), folder, (18081, None), work_folder.link
+        SERVICES["recognition"].settings(given, {}), Home(home), folder, (18081, None), work_folder.link
     )
     assert made.script == "recognition_web_service.py"
     content: dict[str, Any] = json.loads((folder / "service.json").read_text("utf-8"))

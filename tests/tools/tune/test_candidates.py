@@ -2,8 +2,11 @@
 
 import pytest
 
-from pdserve.settings import classification, recognition
+from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import DEFAULTS, applied, changes, current, models, plain, stages
+
+classification = SERVICES["classification"].settings
+recognition = SERVICES["recognition"].settings
 
 CLASSIFIER = classification({}, {})
 RECOGNISER = recognition({}, {})

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.settings import classification
+from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import NAMES
 from tests.running import environment, pdserve, start
 from tests.tiny import build_embedder, picture
+
+classification = SERVICES["classification"].settings
 
 QUICK = ("--seconds", "0.1", "--clients", "2", "--engine", "openvino")
 CONFIG = "op: {imagenet: {local_service_conf: {model_config: tiny}}}   # ours\nhttp_port: 18080\n"
@@ -33,7 +35,7 @@ def test_the_command_tries_prints_and_writes(tiny_home: Path, tmp_path: Path) ->
     refused = {t["settings"]["model"]["precision"]: t["refused"] for t in trials if "refused" in t}
     assert "pdserve optimize" in refused["int8"]  # nobody has made it
     assert "measurements" in done.stderr  # how long it will take
-    model = classification({}, {}, config).model
+    model = classification({}, {}, config).first_model
     assert {name: getattr(model, name) for name in NAMES} == best["settings"]["model"]
     assert "# ours" in config.read_text()
     assert f"pdserve serve classification --config {config}" in done.stderr

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import SettingsError
-from pdserve.settings import classification, recognition
+from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import DEFAULTS, Candidate, current
 from pdserve.tools.tune.config import check, snippet, write
+
+classification = SERVICES["classification"].settings
+recognition = SERVICES["recognition"].settings
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TUNED = {
@@ -62,8 +65,8 @@ def test_instances_are_per_device_and_concurrency_is_not(tmp_path: Path) -> None
     config.write_text("op: {det: {local_service_conf: {device_type: 1, devices: '0,1'}}}\nhttp_port: 1\n")
     write(config, TWO, devices=2)
     settings = recognition({}, {}, config)
-    assert settings.detector
-    assert settings.detector.instances == TUNED["instances"]
+    assert settings.models.get("detector")
+    assert settings.models.get("detector").instances == TUNED["instances"]
 
 
 @pytest.mark.posix
@@ -84,7 +87,10 @@ def test_comments_quotes_and_form_stay(tmp_path: Path) -> None:
     assert written.count("\r\n") == written.count("\n")
     assert config.stat().st_mode & 0o777 == 0o640
     settings = classification({}, {}, config)
-    assert (settings.model.instances, settings.server.host) == (2, "::1")  # the block comes before op
+    assert (settings.models["model"].instances, settings.server.host) == (
+        2,
+        "::1",
+    )  # the block comes before op
     write(config, ONE)
     assert config.read_bytes().decode() == written
 

@@ -1,0 +1,120 @@
+"""What every pipeline is: images in, answers out. It knows engines and an index, and nothing of sockets.
+
+A pipeline says in `Pipeline.answer` which steps an image takes; how a step is run is up to the `Steps` that
+it is given: a server's, with threads and batches across requests, or `Direct`, one step after the other.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pdserve.engines import Engine
+from pdserve.errors import PdserveError
+from pdserve.formats.serving_model import ServingModel
+from pdserve.settings import ModelSettings
+
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PipelineModel:
+    """A model of a pipeline: its files, its engines (one per device), its settings.
+
+    ``infer(items, engine=N)`` runs a batch of items on the N-th engine and returns as many results.
+    ``role``: its part in the metrics (classifier, detector, embedder).
+    """
+
+    role: str
+    model: ServingModel
+    engines: tuple[Engine, ...]
+    settings: ModelSettings
+    infer: Callable[..., Sequence[Any]]
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+
+class Steps(Protocol):
+    """How a pipeline's steps are run."""
+
+    async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a function away from the event loop. Raises DeadlineError, and what the function raises."""
+
+    async def infer(self, role: str, items: Sequence[Any]) -> list[Any]:
+        """Run items through a model: a result for each, in order, or the EngineError of that item."""
+
+    def record(self, stage: str, seconds: float, model: str = "", ended: float | None = None) -> None:
+        """A stage of this request took so long; ``ended`` on time.perf_counter's clock, None for now."""
+
+
+class Pipeline(ABC, Generic[Answer]):
+    """Models loaded and warm. ``loaded``: the signature of the models' files when they were loaded."""
+
+    kind: ClassVar[str]
+    loaded: Hashable
+
+    @property
+    @abstractmethod
+    def models(self) -> Mapping[str, PipelineModel]:
+        """The models by role, in the order of an image's way."""
+
+    @abstractmethod
+    async def answer(
+        self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
+    ) -> list[Answer | PdserveError]:
+        """Answer image files in order; a bad one has its error in its place."""
+
+    @abstractmethod
+    def fields(self, answers: Sequence[Answer]) -> Mapping[str, str]:
+        """All images' answers as keys and values of Paddle Serving's pipeline protocol."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Run every engine once. Raises EngineError; where outputs do not fit, ModelError, SettingsError."""
+
+    def close(self) -> None:
+        """Free the engines."""
+        for each in self.models.values():
+            for engine in each.engines:
+                engine.close()
+
+    def predict(self, images: Sequence[bytes], top_k: int | None = None) -> list[Answer | PdserveError]:
+        """Answer image files in this thread, one step after the other; see `answer`."""
+        return asyncio.run(self.answer(images, Direct(self.models), top_k))
+
+
+class Direct:
+    """Runs steps at once, in the calling thread, on each model's first engine."""
+
+    def __init__(self, models: Mapping[str, PipelineModel]) -> None:
+        self._models = models
+
+    async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return function(*arguments)
+
+    async def infer(self, role: str, items: Sequence[Any]) -> list[Any]:
+        return list(self._models[role].infer(items)) if items else []
+
+    def record(self, stage: str, seconds: float, model: str = "", ended: float | None = None) -> None:
+        pass
+
+
+class Clock:
+    """Laps in milliseconds by name; laps of one name add up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Close a lap; its seconds."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        self.laps[name] = round(self.laps.get(name, 0) + seconds * 1000, 3)
+        self._since = now
+        return seconds
