@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve.runtimes.paddle_serving.unsupported import AnySettings
-from pdserve.settings import ServiceSettings, ModelSettings
+from pdserve.settings import ModelSettings
 
 _TRACER_S = 10
 

@@ -13,11 +13,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pdserve.pipelines import SERVICES
 from pdserve.engines.probe import PROBE_MODEL
 from pdserve.errors import EngineError, EngineMissingError, FetchError, UsageError
 from pdserve.lock import held
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.progress import Progress
 from pdserve.runtimes.paddle_serving import interpreter, launch, work_folder

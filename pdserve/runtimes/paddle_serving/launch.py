@@ -25,7 +25,7 @@ from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.runtimes.paddle_serving.work_folder import WorkFolder
 from pdserve.services.sockets import bind
 from pdserve.services.telemetry.logs import open_log
-from pdserve.settings import ServiceSettings, ServerSettings
+from pdserve.settings import ServerSettings
 
 log = logging.getLogger("pdserve")
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pdserve.pipelines import SERVICES
 from pdserve.errors import UsageError
+from pdserve.pipelines import SERVICES
 from pdserve.runtimes.paddle_serving import unsupported
+from pdserve.settings import ServerSettings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="refused as a whole elsewhere")
 
@@ -47,7 +48,7 @@ _HONOURED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format
 _ABOVE = {"host", "api_key", "api_key_file", "tls_cert", "tls_key", "cors_origins"}
 
 
-@pytest.mark.parametrize("name", sorted(settings.ServerSettings.model_fields.keys() - _HONOURED - _ABOVE))
+@pytest.mark.parametrize("name", sorted(ServerSettings.model_fields.keys() - _HONOURED - _ABOVE))
 def test_no_limit_is_dropped_in_silence(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
         check({name: 4096})

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pdserve.pipelines import SERVICES
 from pdserve.convert import convert
 from pdserve.errors import SettingsError, UnsupportedModelError
 from pdserve.formats import prototxt
 from pdserve.index.errors import OtherEmbedderError
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.runtimes.paddle_serving import work_folder
 from tests.detectors import HEIGHT, WIDTH, write_detector
 from tests.running import pdserve
