@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
+from pdserve.pipelines import SERVICES
 from pdserve.services.auth import Keys, exposed_to, guarded
-from pdserve.settings import ServerSettings, classification
+from pdserve.settings import ServerSettings
 from tests.running import Server, pdserve
 from tests.services.doors import Doors, doors
 from tests.services.watching import until
@@ -59,7 +60,7 @@ def test_a_file_has_one_key_a_line(tmp_path: Path, encoding: str, end: str):
 
 
 def test_the_environment_and_a_file_both_count(key_file: Path):
-    found = classification({"api_key_file": key_file}, {"PDSERVE_API_KEY": OTHER}).server
+    found = SERVICES["classification"].settings({"api_key_file": key_file}, {"PDSERVE_API_KEY": OTHER}).server
     keys = Keys.read(found)
     assert keys
     assert all(keys.admit([key.encode()]) for key in (ONE, TWO, OTHER))
@@ -121,7 +122,7 @@ def test_a_file_named_in_the_configuration_is_beside_it(tmp_path: Path, key_file
         ),
         "utf-8",
     )
-    found = classification({}, {}, config).server
+    found = SERVICES["classification"].settings({}, {}, config).server
     assert found.api_key_file == key_file
     assert found.tls_cert == tmp_path / "cert.pem"
     assert found.tls_key == Path("/etc/key.pem")
@@ -131,7 +132,7 @@ def test_a_key_of_digits_in_the_configuration_is_not_told(tmp_path: Path):
     config = tmp_path / "config.yml"
     config.write_text("http_port: 8001\npdserve: {api_key: 31415926535897932}\n", "utf-8")
     with pytest.raises(SettingsError, match=r"config\.yml: api_key is no text") as caught:
-        classification({}, {}, config)
+        SERVICES["classification"].settings({}, {}, config)
     assert "314159" not in "".join(traceback.format_exception(caught.value))
 
 
