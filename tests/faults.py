@@ -9,6 +9,7 @@ that the engine was given.
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,16 @@ import numpy as np
 from pdserve import engines
 from pdserve.cli import main
 from pdserve.engines import openvino
-from pdserve.engines.base import Instance, Opened, Request
+from pdserve.engines.base import Instance, LoadedModel, LoadRequest
 from pdserve.vision.types import Array
 
 MAGENTA = (255, 0, 255)
 
 
-def open_model(request: Request) -> Opened:
+def open_model(request: LoadRequest) -> LoadedModel:
     """OpenVINO's, with faults."""
     opened = openvino.open_model(request)
-    return Opened([_faulty(instance) for instance in opened.instances], opened.description)
+    return LoadedModel([_faulty(instance) for instance in opened.instances], opened.description)
 
 
 def _faulty(instance: Instance) -> Instance:
@@ -54,5 +55,6 @@ def _faulty(instance: Instance) -> Instance:
 
 
 if __name__ == "__main__":
-    engines.ENGINES["openvino"] = "tests.faults:open_model"
+    openvino_entry = engines.ENGINES["openvino"]
+    engines.ENGINES["openvino"] = replace(openvino_entry, open="tests.faults:open_model")
     main()

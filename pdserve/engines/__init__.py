@@ -1,21 +1,25 @@
-"""Engines: what runs a serving model. A name in a table, a module, one contract.
+"""Engines: each runs a serving model on one device. A name in a table, a module, one contract.
 
-``load`` opens a serving model with one of them; ``contract.Engine`` says what comes back.
+``load`` opens a serving model with one of them; ``base.Engine`` is what it returns.
 """
 
+import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from pdserve.engines import packages
-from pdserve.engines.base import Engine, Opened, Options, Request, warm_up
+import numpy as np
+
+from pdserve.engines import table
+from pdserve.engines.base import Engine, LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device, gpu_problem
-from pdserve.engines.feeds import check_config
-from pdserve.engines.packages import EngineInfo
-from pdserve.engines.probe import probe
-from pdserve.engines.runner import Runner, gist
+from pdserve.engines.runner import Runner, check_config, summary
+from pdserve.engines.table import ENGINES, EngineInfo
 from pdserve.errors import (
     DeviceError,
+    EngineError,
     EngineMissingError,
     PdserveError,
     SettingsError,
@@ -24,12 +28,12 @@ from pdserve.errors import (
 )
 from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import check_parameters
-from pdserve.formats.serving_model import ServingModel
-from pdserve.vision.types import Array
+from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.vision.types import Tensor
 
 __all__ = [
     "ENGINES",
-    "Array",
+    "PROBE_MODEL",
     "Device",
     "Engine",
     "EngineInfo",
@@ -37,26 +41,20 @@ __all__ = [
     "available",
     "load",
     "probe",
-    "warm_up",
+    "probe_input",
 ]
-
-# An engine is a function that takes a Request and returns an Opened.
-ENGINES = {
-    "openvino": "pdserve.engines.openvino:open_model",
-    "paddle": "pdserve.engines.paddle:open_model",
-    "onnx": "pdserve.engines.onnx:open_model",
-}
-
-# What ``auto`` tries, best first.
-_BEST = {"cpu": ("openvino", "paddle", "onnx"), "gpu": ("paddle", "onnx")}
 
 # What makes ``auto`` try the next one; anything else is wrong with the model itself.
 _NEXT = (EngineMissingError, DeviceError, UnsupportedModelError, SettingsError)
 
+# A network of the usual operators (convolution, batch normalisation, pooling, a linear layer, softmax) on
+# 3×32×32, with Paddle's results for ``probe_input`` in expected.json; tests/engines/make_models.py makes it.
+PROBE_MODEL = Path(__file__).with_name("probe_model")
+
 
 def available() -> list[EngineInfo]:
     """Every engine, and whether its packages are installed. Nothing is imported."""
-    return [packages.engine_info(name) for name in ENGINES]
+    return [table.engine_info(name) for name in ENGINES]
 
 
 def load(
@@ -72,48 +70,72 @@ def load(
 ) -> Engine:
     """Load a serving model with the named engine, or with the best one that is installed and can run it.
 
-    ``threads`` are CPU threads per instance (None: what the machine has), ``instances`` how many runs go
-    on at once (None: what suits the engine), ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-    Device and precision are those asked for or an error, never others. What int8 runs is the form of the
-    model that ``pdserve optimize`` published beside it, or one in the folder ``optimized``.
+    ``threads`` are CPU threads per instance (None: all cores), ``instances`` the number of concurrent runs
+    (None: what suits the engine), ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+    Device and precision are those asked for or an error, never others. int8 runs the form of the model that
+    ``pdserve optimize`` published beside it, or the one in the folder ``optimized``.
 
     Raises ModelError for files that are missing, broken or at odds with the prototxt, and for an int8 form
-    that is not there or is of another state of the model; EngineMissingError
-    for a package that is not installed; DeviceError; UnsupportedModelError; SettingsError for an option
-    that the engine does not have; UsageError for an engine that does not exist.
+    that is missing or is of another state of the model; EngineMissingError for a package that is not
+    installed; DeviceError; UnsupportedModelError; SettingsError for an option that the engine does not have;
+    UsageError for an engine that does not exist.
     """
     if engine != "auto" and engine not in ENGINES:
         raise UsageError(f"There is no engine {engine!r}; there are auto, {', '.join(ENGINES)}.")
     program = read_program(model.files)
     check_config(model, program.signature)
     check_parameters(model.files, program)
+    candidates = [name for name, entry in ENGINES.items() if device.kind in entry.precisions]
     if device.kind == "gpu":
-        _require_gpu(device, [n for n in _BEST["gpu"] if engine in ("auto", n)])
-    options = options or Options()
-    request = Request(model, program, device, threads, instances, precision, options, optimized)
+        _require_gpu(device, [name for name in candidates if engine in ("auto", name)])
+    request = LoadRequest(
+        model, program, device, threads, instances, precision, options or Options(), optimized
+    )
     if engine != "auto":
         return Runner(engine, request, _open(engine, request), "asked for")
     refusals: dict[str, PdserveError] = {}
-    for name in _BEST[device.kind]:
+    for name in candidates:
         try:
-            opened = _open(name, request)
+            loaded = _open(name, request)
         except _NEXT as error:
             refusals[name] = error
             continue
         why = "; ".join(f"not {other}: {error.message.rstrip('.')}" for other, error in refusals.items())
-        return Runner(name, request, opened, why or f"the first choice on {device.kind}")
+        return Runner(name, request, loaded, why or f"the first choice on {device.kind}")
     raise _none_left(request, refusals)
 
 
-def _open(name: str, request: Request) -> Opened:
-    module, _, function = ENGINES[name].partition(":")
+def _open(name: str, request: LoadRequest) -> LoadedModel:
+    entry = ENGINES[name]
+    table.require(name, next(iter(entry.packages)))
+    _check_options(name, request)
+    module, _, function = entry.open.partition(":")
     try:
-        opened: Opened = getattr(import_module(module), function)(request)
+        loaded: LoadedModel = getattr(import_module(module), function)(request)
     except PdserveError:
         raise
     except Exception as error:  # each engine has its own kinds; the files are known to be whole
-        raise UnsupportedModelError(f"{name} cannot run {request.model.name}: {gist(error)}.") from error
-    return opened
+        raise UnsupportedModelError(f"{name} cannot run {request.model.name}: {summary(error)}.") from error
+    return loaded
+
+
+def _check_options(name: str, request: LoadRequest) -> None:
+    """Raise DeviceError or SettingsError for a device, precision or switch that the engine does not have."""
+    entry, options = ENGINES[name], request.options
+    if request.device.kind not in entry.precisions:
+        raise table.no_cuda(name, request.device)
+    precisions = entry.precisions[request.device.kind]
+    if request.precision not in precisions:
+        raise SettingsError(
+            f"The engine {name} runs {' or '.join(precisions)} on {request.device}, not {request.precision}."
+        )
+    if entry.paddle_options:
+        return
+    for switch in ("ir_optim", "use_mkldnn"):
+        if getattr(options, switch) is False:
+            raise SettingsError(f"{switch}: False is for the engine paddle; {name} cannot do without.")
+    if options.tensorrt:
+        raise SettingsError(f"TensorRT is for the engine paddle on a GPU, not for {name}.")
 
 
 def _require_gpu(device: Device, names: Sequence[str]) -> None:
@@ -121,17 +143,43 @@ def _require_gpu(device: Device, names: Sequence[str]) -> None:
     problem = gpu_problem(device.index)
     if problem is None or not names:  # an engine that has no GPUs at all says so itself
         return
-    if packages.built_for_cuda(names):
-        raise DeviceError(f"{device} is not usable: {problem}; mend that, or run with --cpu.")
+    if table.built_for_cuda(names):
+        raise DeviceError(f"{device} is not usable: {problem}; fix that, or run with --cpu.")
     raise DeviceError(
         f"{device} is not usable: {problem}, and {' or '.join(names)} is not installed for CUDA: "
-        f"{packages.cuda_install(names)}, or run with --cpu."
+        f"{table.cuda_install(names)}, or run with --cpu."
     )
 
 
-def _none_left(request: Request, refusals: dict[str, PdserveError]) -> PdserveError:
+def _none_left(request: LoadRequest, refusals: dict[str, PdserveError]) -> PdserveError:
     kinds = {type(error) for error in refusals.values()}
-    telling = (DeviceError, UnsupportedModelError, SettingsError, EngineMissingError)
-    kind = next(k for k in telling if k in kinds)  # the most telling, where they differ
+    by_information = (DeviceError, UnsupportedModelError, SettingsError, EngineMissingError)
+    kind = next(k for k in by_information if k in kinds)  # the most informative, where they differ
     said = " ".join(f"[{name}] {error.message}" for name, error in refusals.items())
     return kind(f"No engine here can run {request.model.name} on {request.device}. {said}")
+
+
+def probe_input(batch: int = 2) -> Tensor:
+    """The images that the probe model's ``expected.json`` is about, (batch, 3, 32, 32) float32."""
+    return np.sin(np.arange(batch * 3 * 32 * 32, dtype=np.float32)).reshape(batch, 3, 32, 32)
+
+
+def probe(engine: str, device: Device) -> str:
+    """Run the probe model on an engine and a device, and return the engine's description.
+
+    Raises what ``load`` raises, and EngineError where the numbers are wrong.
+    """
+    values = json.loads((PROBE_MODEL / "expected.json").read_text("utf-8"))
+    expected = np.array(values["prediction"], np.float32)
+    with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
+        # A copy, as the engine onnx keeps its conversion beside the model.
+        folder = Path(shutil.copytree(PROBE_MODEL, Path(scratch) / "probe_serving"))
+        loaded = load(open_serving_model(folder), engine=engine, device=device)
+        try:
+            found = loaded.run({"image": probe_input(len(expected))})["prediction"]
+        finally:
+            loaded.close()
+    if not np.allclose(found, expected, rtol=1e-4, atol=1e-6):
+        off = float(np.abs(found - expected).max())
+        raise EngineError(f"{loaded.description} computes wrong numbers: {off:.2g} off on the probe model.")
+    return loaded.description

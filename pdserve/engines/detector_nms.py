@@ -1,4 +1,4 @@
-"""Detectors end in Paddle's operator ``multiclass_nms3``; this runs it for an engine that cannot.
+"""Runs Paddle's operator ``multiclass_nms3``, which ends detectors, for an engine that cannot.
 
 The program is cut at the two tensors that feed the operator, boxes and scores. The engine runs what is
 before the cut; ``vision.boxes.multiclass_nms`` does the rest, with the operator's own attributes.
@@ -44,7 +44,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Cut:
-    """A program (ProgramDesc, serialised) up to the operator, and what is to be done after it.
+    """A program (ProgramDesc, serialised) up to the operator, and what is computed after it.
 
     ``fetches``: what ``program`` fetches now, by name: ``boxes`` and ``scores``, and those fetches of the
     whole program that do not depend on the operator. ``outputs``: those that do.
@@ -61,7 +61,7 @@ class Cut:
 def cut(program: bytes) -> Cut:
     """Cut a ProgramDesc that has the operator once.
 
-    Raises UnsupportedModelError for a use of it that is not done here, and for operators after it that
+    Raises UnsupportedModelError for a use of it that is not supported here, and for operators after it that
     do more than pass its outputs on.
     """
     desc = message("pdserve.program.ProgramDesc").FromString(program)

@@ -1,4 +1,4 @@
-"""Where a model runs: the CPU, or a CUDA GPU by its number."""
+"""Devices: the CPU, or a CUDA GPU by its number."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ def cores() -> int:
 
 
 def gpu_problem(index: int) -> str | None:
-    """What the NVIDIA driver has against GPU ``index``, in words, or None. Needs no package."""
+    """Why the NVIDIA driver cannot use GPU ``index``, in words, or None. Needs no package."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)

@@ -1,36 +1,51 @@
-"""The INT8 form of a model, as ``pdserve optimize`` left it beside the model: found, and checked.
+"""Finds and checks the INT8 form of a model, which ``pdserve optimize`` wrote beside the model.
 
 ::
 
     NAME_serving/.pdserve/int8/
       model.xml  model.bin     OpenVINO's own format
-      report.json              whose form it is, and how well it agrees (pdserve.tools.optimize.report)
+      report.json              whose form it is, and its agreement (pdserve.tools.optimize.report)
 
 Of the report this reads ``fingerprint`` (the float model's), ``files`` (name -> SHA-256), and of
-``agreement`` its ``measure``, ``value`` and ``images``. Nothing that made the form is needed to run it.
+``agreement`` its ``measure``, ``value`` and ``images``. To run it, NNCF is not needed.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pdserve.engines.base import Request
-from pdserve.engines.kept import FOLDER, fingerprint
+from pdserve.engines.base import LoadRequest
 from pdserve.errors import ModelError
+from pdserve.formats.model_files import ModelFiles, parameter_files
+from pdserve.formats.program import Program
 from pdserve.formats.serving_model import ServingModel
 
+# Folder beside a model for what is derived from it.
+FOLDER = ".pdserve"
 PROGRAM, WEIGHTS, REPORT = "model.xml", "model.bin", "report.json"
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """A model in OpenVINO's format; ``note`` says how it agrees with the float one, where that is known."""
+    """A model in OpenVINO's format; ``note``: its agreement with the float one, where that is known."""
 
     program: bytes
     weights: bytes
     note: str = ""
+
+
+def fingerprint(files: ModelFiles, program: Program) -> str:
+    """SHA-256 (hex) of program and parameters: another one for an altered model. Raises ModelError."""
+    total = hashlib.sha256()
+    try:
+        for path in (files.model, *parameter_files(files, program)):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    total.update(chunk)
+    except OSError as error:
+        raise ModelError(f"Cannot read {error.filename}: {error.strerror}.") from error
+    return total.hexdigest()
 
 
 def folder(model: ServingModel, precision: str) -> Path:
@@ -39,16 +54,16 @@ def folder(model: ServingModel, precision: str) -> Path:
 
 
 def command(model: ServingModel, precision: str) -> str:
-    """What to type to make the form."""
+    """The command that makes the form."""
     images = "--calibration" if precision == "int8" else "--images"
     return f"pdserve optimize --model {model.path} --precision {precision} {images} DIR"
 
 
-def read(request: Request) -> Optimized:
-    """The form in the folder that the request names, as it is there; else the published one, checked.
+def read(request: LoadRequest) -> Optimized:
+    """Read the form in the folder that the request names, unchecked; else the published one, checked.
 
     Raises ModelError, with the command that makes it, where there is none, where it is of another state
-    of the model, and where its files are not whole.
+    of the model, and where its files are altered.
     """
     model, precision, given = request.model, request.precision, request.optimized
     if given is not None:
@@ -57,37 +72,20 @@ def read(request: Request) -> Optimized:
     again = f"type `{command(model, precision)}`."
     if not place.is_dir():
         raise ModelError(f"{model.name} has not been made {precision}: {again}")
-    report = _report(place / REPORT, again)
-    if report["fingerprint"] != fingerprint(model.files, request.program):
-        raise ModelError(f"{model.name} has changed since it was made {precision}: {again}")
-    found = {}
-    for name in (PROGRAM, WEIGHTS):
-        found[name] = _bytes(place / name)
-        if hashlib.sha256(found[name]).hexdigest() != report["files"][name]:
-            raise ModelError(f"{place / name} is not what `pdserve optimize` wrote: {again}")
-    told = report["agreement"]
-    note = f" ({told['measure']} agreement {told['value']:.4f} with fp32 on {told['images']} images)"
-    return Optimized(found[PROGRAM], found[WEIGHTS], note)
-
-
-def _report(path: Path, again: str) -> dict[str, Any]:
     try:
-        report = json.loads(_bytes(path))
-        agreement = report["agreement"]
-        kinds = (
-            (report["fingerprint"], str),
-            (report["files"][PROGRAM], str),
-            (report["files"][WEIGHTS], str),
-            (agreement["measure"], str),
-            (agreement["value"], float | int),
-            (agreement["images"], int),
-        )
-        if all(isinstance(value, kind) for value, kind in kinds):
-            whole: dict[str, Any] = report
-            return whole
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise ModelError(f"{path} is no report of `pdserve optimize`: {again}")
+        report = json.loads(_bytes(place / REPORT))
+        made_from, sums = report["fingerprint"], {name: report["files"][name] for name in (PROGRAM, WEIGHTS)}
+        measure, value, images = (report["agreement"][key] for key in ("measure", "value", "images"))
+        note = f" ({measure} agreement {value:.4f} with fp32 on {images} images)"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{place / REPORT} is no report of `pdserve optimize`: {again}") from error
+    if made_from != fingerprint(model.files, request.program):
+        raise ModelError(f"{model.name} has changed since it was made {precision}: {again}")
+    found = {name: _bytes(place / name) for name in sums}
+    for name, data in found.items():
+        if hashlib.sha256(data).hexdigest() != sums[name]:
+            raise ModelError(f"{place / name} is not what `pdserve optimize` wrote: {again}")
+    return Optimized(found[PROGRAM], found[WEIGHTS], note)
 
 
 def _bytes(path: Path) -> bytes:

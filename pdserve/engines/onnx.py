@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or with CUDA, over a model that paddle2onnx converted once.
+"""ONNX Runtime engine, on the CPU or with CUDA, over a model that paddle2onnx converted once.
 
 One session for all instances: its ``run`` may be called from several threads at once.
 """
@@ -7,32 +7,31 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.engines import packages
-from pdserve.engines.base import Instance, Opened, Request, shared_out
-from pdserve.engines.device import gpu_problem
+from pdserve.engines import table
+from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
 from pdserve.engines.onnx_export import onnx_file
-from pdserve.errors import DeviceError, SettingsError, UnsupportedModelError
+from pdserve.errors import DeviceError, UnsupportedModelError
 from pdserve.vision.types import Array
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 
 
-def open_model(request: Request) -> Opened:
+def open_model(request: LoadRequest) -> LoadedModel:
     """Convert if that has not been done, and create the session.
 
-    Raises DeviceError, UnsupportedModelError, SettingsError, EngineMissingError, DiskError.
+    Raises DeviceError, UnsupportedModelError, EngineMissingError, DiskError.
     """
-    packages.require("onnx", "onnxruntime")
-    _refuse(request)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import
     try:
         import onnxruntime as ort
     except (ImportError, OSError) as error:
-        raise packages.not_loading("onnx", "onnxruntime", error) from error
+        raise table.import_error("onnx", "onnxruntime", error) from error
     provider = _PROVIDERS[request.device.kind]
     provider_options = {}
     if request.device.kind == "gpu":
-        _require_cuda(ort, request)
+        table.require_cuda("onnx", request.device, provider in ort.get_available_providers())
+        if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from their wheels, where those are installed
+            ort.preload_dlls()
         provider_options["device_id"] = str(request.device.index)
     threads, instances = request.cpu_shares(2)
     if request.device.kind == "gpu":
@@ -48,17 +47,14 @@ def open_model(request: Request) -> Opened:
             '`pip install "onnxruntime-gpu[cuda,cudnn]"`.'
         )
     session.disable_fallback()
-    where = f"CPU, {request.precision}, {shared_out(threads, instances)}"
+    where = f"CPU, {request.precision}, {thread_text(threads, instances)}"
     if request.device.kind == "gpu":
         where = f"GPU {request.device.index}, {request.precision}"
     run = _instance(session, request)
-    return Opened(
-        [run] * instances,
-        f"ONNX Runtime {ort.__version__} on {where}",
-    )
+    return LoadedModel([run] * instances, f"ONNX Runtime {ort.__version__} on {where}")
 
 
-def _instance(session: Any, request: Request) -> Instance:
+def _instance(session: Any, request: LoadRequest) -> Instance:
     # paddle2onnx keeps the names of feeds but calls fetches by their place, so outputs go by place.
     signature = request.program.signature
     names = [spec.name for spec in signature.fetches]
@@ -79,26 +75,3 @@ def _session_options(ort: Any, threads: int) -> Any:
     # Spinning threads take the cores from those that work: 2.7 times the time on two shared cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def _require_cuda(ort: Any, request: Request) -> None:
-    if _PROVIDERS["gpu"] not in ort.get_available_providers():
-        raise packages.no_cuda("onnx", request.device)
-    if problem := gpu_problem(request.device.index):
-        raise DeviceError(f"{request.device} is not usable: {problem}.")
-    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from their wheels, where those are installed
-        ort.preload_dlls()
-
-
-def _refuse(request: Request) -> None:
-    options = request.options
-    allowed = ("fp32", "fp16") if request.device.kind == "gpu" else ("fp32",)
-    if request.precision not in allowed:
-        raise SettingsError(
-            f"The engine onnx runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
-        )
-    for switch, off in (("ir_optim", options.ir_optim), ("use_mkldnn", options.use_mkldnn)):
-        if off is False:
-            raise SettingsError(f"{switch}: False is for the engine paddle, not for onnx.")
-    if options.tensorrt:
-        raise SettingsError("TensorRT is for the engine paddle on a GPU, not for onnx.")

@@ -1,8 +1,8 @@
-"""A Paddle model as an ONNX file: converted once with paddle2onnx, and kept.
+"""Converts a Paddle model to an ONNX file, once, with paddle2onnx.
 
-Beside the model, ``.pdserve/HASH-opsetN.onnx`` (``-fp16.onnx`` in half precision), or in the user's cache
-folder where the model's folder cannot be written. The hash is over program and parameters, so an altered
-model is converted again.
+It is written beside the model, ``.pdserve/HASH-opsetN.onnx`` (``-fp16.onnx`` in half precision), or in the
+user's cache folder where the model's folder cannot be written. The hash is over program and parameters, so
+an altered model is converted again.
 """
 
 import os
@@ -15,16 +15,16 @@ from pathlib import Path
 
 import platformdirs
 
-from pdserve.engines import packages
-from pdserve.engines.base import Request
-from pdserve.engines.kept import FOLDER, fingerprint
+from pdserve.engines import table
+from pdserve.engines.base import LoadRequest
+from pdserve.engines.int8 import FOLDER, fingerprint
 from pdserve.errors import UnsupportedModelError
 from pdserve.files import writing
 from pdserve.formats.parameters import read_parameters
 
 OPSET = 17
 
-# In a process of its own: paddle2onnx loads all of Paddle, writes on standard output, and dies of some
+# In a separate process: paddle2onnx loads all of Paddle, writes on standard output, and dies of some
 # models. "none" keeps it from Polygraphy, which would install packages by itself.
 _CHILD = """
 import sys, warnings
@@ -34,7 +34,7 @@ model, params, out, opset = sys.argv[1:]
 paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="none")
 """
 
-# ONNX Runtime's own converter; in a process of its own, as its package changes where modules are found.
+# ONNX Runtime's own converter; in a separate process, as its package changes where modules are found.
 # Feeds and fetches stay float32, and so do the operators that it knows to need it.
 _HALF = """
 import sys, warnings
@@ -46,8 +46,8 @@ onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), out)
 """
 
 
-def onnx_file(request: Request) -> Path:
-    """The converted model in the precision asked for, fp32 or fp16, made now if there is none.
+def onnx_file(request: LoadRequest) -> Path:
+    """Path of the converted model in the precision asked for, fp32 or fp16; converts it if there is none.
 
     Raises UnsupportedModelError for a model that paddle2onnx does not convert, EngineMissingError
     without paddle2onnx, DiskError.
@@ -60,7 +60,7 @@ def onnx_file(request: Request) -> Path:
         if (folder / name).is_file():
             return folder / name
     for module in ("paddle2onnx", "paddle"):
-        packages.require("onnx", module)
+        table.require("onnx", module)
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
         made = _convert(request, Path(scratch))
         try:
@@ -70,7 +70,7 @@ def onnx_file(request: Request) -> Path:
                 return _keep(made, users / name)
 
 
-def _convert(request: Request, scratch: Path) -> Path:
+def _convert(request: LoadRequest, scratch: Path) -> Path:
     files, out = request.model.files, scratch / "model.onnx"
     # paddle2onnx goes by these very names, whatever it is given.
     program = scratch / ("inference.json" if files.kind == "PIR" else "inference.pdmodel")

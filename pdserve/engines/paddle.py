@@ -1,4 +1,4 @@
-"""Paddle Inference: reads every format, runs every operator; CPU with oneDNN, or a GPU with CUDA.
+"""Paddle Inference engine: reads every format, runs every operator; CPU with oneDNN, or CUDA.
 
 An instance is a predictor; the others are clones of the first and share its weights.
 """
@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pdserve.engines import packages
-from pdserve.engines.base import Opened, Request, shared_out
-from pdserve.engines.device import gpu_problem
-from pdserve.errors import DeviceError, SettingsError
+from pdserve.engines import table
+from pdserve.engines.base import LoadedModel, LoadRequest, thread_text
+from pdserve.errors import SettingsError
 from pdserve.formats.parameters import read_parameters
 from pdserve.vision.types import Array
 
@@ -24,23 +23,22 @@ _GPU_POOL_MB = 256  # what the memory pool starts with; it grows
 _TENSORRT_WORKSPACE = 1 << 30
 
 
-def open_model(request: Request) -> Opened:
+def open_model(request: LoadRequest) -> LoadedModel:
     """Create the predictors. Raises DeviceError, SettingsError, EngineMissingError, ModelError."""
-    packages.require("paddle", "paddle")
-    _refuse(request)
+    _check_tensorrt(request)
     paddle = _import_paddle()
     if request.device.kind == "gpu":
-        _require_cuda(paddle, request)
+        table.require_cuda("paddle", request.device, paddle.is_compiled_with_cuda())
     first = _create(request)
     # Cloned before the first run: oneDNN then turns the shared weights, and later clones fail.
     predictors = [first, *(first.clone() for _ in range(_instances(request) - 1))]
-    return Opened(
+    return LoadedModel(
         [_Instance(p, request) for p in predictors],
         f"Paddle {paddle.__version__} on {_where(request)}",
     )
 
 
-def _create(request: Request) -> Any:
+def _create(request: LoadRequest) -> Any:
     from paddle import inference
 
     config = _config(inference, request)
@@ -57,28 +55,28 @@ def _create(request: Request) -> Any:
     return inference.create_predictor(config)
 
 
-def _threads(request: Request) -> int:
+def _threads(request: LoadRequest) -> int:
     return request.cpu_shares(1)[0]
 
 
-def _instances(request: Request) -> int:
-    """One, where nobody asked: OpenMP's threads of several would keep the cores from each other."""
+def _instances(request: LoadRequest) -> int:
+    """One by default: the OpenMP threads of several would compete for the cores."""
     return request.instances or 1
 
 
-def _onednn(request: Request) -> bool:
+def _onednn(request: LoadRequest) -> bool:
     return request.options.use_mkldnn is not False
 
 
-def _where(request: Request) -> str:
+def _where(request: LoadRequest) -> str:
     if request.device.kind == "gpu":
         using = " with TensorRT" if request.options.tensorrt else ""
         return f"GPU {request.device.index}{using}, {request.precision}"
     using = " with oneDNN" if _onednn(request) else ""
-    return f"CPU{using}, {request.precision}, {shared_out(_threads(request), _instances(request))}"
+    return f"CPU{using}, {request.precision}, {thread_text(_threads(request), _instances(request))}"
 
 
-def _config(inference: Any, request: Request) -> Any:
+def _config(inference: Any, request: LoadRequest) -> Any:
     files = request.model.files
     if files.params is not None:
         return inference.Config(str(files.model), str(files.params))
@@ -88,21 +86,14 @@ def _config(inference: Any, request: Request) -> Any:
     return config
 
 
-def _require_cuda(paddle: Any, request: Request) -> None:
-    if not paddle.is_compiled_with_cuda():
-        raise packages.no_cuda("paddle", request.device)
-    if problem := gpu_problem(request.device.index):
-        raise DeviceError(f"{request.device} is not usable: {problem}.")
-
-
-def _use_gpu(inference: Any, config: Any, request: Request) -> None:
+def _use_gpu(inference: Any, config: Any, request: LoadRequest) -> None:
     kinds = inference.PrecisionType
     precision = kinds.Half if request.precision == "fp16" else kinds.Float32
     config.enable_use_gpu(_GPU_POOL_MB, request.device.index, precision)
     if request.options.tensorrt:
         config.enable_tensorrt_engine(
             workspace_size=_TENSORRT_WORKSPACE,
-            max_batch_size=1,  # of no account: the shapes are dynamic
+            max_batch_size=1,  # not used: the shapes are dynamic
             min_subgraph_size=3,
             precision_mode=precision,
             use_static=False,
@@ -112,13 +103,13 @@ def _use_gpu(inference: Any, config: Any, request: Request) -> None:
 
 
 class _Instance:
-    """A predictor, with care about its first run.
+    """A predictor, with a guard around its first run.
 
-    Some operators then write on standard output, which belongs to our caller. And one whose first run
-    fails goes on failing, whatever it is fed (seen with oneDNN): it is replaced.
+    Some operators then write on standard output, which is for results. And a predictor whose first run
+    fails keeps failing, whatever it is fed (seen with oneDNN): it is replaced.
     """
 
-    def __init__(self, predictor: Any, request: Request) -> None:
+    def __init__(self, predictor: Any, request: LoadRequest) -> None:
         self._request = request
         self._ran = False
         self._bind(predictor)
@@ -153,10 +144,10 @@ _stdout = threading.Lock()
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """For the whole process, C++ included."""
+    """Redirect standard output of the whole process, C++ included."""
     with _stdout:
         try:
-            kept = os.dup(1)
+            saved = os.dup(1)
         except OSError:  # a process without standard output
             yield
             return
@@ -165,38 +156,32 @@ def _stdout_to_stderr() -> Iterator[None]:
             os.dup2(2, 1)
             yield
         finally:
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
-def _refuse(request: Request) -> None:
-    gpu = request.device.kind == "gpu"
-    allowed = ("fp32", "fp16") if gpu else ("fp32",)
-    if request.precision not in allowed:
-        raise SettingsError(
-            f"The engine paddle runs {' or '.join(allowed)} on {request.device}, not {request.precision}."
-        )
-    if request.options.tensorrt and not gpu:
+def _check_tensorrt(request: LoadRequest) -> None:
+    if request.options.tensorrt and request.device.kind != "gpu":
         raise SettingsError("TensorRT needs a GPU; give --gpu 0, or leave TensorRT out.")
     if request.options.tensorrt and request.model.files.kind == "PIR":
         raise SettingsError("TensorRT takes .pdmodel files in Paddle Inference, not Paddle 3's .json.")
 
 
 def _import_paddle() -> Any:
-    """Import paddle, and undo what the import does to the rest of the process."""
+    """Import paddle, and undo its side effects on the process."""
     with warnings.catch_warnings(), _undone():
         warnings.simplefilter("ignore")
         try:
             import paddle
         except (ImportError, OSError) as error:  # OSError: a library of CUDA that is not there
-            raise packages.not_loading("paddle", "paddle", error) from error
+            raise table.import_error("paddle", "paddle", error) from error
         paddle.disable_signal_handler()
     return paddle
 
 
 @contextmanager
 def _undone() -> Iterator[None]:
-    """Paddle sets OMP_NUM_THREADS=1, hangs a handler on the root logger and takes over SIGTERM.
+    """Undo what importing Paddle does: it sets OMP_NUM_THREADS=1, a root log handler and one for SIGTERM.
 
     Python's own SIGTERM handler can be put back in the main thread only; elsewhere, one that was set
     before the first Paddle model was loaded is lost, so a server sets its handlers after loading.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.engines.feeds import as_batch
+from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models.find import find_serving_model

@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.engines.feeds import as_batch
+from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, SettingsError
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog

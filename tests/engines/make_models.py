@@ -2,7 +2,7 @@
 
 ``python -m tests.engines.make_models`` from the repository's root. All weights are random.
 
-- ``pdserve/engines/probe_model``: a serving model, see ``pdserve/engines/probe.py``.
+- ``pdserve/engines/probe_model``: a serving model, see ``PROBE_MODEL`` in ``pdserve/engines``.
 - ``tests/data/engines/pir``: the same network in Paddle 3's format.
 - ``tests/data/engines/detector``: boxes and scores through ``multiclass_nms3``.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pdserve.engines.probe import PROBE_MODEL, probe_input
+from pdserve.engines import PROBE_MODEL, probe_input
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files, read_program
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pdserve.engines import ENGINES, Device, packages
+from pdserve.engines import ENGINES, PROBE_MODEL, Device, Engine, table
 from pdserve.engines.device import gpu_problem
-from pdserve.engines.probe import PROBE_MODEL
 from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.program import TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
@@ -37,6 +37,19 @@ def serving_model(folder: Path) -> ServingModel:
     return ServingModel(folder, folder.name, files, config)
 
 
+def warm_up(engine: Engine, batch: int = 1, size: tuple[int, int] | None = None) -> None:
+    """Run once on ones; ``size`` is (height, width) where these are free, other free extents are 1."""
+    feeds = {}
+    for feed in engine.feeds:
+        shape = list(engine.shapes[feed.alias])
+        for axis, extent in enumerate(shape):
+            if extent < 0:
+                spatial = len(shape) == 4 and axis >= 2 and size is not None
+                shape[axis] = batch if axis == 0 else size[axis - 2] if spatial and size else 1
+        feeds[feed.alias] = np.ones(shape, feed.dtype)
+    engine.run(feeds)
+
+
 def engine_params() -> list[object]:
     """Every engine on every device, with a skip that says why where there is none."""
     params = []
@@ -50,13 +63,13 @@ def engine_params() -> list[object]:
 
 
 def _lacks(name: str, device: str) -> str | None:
-    info = packages.engine_info(name)
+    info = table.engine_info(name)
     if not info.installed:
         return f"{name} needs {', '.join(info.missing)}: {info.install}"
     if device != "cpu":
         if problem := gpu_problem(0):
             return problem
-        if not packages.built_for_cuda([name]):
+        if not table.built_for_cuda([name]):
             return f"{name} is not built for CUDA here"
     return None
 

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pdserve.engines import Device, Engine, load, probe, warm_up
-from pdserve.engines.probe import probe_input
+from pdserve.engines import Device, Engine, load, probe, probe_input
 from pdserve.errors import ClosedError, EngineError, FeedError, ModelError, UnsupportedModelError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from tests.conftest import GOLDEN
-from tests.engines.models import DATA, DETECTOR, PIR, PROBE, TWO_HEADS, engine_params, serving_model
+from tests.engines.models import DATA, DETECTOR, PIR, PROBE, TWO_HEADS, engine_params, serving_model, warm_up
 
 pytestmark = pytest.mark.parametrize(("name", "device"), engine_params())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.engines import ENGINES, Device, Options, available, load, warm_up
+from pdserve.engines import ENGINES, Device, Options, available, load
 from pdserve.engines.device import gpu_problem
 from pdserve.errors import (
     DeviceError,
@@ -17,7 +17,7 @@ from pdserve.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from tests.engines.models import DETECTOR, PIR, PROBE, needs, serving_model
+from tests.engines.models import DETECTOR, PIR, PROBE, needs, serving_model, warm_up
 
 CPU = Device()
 no_gpu = pytest.mark.skipif(gpu_problem(0) is None, reason="there is a GPU here")

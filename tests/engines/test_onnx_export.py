@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.engines import Device, load
+from pdserve.engines import Device, load, probe_input
 from pdserve.engines.onnx_export import FOLDER
-from pdserve.engines.probe import probe_input
 from pdserve.errors import EngineMissingError
 from tests.engines.models import PROBE, needs, serving_model
 

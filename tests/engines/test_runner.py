@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pdserve.engines.base import Opened, Options, Request, warm_up
+from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device
-from pdserve.engines.runner import Runner, gist
+from pdserve.engines.runner import Runner, summary
 from pdserve.errors import ClosedError, EngineError
 from pdserve.formats.model_files import find_model_files
 from pdserve.formats.program import Program, Signature, TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel
 from pdserve.vision.types import Array
-from tests.engines.models import PROBE
+from tests.engines.models import PROBE, warm_up
 
 FEEDS = {"in": np.ones((1, 2), np.float32)}
 
@@ -41,8 +41,8 @@ def runner(*instances: object, shape: tuple[int, ...] = (-1, 2)) -> Runner:
     spec = TensorSpec("x", "float32", shape)
     program = Program(Signature((spec,), (TensorSpec("y", "float32", shape),)), frozenset(), ())
     model = ServingModel(PROBE, "gated", find_model_files(PROBE), config)
-    request = Request(model, program, Device(), None, len(instances), "fp32", Options())
-    return Runner("test", request, Opened(instances, "gates"), "a test")  # type: ignore[arg-type]
+    request = LoadRequest(model, program, Device(), None, len(instances), "fp32", Options())
+    return Runner("test", request, LoadedModel(instances, "gates"), "a test")  # type: ignore[arg-type]
 
 
 def test_aliases_go_in_and_out() -> None:
@@ -127,5 +127,5 @@ def test_warm_up_fills_free_extents() -> None:
     ],
     ids=["paddle", "paddle 3", "openvino", "onnx", "empty"],
 )
-def test_gist(text: str, line: str) -> None:
-    assert gist(ValueError(text)) == line
+def test_summary(text: str, line: str) -> None:
+    assert summary(ValueError(text)) == line

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pdserve.engines import Device, Engine, load
-from pdserve.engines.packages import engine_info
+from pdserve.engines.table import engine_info
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pdserve.engines.probe import PROBE_MODEL
+from pdserve.engines import PROBE_MODEL
 from pdserve.errors import EngineError, EngineMissingError, FetchError, UsageError
 from pdserve.lock import held
 from pdserve.models.home import Home

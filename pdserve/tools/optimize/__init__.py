@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve import engines
-from pdserve.engines import Device, Engine, packages
+from pdserve.engines import Device, Engine, table
 from pdserve.engines import int8 as optimized
-from pdserve.engines.kept import fingerprint
+from pdserve.engines.int8 import fingerprint
 from pdserve.errors import DisagreementError
 from pdserve.formats.model_files import read_program
 from pdserve.lock import held
@@ -146,7 +146,7 @@ def _report(
         task=subject.task,
         preprocessing=subject.preprocessing,
         engine=engine.description,
-        versions={engine.name: packages.version(engine.name)} | made_with,
+        versions={engine.name: table.version(engine.name)} | made_with,
         settings=how if int8 else {},
         sets=sets,
         skipped=skipped,

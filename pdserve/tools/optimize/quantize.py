@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from pdserve.engines import Engine, Options
-from pdserve.engines.base import Request
+from pdserve.engines.base import LoadRequest
 from pdserve.engines.detector_nms import complete
 from pdserve.engines.int8 import PROGRAM
 from pdserve.engines.openvino import Graph, import_openvino, read_graph
-from pdserve.engines.runner import gist
+from pdserve.engines.runner import summary
 from pdserve.errors import EngineMissingError, ImageError, UnsupportedModelError
 from pdserve.files import writing
 from pdserve.formats.model_files import read_program
@@ -74,7 +74,7 @@ def quantize(
     nncf = _import_nncf()
     model = subject.model
     program = read_program(model.files)
-    request = Request(model, program, subject.engine.device, None, 1, "fp32", Options())
+    request = LoadRequest(model, program, subject.engine.device, None, 1, "fp32", Options())
     graph, ov = read_graph(request), import_openvino()
     offline = importlib.import_module("openvino._offline_transformations")
     float_model = ov.Core().read_model(graph.program, read_parameters(model.files, program))
@@ -118,7 +118,7 @@ def quantize(
     except ImageError:
         raise
     except Exception as error:  # NNCF has many kinds of its own
-        raise UnsupportedModelError(f"nncf does not quantise {model.name}: {gist(error)}.") from error
+        raise UnsupportedModelError(f"nncf does not quantise {model.name}: {summary(error)}.") from error
     with writing(folder):
         ov.save_model(made, str(folder / PROGRAM), compress_to_fp16=False)
 

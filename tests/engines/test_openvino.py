@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.engines.elastic import elastic
+from pdserve.engines.openvino import cpu_streams
 
 
 class Named:
@@ -41,7 +41,7 @@ class Named:
 
 def test_a_run_that_is_alone_gets_all_and_others_share() -> None:
     named = Named()
-    first, second = elastic(named.instance("alone"), [named.instance("a"), named.instance("b")])
+    first, second = cpu_streams(named.instance("alone"), [named.instance("a"), named.instance("b")])
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(first, {"x": np.zeros(1)})
         assert named.entered.acquire(timeout=10)
@@ -57,7 +57,7 @@ def test_a_run_that_is_alone_gets_all_and_others_share() -> None:
 def test_no_instance_ever_has_two_runs() -> None:
     named = Named()
     named.go.set()
-    both = elastic(named.instance("alone"), [named.instance("a"), named.instance("b")])
+    both = cpu_streams(named.instance("alone"), [named.instance("a"), named.instance("b")])
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda each: [each({}) for _ in range(500)], both))
     assert set(named.most.values()) == {1}
@@ -66,7 +66,7 @@ def test_no_instance_ever_has_two_runs() -> None:
 def test_a_failed_run_leaves_its_place() -> None:
     named = Named()
     named.go.set()
-    (only,) = elastic(named.instance("alone"), [named.instance("a")])
+    (only,) = cpu_streams(named.instance("alone"), [named.instance("a")])
     with pytest.raises(RuntimeError):
         only({"fail": np.zeros(1)})
     only({})
@@ -76,8 +76,8 @@ def test_a_failed_run_leaves_its_place() -> None:
 def test_models_share_the_cores() -> None:
     named, other = Named(), Named()
     other.go.set()
-    (one,) = elastic(named.instance("alone"), [named.instance("a")])
-    (two,) = elastic(other.instance("alone"), [other.instance("a")])
+    (one,) = cpu_streams(named.instance("alone"), [named.instance("a")])
+    (two,) = cpu_streams(other.instance("alone"), [other.instance("a")])
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(one, {})
         assert named.entered.acquire(timeout=10)
