@@ -1,6 +1,5 @@
 """``pdserve predict``: what a person names -> image files -> answers, several in flight, in order."""
 
-import os
 import socket
 import sys
 from collections import deque
@@ -235,13 +234,6 @@ class Picture:
 
     path: Path
     legend: tuple[str, ...]
-
-
-def check_font() -> None:
-    """Raise SettingsError where PDSERVE_FONT is no font."""
-    from pdserve.vision.fonts import Places, find_fonts
-
-    find_fonts((), Places.from_environ(os.environ))
 
 
 def draw(outcome: Outcome, folder: Path) -> Picture | None:

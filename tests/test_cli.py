@@ -151,6 +151,14 @@ def test_predict_goes_on_after_a_bad_image(tiny_home: Path, tiny_server: Server,
     assert "missing.png" in done.stderr
 
 
+def test_a_font_that_is_none_is_reported_before_the_work(tmp_path: Path) -> None:
+    options = ("--url", "http://127.0.0.1:1", "--service", "classification", "--draw", str(tmp_path / "out"))
+    done = pdserve(tmp_path, "predict", "x.jpg", *options, PDSERVE_FONT=str(tmp_path / "absent.ttf"))
+    assert done.returncode == 2
+    assert "PDSERVE_FONT" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_predict_standard_input_and_drawing(tiny_home: Path, tiny_server: Server, tmp_path: Path) -> None:
     out = tmp_path / "drawn"
     options = ("--json", "--draw", str(out), "--url", tiny_server.url)

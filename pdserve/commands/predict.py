@@ -85,7 +85,9 @@ def predict(
         kind = service.value if service else predicting.find_service(url, rpc, access)
         asked = predicting.remote(kind, url, rpc, timeout, top_k, access)
     if draw:
-        predicting.check_font()  # a wrong one is said now, not after a thousand answers
+        from pdserve.vision.draw import load_font
+
+        load_font()  # a wrong PDSERVE_FONT is reported now, not after a thousand answers
     what = "objects" if kind == "recognition" else "labels"
     bad = 0
     with asked as ask, console.counted("predicting", len(sources)) as bar:

@@ -1,17 +1,16 @@
 from dataclasses import dataclass
 from pathlib import Path
+from struct import pack
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pdserve.errors import DiskError, SettingsError
-from pdserve.vision.draw import draw_labels, draw_objects, save
-from pdserve.vision.fonts import Places
+from pdserve.vision.draw import draw_labels, draw_objects, load_font, save
 from pdserve.vision.postprocess import Label
-from tests.vision.test_fonts import build_font
 
-NOWHERE = Places()
+NO_FONT: dict[str, str] = {}  # an environment without PDSERVE_FONT
 LABELS = [Label(1, "daisy", 0.934), Label(7, "Egyptian cat", 0.05)]
 
 
@@ -20,6 +19,47 @@ class Found:
     bbox: tuple[int, int, int, int]
     label: str
     score: float = 0.99
+
+
+EM = 1000
+
+
+def _glyph(width: int, height: int) -> bytes:
+    """A filled rectangle on the base line, in 1000ths of the size; nothing if it has no width."""
+    if not width:
+        return b""
+    steps = (0, 0, width, 0, 0, height, -width, 0)  # of x and y in turn, from corner to corner
+    body = pack(">hhhhh HH 4B", 1, 0, 0, width, height, 3, 0, 1, 1, 1, 1)
+    body += pack(">4h4h", *steps[0::2], *steps[1::2])
+    return body + b"\0" * (-len(body) % 4)
+
+
+def build_font(path: Path, characters: str, blank: str = "") -> Path:
+    """Write a TrueType font in which each character is another rectangle; ``blank`` ones leave no mark."""
+    shapes = [(0 if c in blank else 200 + 60 * i % 700, 900 - 50 * i % 700) for i, c in enumerate(characters)]
+    glyphs = [_glyph(500, 500), *(_glyph(*shape) for shape in shapes)]
+    ends = [sum(map(len, glyphs[:i])) for i in range(len(glyphs) + 1)]
+    codes = sorted((ord(c), glyph) for glyph, c in enumerate(characters, 1))
+    groups = b"".join(pack(">III", code, code, glyph) for code, glyph in codes)
+    cmap = pack(">HHHHI", 0, 1, 3, 10, 12) + pack(">HHIII", 12, 0, 16 + len(groups), 0, len(codes)) + groups
+    tables = {
+        b"cmap": cmap,
+        b"glyf": b"".join(glyphs),
+        b"head": pack(
+            ">IIIIHHQQhhhhHHhhh", 1 << 16, 0, 0, 0x5F0F3CF5, 0, EM, 0, 0, 0, 0, EM, EM, 0, 8, 2, 1, 0
+        ),
+        b"hhea": pack(">I3hH11hH", 1 << 16, 800, -200, 0, EM, *[0] * 11, len(glyphs)),
+        b"hmtx": b"".join(pack(">Hh", EM, 0) for _ in glyphs),
+        b"loca": pack(f">{len(ends)}I", *ends),
+        b"maxp": pack(">I14H", 1 << 16, len(glyphs), 4, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0),
+    }
+    at = 12 + 16 * len(tables)
+    records, body = b"", b""
+    for tag, data in tables.items():
+        records += pack(">4sIII", tag, 0, at + len(body), len(data))
+        body += data + b"\0" * (-len(data) % 4)
+    path.write_bytes(pack(">IHHHH", 1 << 16, len(tables), 128, 3, 0) + records + body)
+    return path
 
 
 def plain(width: int, height: int) -> np.ndarray:
@@ -50,9 +90,9 @@ def test_no_label_is_said():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (2000, 60)])
 def test_any_size(size):
-    assert draw_labels(plain(*size), LABELS).picture.size == size
+    assert draw_labels(plain(*size), LABELS).picture.shape == (*size[::-1], 3)
     objects = [Found((0, 0, *size), "a cat"), Found((-9, -9, 9999, 9999), "a dog")]
-    assert draw_objects(plain(*size), objects).picture.size == size
+    assert draw_objects(plain(*size), objects).picture.shape == (*size[::-1], 3)
 
 
 def test_a_long_label_fits_into_the_width():
@@ -61,17 +101,17 @@ def test_a_long_label_fits_into_the_width():
 
 
 def test_a_label_that_no_font_has_is_written_as_its_class_id():
-    labels = [Label(3, "金鱼", 0.9), Label(7, "cat", 0.05)]
-    drawn = draw_labels(plain(400, 300), labels, NOWHERE)
-    assert drawn.legend[:2] == ("3: 金鱼 0.900", "7: cat 0.050")
-    assert drawn.legend[2].startswith("No font with the characters 金鱼 was found, so class ids")
+    labels = [Label(3, "แมว", 0.9), Label(7, "cat", 0.05)]
+    drawn = draw_labels(plain(400, 300), labels, NO_FONT)
+    assert drawn.legend[:2] == ("3: แมว 0.900", "7: cat 0.050")
+    assert drawn.legend[2].startswith("No font with the characters มวแ was found, so class ids")
     ids = draw_labels(plain(400, 300), [Label(3, "3", 0.9), Label(7, "7", 0.05)])
     assert ids.legend == ()
     assert drawn.picture.tobytes() == ids.picture.tobytes()
 
 
-def test_a_label_in_chinese_where_a_font_has_it(chinese: Places):
-    one, two = (draw_labels(plain(400, 300), [Label(3, name, 0.9)], chinese) for name in ("可乐", "口可"))
+def test_a_label_in_chinese_is_drawn_as_such():
+    one, two = (draw_labels(plain(400, 300), [Label(3, name, 0.9)], NO_FONT) for name in ("可乐", "口可"))
     assert one.legend == two.legend == ()
     assert one.picture.tobytes() != two.picture.tobytes()
 
@@ -79,7 +119,7 @@ def test_a_label_in_chinese_where_a_font_has_it(chinese: Places):
 def test_a_box_around_each_object_in_a_colour_of_its_own():
     boxes = [(20, 60, 180, 280), (220, 60, 380, 280)]
     image = plain(400, 300)
-    drawn = draw_objects(image, [Found(box, "cat") for box in boxes], NOWHERE)
+    drawn = draw_objects(image, [Found(box, "cat") for box in boxes], NO_FONT)
     assert drawn.legend == ()
     assert (image == 200).all()
     pixels = np.asarray(drawn.picture)
@@ -105,7 +145,7 @@ def test_eight_objects_have_eight_colours():
 def test_label_and_score_are_above_the_box():
     box = (50, 100, 350, 280)
     pictures = [
-        np.asarray(draw_objects(plain(400, 300), [Found(box, label, score)], NOWHERE).picture)
+        np.asarray(draw_objects(plain(400, 300), [Found(box, label, score)], NO_FONT).picture)
         for label, score in [("cat", 0.91), ("dog", 0.91), ("cat", 0.5), ("cat", 0.91)]
     ]
     for picture in pictures:
@@ -142,43 +182,36 @@ def test_labels_of_boxes_at_one_corner_do_not_cover_one_another():
     assert min(heights) > 10
 
 
-@pytest.fixture
-def chinese(tmp_path: Path) -> Places:
-    """A folder with a font in which each of a few characters has a shape of its own."""
-    build_font(tmp_path / "font.ttf", "可口乐")
-    return Places(None, (tmp_path,))
+def test_labels_of_many_scripts_are_drawn_as_such():
+    """With no font installed."""
 
-
-def test_labels_in_chinese_are_drawn_as_such(chinese: Places):
     def band(label: str) -> bytes:
-        drawn = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), label)], chinese)
+        drawn = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), label)], NO_FONT)
         assert drawn.legend == ()
         return drawn.picture.tobytes()
 
-    labels = ("可口", "口可", "乐乐", "可口 cola")
+    labels = ("可口", "口可", "乐乐", "可口 cola", "ネコ", "고양이", "кошка", "γάτα", "e\u0301", "e", "?")
     assert len({band(label) for label in labels}) == len(labels)
 
 
 def test_boxes_are_numbered_where_no_font_has_the_labels():
     boxes = [(20, 60, 180, 280), (220, 60, 380, 280)]
-    objects = [Found(boxes[0], "可口可乐"), Found(boxes[1], "cat", 0.514)]
-    drawn = draw_objects(plain(400, 300), objects, NOWHERE)
-    assert drawn.legend[:2] == ("1: 可口可乐 0.99", "2: cat 0.51")
-    assert drawn.legend[2].startswith(
-        "No font with the characters 乐口可 was found, so the boxes are numbered"
-    )
+    objects = [Found(boxes[0], "แมวมา"), Found(boxes[1], "cat", 0.514)]
+    drawn = draw_objects(plain(400, 300), objects, NO_FONT)
+    assert drawn.legend[:2] == ("1: แมวมา 0.99", "2: cat 0.51")
+    assert drawn.legend[2].startswith("No font with the characters มวาแ was found, so the boxes are numbered")
     assert "PDSERVE_FONT" in drawn.legend[2]
-    assert "fonts-noto-cjk" in drawn.legend[2]
+    assert "Noto font" in drawn.legend[2]
     assert len(drawn.legend) == 3
-    others = draw_objects(plain(400, 300), [Found(boxes[0], "咖啡"), Found(boxes[1], "x")], NOWHERE)
+    others = draw_objects(plain(400, 300), [Found(boxes[0], "หมา"), Found(boxes[1], "x")], NO_FONT)
     assert drawn.picture.tobytes() == others.picture.tobytes()  # numbers, and nothing of the labels
-    swapped = draw_objects(plain(400, 300), [objects[1], objects[0]], NOWHERE)
+    swapped = draw_objects(plain(400, 300), [objects[1], objects[0]], NO_FONT)
     assert swapped.picture.tobytes() != drawn.picture.tobytes()
 
 
 def test_a_label_is_one_line_without_control_characters():
-    odd = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), " a\ncat\x00\u200b\t!")], NOWHERE)
-    even = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), "a cat !")], NOWHERE)
+    odd = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), " a\ncat\x00\u200b\t!")], NO_FONT)
+    even = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), "a cat !")], NO_FONT)
     assert odd.legend == ()
     assert odd.picture.tobytes() == even.picture.tobytes()
 
@@ -189,15 +222,50 @@ def test_no_object_is_said():
     assert (np.asarray(drawn.picture)[:40] != 200).any()
 
 
-def test_a_font_that_is_none_is_said_to_be_none(tmp_path: Path):
-    with pytest.raises(SettingsError, match="PDSERVE_FONT"):
-        draw_objects(plain(40, 30), [], Places(tmp_path / "absent.ttf"))
+def test_a_font_file_for_what_the_built_in_font_lacks(tmp_path: Path):
+    named = {"PDSERVE_FONT": str(build_font(tmp_path / "font.ttf", "แมว"))}
+
+    def band(label: str) -> bytes:
+        drawn = draw_objects(plain(400, 300), [Found((50, 100, 350, 280), label)], named)
+        assert drawn.legend == ()
+        return drawn.picture.tobytes()
+
+    labels = ("แมว", "มวแ", "แแ", "แมว cat", "可口")
+    assert len({band(label) for label in labels}) == len(labels)
 
 
-def test_the_processs_environment_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    build_font(tmp_path / "font.ttf", "可口乐")
+def test_the_font_file_is_preferred_to_the_built_in_font(tmp_path: Path):
+    named = {"PDSERVE_FONT": str(build_font(tmp_path / "font.ttf", "a"))}
+    drawn = [draw_labels(plain(400, 300), [Label(0, "a", 0.5)], environ) for environ in (named, NO_FONT)]
+    assert drawn[0].picture.tobytes() != drawn[1].picture.tobytes()
+
+
+def test_a_character_that_leaves_no_mark_is_missing(tmp_path: Path):
+    named = {"PDSERVE_FONT": str(build_font(tmp_path / "font.ttf", "แม", blank="ม"))}
+    drawn = draw_labels(plain(400, 300), [Label(3, "แม", 0.9)], named)
+    assert drawn.legend[1].startswith("No font with the characters ม was found")
+
+
+@pytest.mark.parametrize("name", ["absent.ttf", "letter.ttf", "cut.ttf", "folder.ttf"])
+def test_a_font_file_that_is_no_font(tmp_path: Path, name: str):
+    (tmp_path / "letter.ttf").write_text("Dear Sir")
+    font = build_font(tmp_path / "font.ttf", "แมว").read_bytes()
+    (tmp_path / "cut.ttf").write_bytes(font[: len(font) // 2])
+    (tmp_path / "folder.ttf").mkdir()
+    named = {"PDSERVE_FONT": str(tmp_path / name)}
+    for use in (load_font, lambda environ: draw_objects(plain(40, 30), [], environ)):
+        with pytest.raises(SettingsError, match=r"PDSERVE_FONT is .*give the path"):
+            use(named)
+
+
+def test_the_environment_variable_may_be_empty():
+    load_font({"PDSERVE_FONT": ""})
+
+
+def test_the_processs_environment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build_font(tmp_path / "font.ttf", "แมว")
     monkeypatch.setenv("PDSERVE_FONT", str(tmp_path / "font.ttf"))
-    assert draw_objects(plain(400, 300), [Found((50, 100, 350, 280), "可口可乐")]).legend == ()
+    assert draw_objects(plain(400, 300), [Found((50, 100, 350, 280), "แมว")]).legend == ()
 
 
 def test_saved_as_png(tmp_path: Path):
@@ -207,8 +275,15 @@ def test_saved_as_png(tmp_path: Path):
         assert (image.format, image.size) == ("PNG", (20, 10))
 
 
+def test_the_file_has_the_pictures_colours(tmp_path: Path):
+    picture = np.zeros((3, 4, 3), np.uint8)
+    picture[0, 0] = (250, 100, 50)
+    with Image.open(save(picture, tmp_path, "cat.jpg")) as image:
+        assert image.getpixel((0, 0)) == (250, 100, 50)
+
+
 def test_a_name_that_is_taken_gets_a_number(tmp_path: Path):
-    picture = Image.new("RGB", (4, 4))
+    picture = plain(4, 4)
     names = [save(picture, tmp_path, name).name for name in ("a/cat.jpg", "b/cat.jpg", "cat.png")]
     assert names == ["cat.png", "cat-2.png", "cat-3.png"]
 
@@ -226,10 +301,10 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path):
     ],
 )
 def test_names_that_a_file_can_have(tmp_path: Path, name: str, stem: str):
-    assert save(Image.new("RGB", (4, 4)), tmp_path, name) == tmp_path / f"{stem}.png"
+    assert save(plain(4, 4), tmp_path, name) == tmp_path / f"{stem}.png"
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="--draw another folder"):
-        save(Image.new("RGB", (4, 4)), tmp_path / "file", "cat.jpg")
+        save(plain(4, 4), tmp_path / "file", "cat.jpg")
