@@ -1,6 +1,6 @@
 """Engines: each runs a serving model on one device. A name in a table, a module, one contract.
 
-``load`` opens a serving model with one of them; ``base.Engine`` is what it returns.
+``load`` opens a serving model with one of them; ``Engine`` is what it returns.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pdserve.engines import table
-from pdserve.engines.base import Engine, LoadedModel, LoadRequest, Options
+from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device, gpu_problem
-from pdserve.engines.runner import Runner, check_config, summary
+from pdserve.engines.runner import Engine, check_config, summary
 from pdserve.engines.table import ENGINES, EngineInfo
 from pdserve.errors import (
     DeviceError,
@@ -92,7 +92,7 @@ def load(
         model, program, device, threads, instances, precision, options or Options(), optimized
     )
     if engine != "auto":
-        return Runner(engine, request, _open(engine, request), "asked for")
+        return Engine(engine, request, _open(engine, request), "asked for")
     refusals: dict[str, PdserveError] = {}
     for name in candidates:
         try:
@@ -101,7 +101,7 @@ def load(
             refusals[name] = error
             continue
         why = "; ".join(f"not {other}: {error.message.rstrip('.')}" for other, error in refusals.items())
-        return Runner(name, request, loaded, why or f"the first choice on {device.kind}")
+        return Engine(name, request, loaded, why or f"the first choice on {device.kind}")
     raise _none_left(request, refusals)
 
 

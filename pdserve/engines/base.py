@@ -1,54 +1,16 @@
-"""The engine contract: named arrays in, named arrays out, by alias."""
+"""Between ``load`` and an engine's module: what is asked of ``open_model``, and what it returns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from pdserve.engines.device import Device, cores
 from pdserve.formats.program import Program
-from pdserve.formats.prototxt import Variable
 from pdserve.formats.serving_model import ServingModel
 from pdserve.vision.types import Array
-
-
-class Engine(Protocol):
-    """A serving model, loaded on a device.
-
-    ``name`` is the key in ``ENGINES``; ``shapes`` gives each feed's full shape by alias, -1 where an
-    extent is free (the prototxt has the known extents only); ``instances`` is the number of concurrent
-    runs; ``description`` is a line for the log; ``reason`` says why this engine was chosen.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def device(self) -> Device: ...
-    @property
-    def feeds(self) -> tuple[Variable, ...]: ...
-    @property
-    def fetches(self) -> tuple[Variable, ...]: ...
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-    @property
-    def instances(self) -> int: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Feeds by alias -> fetches by alias.
-
-        Thread-safe: as many calls run as the engine has instances, the others wait. The arrays given are
-        not written to, those returned belong to the caller. Raises FeedError for what does not fit the
-        feeds, EngineError for a run that fails, ClosedError after ``close``.
-        """
-
-    def close(self) -> None:
-        """Wait for the active runs, then free the model. Idempotent."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +60,7 @@ Instance: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What an engine's ``open_model`` returns; ``description`` as in Engine."""
+    """What an engine's ``open_model`` returns; ``description`` is a line for the log."""
 
     instances: Sequence[Instance]
     description: str

@@ -25,17 +25,20 @@ _TENSORRT_WORKSPACE = 1 << 30
 
 def open_model(request: LoadRequest) -> LoadedModel:
     """Create the predictors. Raises DeviceError, SettingsError, EngineMissingError, ModelError."""
-    _check_tensorrt(request)
+    if request.options.tensorrt:
+        if request.device.kind != "gpu":
+            raise SettingsError("TensorRT needs a GPU; give --gpu 0, or leave TensorRT out.")
+        if request.model.files.kind == "PIR":
+            raise SettingsError("TensorRT takes .pdmodel files in Paddle Inference, not Paddle 3's .json.")
     paddle = _import_paddle()
     if request.device.kind == "gpu":
         table.require_cuda("paddle", request.device, paddle.is_compiled_with_cuda())
     first = _create(request)
+    # One instance by default, on a GPU too: the OpenMP threads of several would compete for the cores.
     # Cloned before the first run: oneDNN then turns the shared weights, and later clones fail.
-    predictors = [first, *(first.clone() for _ in range(_instances(request) - 1))]
-    return LoadedModel(
-        [_Instance(p, request) for p in predictors],
-        f"Paddle {paddle.__version__} on {_where(request)}",
-    )
+    predictors = [first, *(first.clone() for _ in range((request.instances or 1) - 1))]
+    instances = [_Instance(p, request) for p in predictors]
+    return LoadedModel(instances, f"Paddle {paddle.__version__} on {_where(request)}")
 
 
 def _create(request: LoadRequest) -> Any:
@@ -46,8 +49,8 @@ def _create(request: LoadRequest) -> Any:
         _use_gpu(inference, config, request)
     else:
         config.disable_gpu()
-        config.set_cpu_math_library_num_threads(_threads(request))
-        config.enable_mkldnn() if _onednn(request) else config.disable_mkldnn()
+        config.set_cpu_math_library_num_threads(request.cpu_shares(1)[0])
+        config.disable_mkldnn() if request.options.use_mkldnn is False else config.enable_mkldnn()
     config.switch_ir_optim(request.options.ir_optim is not False)
     # The older executor takes twice as long for a batch of one once it has seen a larger batch.
     config.enable_new_executor()
@@ -55,25 +58,12 @@ def _create(request: LoadRequest) -> Any:
     return inference.create_predictor(config)
 
 
-def _threads(request: LoadRequest) -> int:
-    return request.cpu_shares(1)[0]
-
-
-def _instances(request: LoadRequest) -> int:
-    """One by default: the OpenMP threads of several would compete for the cores."""
-    return request.instances or 1
-
-
-def _onednn(request: LoadRequest) -> bool:
-    return request.options.use_mkldnn is not False
-
-
 def _where(request: LoadRequest) -> str:
     if request.device.kind == "gpu":
         using = " with TensorRT" if request.options.tensorrt else ""
         return f"GPU {request.device.index}{using}, {request.precision}"
-    using = " with oneDNN" if _onednn(request) else ""
-    return f"CPU{using}, {request.precision}, {thread_text(_threads(request), _instances(request))}"
+    using = "" if request.options.use_mkldnn is False else " with oneDNN"
+    return f"CPU{using}, {request.precision}, {thread_text(*request.cpu_shares(1))}"
 
 
 def _config(inference: Any, request: LoadRequest) -> Any:
@@ -158,13 +148,6 @@ def _stdout_to_stderr() -> Iterator[None]:
         finally:
             os.dup2(saved, 1)
             os.close(saved)
-
-
-def _check_tensorrt(request: LoadRequest) -> None:
-    if request.options.tensorrt and request.device.kind != "gpu":
-        raise SettingsError("TensorRT needs a GPU; give --gpu 0, or leave TensorRT out.")
-    if request.options.tensorrt and request.model.files.kind == "PIR":
-        raise SettingsError("TensorRT takes .pdmodel files in Paddle Inference, not Paddle 3's .json.")
 
 
 def _import_paddle() -> Any:

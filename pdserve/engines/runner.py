@@ -1,4 +1,4 @@
-"""Runs an engine's instances: checks the feeds, limits concurrent runs, translates errors."""
+"""The engine contract: named arrays in, named arrays out; feeds checked, runs limited, errors translated."""
 
 import re
 import threading
@@ -16,8 +16,14 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.vision.types import Array
 
 
-class Runner:
-    """The one implementation of Engine, over the instances that an engine module loaded."""
+class Engine:
+    """A serving model, loaded on a device.
+
+    ``name`` is the key in ``ENGINES``; ``feeds`` and ``fetches`` are the prototxt's; ``shapes`` gives each
+    feed's full shape by alias, -1 where an extent is free (the prototxt has the known extents only);
+    ``instances`` is the number of concurrent runs; ``description`` is a line for the log; ``reason`` says why
+    this engine was chosen.
+    """
 
     def __init__(self, name: str, request: LoadRequest, loaded: LoadedModel, reason: str) -> None:
         model, specs = request.model, request.program.signature.feeds
@@ -36,6 +42,12 @@ class Runner:
         self._changed = threading.Condition()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Feeds by alias -> fetches by alias.
+
+        Thread-safe: as many calls run as the engine has instances, the others wait. The arrays given are
+        not written to, those returned belong to the caller. Raises FeedError for what does not fit the
+        feeds, EngineError for a run that fails, ClosedError after ``close``.
+        """
         arrays = check_feeds(self.feeds, self._specs, feeds)
         with self._borrowed() as instance:
             try:
@@ -49,6 +61,7 @@ class Runner:
         return {v.alias: outputs[v.name] for v in self.fetches}
 
     def close(self) -> None:
+        """Wait for the active runs, then free the model. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -59,20 +59,22 @@ ENGINES: dict[str, EngineEntry] = {
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An engine as installed here: ``version`` of its main package, packages ``missing``, the pip line."""
+    """An engine as installed here: its packages that are ``missing``, and the pip line."""
 
     name: str
-    installed: bool
-    version: str | None
-    missing: tuple[str, ...]
+    missing: Sequence[str]
     install: str
+
+    @property
+    def installed(self) -> bool:
+        return not self.missing
 
 
 def engine_info(name: str) -> EngineInfo:
     """Whether an engine's packages are installed; nothing is imported."""
     entry = ENGINES[name]
-    missing = tuple(names[0] for module, names in entry.packages.items() if not _installed(module))
-    return EngineInfo(name, not missing, _version(_distributions(name)), missing, entry.install["cpu"])
+    missing = [names[0] for module, names in entry.packages.items() if not _installed(module)]
+    return EngineInfo(name, missing, entry.install["cpu"])
 
 
 def require(engine: str, module: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.engines.base import Engine
+from pdserve.engines import Engine
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats.prototxt import Variable
 from pdserve.vision import boxes

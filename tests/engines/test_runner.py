@@ -9,7 +9,7 @@ import pytest
 
 from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device
-from pdserve.engines.runner import Runner, summary
+from pdserve.engines.runner import Engine, summary
 from pdserve.errors import ClosedError, EngineError
 from pdserve.formats.model_files import find_model_files
 from pdserve.formats.program import Program, Signature, TensorSpec
@@ -36,13 +36,13 @@ class Gate:
         return {"y": feeds["x"] * 2, "unasked": feeds["x"]}
 
 
-def runner(*instances: object, shape: tuple[int, ...] = (-1, 2)) -> Runner:
+def runner(*instances: object, shape: tuple[int, ...] = (-1, 2)) -> Engine:
     config = ModelConfig((Variable("x", "in", "float32", ()),), (Variable("y", "out", "float32", ()),))
     spec = TensorSpec("x", "float32", shape)
     program = Program(Signature((spec,), (TensorSpec("y", "float32", shape),)), frozenset(), ())
     model = ServingModel(PROBE, "gated", find_model_files(PROBE), config)
     request = LoadRequest(model, program, Device(), None, len(instances), "fp32", Options())
-    return Runner("test", request, LoadedModel(instances, "gates"), "a test")  # type: ignore[arg-type]
+    return Engine("test", request, LoadedModel(instances, "gates"), "a test")  # type: ignore[arg-type]
 
 
 def test_aliases_go_in_and_out() -> None:

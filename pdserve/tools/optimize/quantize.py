@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -185,7 +185,7 @@ class _Validation:
             outputs.append(list(found.values()))
             if self._graph.cut is not None:
                 found = complete(self._graph.cut, found)
-            answers += self._subject.answers([sample], _Recorded(self._subject.engine, found))
+            answers += self._subject.answers([sample], cast(Engine, _Recorded(self._subject.engine, found)))
         if len(answers) < len(self._floats):  # NNCF asks one first, to see what comes
             return 0.0, outputs
         return self._subject.compare(self._floats, answers).value, outputs
