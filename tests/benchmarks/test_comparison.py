@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import comparison
+from tests.extras import import_or_skip
 
 
 def a_run(server: str, speeds: dict[str, float], number: int = 1, **more: Any) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def test_the_readme_gets_what_is_between_its_markers(tmp_path: Path) -> None:
 
 
 def test_the_picture(report: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib", "plot")
     from benchmarks.comparison_plot import plot
 
     plot(report, tmp_path / "compare.png")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.process_tree import MARK, MemorySampler, ProcessTree
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")]
 
 # A parent that starts a child in a session of its own, and ends: only the mark is left to know it by.
 PARENT = (

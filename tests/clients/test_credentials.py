@@ -277,6 +277,7 @@ def image(tmp_path: Path) -> str:
     return str(tmp_path / "red.png")
 
 
+@pytest.mark.full
 def test_the_command_with_a_key_file(
     server: Server, made: Certificates, key_file: Path, image: str, tmp_path: Path
 ):
@@ -291,6 +292,7 @@ def test_the_command_with_a_key_file(
         assert '"red"' in done.stdout
 
 
+@pytest.mark.full
 def test_the_command_with_a_key_in_the_environment(keyed: Doors, image: str, tmp_path: Path):
     wrong = pdserve(tmp_path, "predict", image, "--url", keyed.url, PDSERVE_API_KEY=WRONG)
     assert (wrong.returncode, wrong.stdout) == (1, "")
@@ -303,6 +305,7 @@ def test_the_command_with_a_key_in_the_environment(keyed: Doors, image: str, tmp
     assert "cannot be read" in right.stderr + right.stdout  # it comes in; the fake has no labels
 
 
+@pytest.mark.full
 def test_the_command_with_a_key_for_a_file(image: str, tmp_path: Path):
     done = pdserve(tmp_path, "predict", image, "--api-key", WRONG, PDSERVE_DEBUG="1")
     assert done.returncode == 2
@@ -310,6 +313,7 @@ def test_the_command_with_a_key_for_a_file(image: str, tmp_path: Path):
     assert done.stderr.count(WRONG) == 0
 
 
+@pytest.mark.full
 def test_what_a_server_wants_is_nothing_to_a_model_here(image: str, tmp_path: Path, key_file: Path):
     for option in (("--api-key", str(key_file)), ("--tls",), ("--ca", str(key_file))):
         done = pdserve(tmp_path, "predict", image, "--local", "--model", "tiny", *option)

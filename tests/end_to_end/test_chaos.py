@@ -14,13 +14,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc.aio
 import pytest
 
 from pdserve.formats.protos import pipeline
+from tests.extras import import_or_skip
 from tests.running import Server, pdserve, start
 from tests.tiny import build_embedder, picture
+
+aiohttp = import_or_skip("aiohttp", "check")
+pytestmark = pytest.mark.full
 
 SECONDS = 15
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -24,6 +24,8 @@ from tests.faults import MAGENTA
 from tests.running import Server, start
 from tests.tiny import build_serving_model, picture
 
+pytestmark = pytest.mark.full
+
 RED, GREEN = picture((255, 0, 0)), picture((0, 255, 0))
 
 

@@ -16,7 +16,10 @@ import httpx
 import pytest
 
 from pdserve.clients import RpcClient
+from tests.extras import import_or_skip
 from tests.running import Server, pdserve, start
+
+pytestmark = pytest.mark.full
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "classification.json").read_text("utf-8"))
@@ -43,7 +46,8 @@ def home(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(request: pytest.FixtureRequest, home: Path) -> Iterator[Server]:
     missing = [package for package in ENGINES[request.param] if not importlib.util.find_spec(package)]
     if missing:
-        pytest.skip(f"the engine {request.param} needs {', '.join(missing)}")
+        extra = f'pip install "pdserve[{request.param}]"'
+        pytest.skip(f"the engine {request.param} needs {', '.join(missing)}: {extra}")
     with start(home, "--model", "ResNet50_vd", "--engine", request.param) as server:
         yield server
 
@@ -135,11 +139,9 @@ def test_a_text_line_is_upside_down_or_not(packaged: Callable[[str], Path], tmp_
 
 
 def test_a_cup_of_coffee_is_espresso(packaged: Callable[[str], Path]) -> None:
-    skimage = importlib.util.find_spec("skimage")
-    if not skimage or not skimage.origin:
-        pytest.skip("needs the photographs that scikit-image ships")
+    skimage = import_or_skip("skimage", "check")  # for its photographs
     home = packaged("EfficientNet_lite0")
-    photo = Path(skimage.origin).parent / "data" / "coffee.png"
+    photo = Path(str(skimage.__file__)).parent / "data" / "coffee.png"
     done = pdserve(home, "predict", str(photo), "--local", "--model", "EfficientNet_lite0", "--json")
     best = json.loads(done.stdout)["labels"][0]
     assert best["label"] == "espresso"

@@ -23,7 +23,7 @@ from tests.running import Server, pdserve, start
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "recognition.json").read_text("utf-8"))
 
-pytestmark = pytest.mark.mirror
+pytestmark = [pytest.mark.full, pytest.mark.mirror]
 
 
 @pytest.fixture(scope="module")

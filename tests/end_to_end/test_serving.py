@@ -164,6 +164,7 @@ def test_a_log_file(serving: Callable[..., Server], tmp_path: Path) -> None:
     assert "ready: classification" in server.log
 
 
+@pytest.mark.full
 @pytest.mark.posix
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -201,6 +202,7 @@ def test_a_stop_while_nothing_runs_is_quick(serving: Callable[..., Server]) -> N
         assert server.wait(10) == 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
 @pytest.mark.parametrize(
     ("engine", "package"), [("openvino", "openvino"), ("paddle", "paddle"), ("onnx", "onnxruntime")]
@@ -208,7 +210,7 @@ def test_a_stop_while_nothing_runs_is_quick(serving: Callable[..., Server]) -> N
 def test_a_server_is_one_process(serving: Callable[..., Server], engine: str, package: str) -> None:
     """No child that could be killed, and leave a server that looks alive and is not."""
     if find_spec(package) is None:
-        pytest.skip(f"needs {package}")
+        pytest.skip(f'needs {package}: pip install "pdserve[{engine}]"')
     server = serving("--model", "tiny", "--engine", engine, "--instances", "2")
     with HttpClient(server.url) as client:
         assert client.predict(picture(RED))[0].label == "red"

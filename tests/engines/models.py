@@ -51,11 +51,15 @@ def warm_up(engine: Engine, batch: int = 1, size: tuple[int, int] | None = None)
 
 
 def engine_params() -> list[object]:
-    """Every engine on every device, with a skip that says why where there is none."""
+    """Every engine on every device, with a skip that says why where there is none.
+
+    All but the default engine are part of `make check` alone.
+    """
     params = []
     for name in ENGINES:
         for device in ("cpu", "gpu:0") if name != "openvino" else ("cpu",):
-            marks = [pytest.mark.gpu] if device != "cpu" else []
+            marks = [pytest.mark.full] if name != "openvino" else []
+            marks += [pytest.mark.gpu] if device != "cpu" else []
             if why := _lacks(name, device):
                 marks.append(pytest.mark.skip(reason=why))
             params.append(pytest.param(name, Device.parse(device), id=f"{name}-{device}", marks=marks))

@@ -305,6 +305,7 @@ def mutated(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "model",
     ["two_heads/pdmodel/inference.pdmodel", "odd/inference.pdmodel", "two_heads/pir/inference.json",
@@ -321,6 +322,7 @@ def test_no_damage_gives_anything_but_a_model_error(tmp_path: Path, model: str) 
     assert 500 < refused < 1500  # most damage shows; some is where we do not look
 
 
+@pytest.mark.full
 def test_no_damage_to_parameters_gives_anything_but_a_model_error(tmp_path: Path) -> None:
     data = (PDMODEL / "inference.pdiparams").read_bytes()
     program = read_program(find_model_files(PDMODEL))

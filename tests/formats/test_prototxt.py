@@ -93,6 +93,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             prototxt.read(tmp_path / name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [prototxt.SERVER_TEXT, prototxt.SERVER_STREAM])
 def test_no_damage_gives_anything_but_a_model_error(tmp_path: Path, name: str) -> None:
     data = (DETECTOR / name).read_bytes()

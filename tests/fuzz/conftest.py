@@ -32,5 +32,6 @@ settings.load_profile(os.environ.get("PDSERVE_FUZZ", "ci"))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.full)
     # Else a failure with a large example becomes a failure about that.
     item.add_marker(pytest.mark.filterwarnings("ignore:Generating overly large repr"))

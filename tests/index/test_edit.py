@@ -216,6 +216,7 @@ def test_the_paths_of_an_index_of_paddleclas_are_replaced(tmp_path: Path) -> Non
     assert all_good(folder)
 
 
+@pytest.mark.full
 def test_a_big_graph_keeps_tombstones_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     rows = foreign(folder, count=6_000, wrapped=True)
@@ -233,6 +234,7 @@ def test_a_big_graph_keeps_tombstones_and_says_so(tmp_path: Path) -> None:
     assert (known.count, known.slots) == (4_700, 4_700)
 
 
+@pytest.mark.full
 def test_an_ivf_is_trained_anew_when_it_has_outgrown_its_lists(tmp_path: Path) -> None:
     from pdserve.index.merge import merge
 

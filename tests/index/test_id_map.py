@@ -125,6 +125,7 @@ def test_every_cut_is_refused(tmp_path: Path, protocol: int) -> None:
             read(tmp_path, data[:end])
 
 
+@pytest.mark.full
 def test_every_changed_byte_is_refused_or_harmless(tmp_path: Path) -> None:
     data = pickle.dumps({np.int64(1): "a\tb", 2: "c\td", 300: "e\tf"}, 4)
     for at in range(len(data)):

@@ -19,7 +19,7 @@ from pdserve.index.verify import verify
 from tests.index.galleries import GridEmbedder
 from tests.index.test_quality import write_index
 
-pytestmark = pytest.mark.mirror
+pytestmark = [pytest.mark.full, pytest.mark.mirror]
 
 
 @pytest.fixture(scope="session")

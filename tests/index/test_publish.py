@@ -168,6 +168,7 @@ def test_a_folder_that_may_not_be_written(index: Path, images: list[GalleryImage
         index.chmod(0o700)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("what", ["append", "remove", "relabel", "rollback"])
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
@@ -195,6 +196,7 @@ def test_killed_before_every_step(tmp_path: Path, images: list[GalleryImage], wh
     assert int(done.stdout) > 20
 
 
+@pytest.mark.full
 def test_a_writer_killed_at_any_time_harms_nothing(index: Path, images: list[GalleryImage]) -> None:
     for delay in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
         child = subprocess.Popen([*KILLED, "writer", str(index)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -214,6 +216,7 @@ def test_a_writer_killed_at_any_time_harms_nothing(index: Path, images: list[Gal
     assert len(versions(index)) == 2
 
 
+@pytest.mark.full
 def test_two_writers_at_once_lose_nothing(index: Path) -> None:
     def write(number: int) -> None:
         embedder = GridEmbedder()
@@ -233,6 +236,7 @@ def test_two_writers_at_once_lose_nothing(index: Path) -> None:
     assert all_good(index)
 
 
+@pytest.mark.full
 def test_readers_during_two_hundred_publishes_see_whole_versions(index: Path) -> None:
     """Each answer lists all that is in the version it names, no more and no less."""
     published = {1: contents(index)}
@@ -291,6 +295,7 @@ def test_readers_during_two_hundred_publishes_see_whole_versions(index: Path) ->
     assert load(index).version == 201
 
 
+@pytest.mark.full
 def test_programs_that_read_the_plain_names_have_a_label_for_every_id_while_entries_are_added(
     index: Path,
 ) -> None:

@@ -372,6 +372,7 @@ def test_cancelled_while_waiting(server, target):
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["kill", pytest.param("interrupt", marks=pytest.mark.posix)])
 def test_process_ended_midway_then_resumed(server, target, how):
     if how == "interrupt" and sys.platform == "win32":

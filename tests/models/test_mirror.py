@@ -5,6 +5,8 @@ import pytest
 from pdserve.errors import UsageError
 from pdserve.models.mirror import choose, public, resolve
 
+pytestmark = pytest.mark.full
+
 URL = "https://models.example/dygraph/inference/M_infer.tar"
 PATH = "dygraph/inference/M_infer.tar"
 

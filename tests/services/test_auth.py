@@ -367,6 +367,7 @@ def test_beyond_loopback_without_a_key(host: str, key_file: Path):
 # The server as it is started
 
 
+@pytest.mark.full
 def test_the_server_wants_its_keys(serving: Any, key_file: Path):
     server: Server = serving("--model", "tiny", "--api-key", str(key_file), PDSERVE_API_KEY=OTHER)
     assert httpx.get(f"{server.url}/v2/health/ready", trust_env=False).status_code == 200
@@ -385,6 +386,7 @@ def test_the_server_wants_its_keys(serving: Any, key_file: Path):
     assert not any(key in server.log for key in (ONE, TWO, OTHER))
 
 
+@pytest.mark.full
 @pytest.mark.posix
 def test_the_server_reads_its_keys_again(serving: Any, key_file: Path):
     import signal
@@ -406,6 +408,7 @@ def test_the_server_reads_its_keys_again(serving: Any, key_file: Path):
     assert status(OTHER) == 200
 
 
+@pytest.mark.full
 def test_bad_keys_keep_the_server_shut(tiny_home: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:  # what is wrong with keys is said before that
         done = pdserve(

@@ -164,6 +164,7 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(
     assert (answer["err_no"], "no NumPy array file" in answer["err_msg"]) == (8000, True)
 
 
+@pytest.mark.full
 def test_large_bodies(tiny_server: Server) -> None:
     large = {case["case"]: case for case in CASES if case["door"] == "http" and case["case"] in LARGE}
     got = exchange_http(large["70 MB body"]["request"], tiny_server.http_port)
@@ -174,6 +175,7 @@ def test_large_bodies(tiny_server: Server) -> None:
     assert json.loads(got["body"])["code"] == 8
 
 
+@pytest.mark.full
 def test_large_messages(tiny_server: Server) -> None:
     large = {case["case"]: case for case in CASES if case["door"] == "grpc" and case["case"] in LARGE}
     with grpc.insecure_channel(tiny_server.target, [("grpc.max_send_message_length", -1)]) as channel:
@@ -198,6 +200,7 @@ def test_the_recorded_differences_are_still_recorded() -> None:
     assert set(DIFFERENT) <= {case["case"] for case in CASES}
 
 
+@pytest.mark.full
 def test_a_late_answer_is_6000(serving: Any) -> None:
     server = serving("--model", "tiny", "--timeout-ms", "1", "--max-queue-delay-ms", "500")
     body = {"key": ["image"], "value": [{"$image": "photo.jpg"}], "logid": 5}
@@ -219,6 +222,7 @@ def rpc_status(server: Server, logid: int) -> tuple[str, str]:
     return failed.value.code().name, failed.value.details()
 
 
+@pytest.mark.full
 def test_a_late_answer_over_grpc_is_a_status(serving: Any) -> None:
     recorded = [
         case["response"]["message"]["err_no"]

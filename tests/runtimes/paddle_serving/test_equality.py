@@ -33,7 +33,7 @@ IMAGES = {path.name: path.read_bytes() for path in sorted((GOLDEN / "images").it
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "recognition.json").read_text("utf-8"))
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255))
 
-pytestmark = [pytest.mark.paddle_serving, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.paddle_serving, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ import pytest
 
 from tests.running import Server, environment, start
 
-pytestmark = [pytest.mark.posix, pytest.mark.skipif(sys.platform != "linux", reason="Linux only")]
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.posix,
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux only"),
+]
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.middleware import ObservedCalls, observed
 from pdserve.services.telemetry.tracing import open_tracing
 from pdserve.settings import ServerSettings
+from tests.extras import import_or_skip
 from tests.services.watching import FakeService, served, until
 
 SETTINGS = ServerSettings(name="imagenet")
@@ -61,7 +62,7 @@ def attributes(of: Any) -> dict[str, Any]:
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     """A collector that the environment names; it gets all spans once tracing has ended."""
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    import_or_skip("opentelemetry.exporter.otlp.proto.http", "otel")
     found = Collector()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -261,7 +262,7 @@ def test_asked_for_and_not_installed(environ: dict[str, str], monkeypatch: pytes
     ],
 )
 def test_an_exporter_there_is_not(environ: dict[str, str], words: str) -> None:
-    pytest.importorskip("opentelemetry.sdk")
+    import_or_skip("opentelemetry.sdk", "otel")
     with pytest.raises(SettingsError, match=words), open_tracing("classification", environ):
         pass
 

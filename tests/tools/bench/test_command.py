@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from tests.certificates import issue
+from tests.extras import import_or_skip
 from tests.running import Server, environment, pdserve, start
 from tests.tiny import build_embedder, picture
 from tests.tools.bench.odd_server import GOOD
+
+pytestmark = pytest.mark.full
 
 QUICK = ("--requests", "12", "--clients", "2", "--warm-up", "0")
 
@@ -96,7 +99,7 @@ def test_for_a_time(tiny_server: Server, tiny_home: Path, images: Path) -> None:
 def test_the_table_the_file_and_the_picture(
     tiny_server: Server, tiny_home: Path, images: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib", "plot")
     out, plot = tmp_path / "figures.json", tmp_path / "load.svg"
     arguments = (tiny_server.url, "--images", str(images), "--clients", "1,2", "--requests", "10")
     done = pdserve(tiny_home, "bench", *arguments, "--warm-up", "0", "--out", str(out), "--plot", str(plot))

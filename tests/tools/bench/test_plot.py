@@ -8,12 +8,13 @@ from PIL import Image
 from pdserve.errors import UsageError
 from pdserve.tools.bench import Load
 from pdserve.tools.bench.plot import check_plot, plot
+from tests.extras import import_or_skip
 from tests.tools.bench.runs import a_run
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_picture_of_several_routes(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib", "plot")
     path = tmp_path / f"load{suffix}"
     check_plot(path)
     runs = [
@@ -31,7 +32,7 @@ def test_a_picture_of_several_routes(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_run_with_failures_is_told_apart(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib", "plot")
     import matplotlib
 
     path = tmp_path / "load.svg"
@@ -43,7 +44,7 @@ def test_a_run_with_failures_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_runs_without_answers(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib", "plot")
     plot([a_run([])], tmp_path / "none.png")
     assert (tmp_path / "none.png").stat().st_size
 

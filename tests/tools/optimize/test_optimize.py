@@ -40,6 +40,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 @needs_nncf
 def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) -> None:
     done = pdserve(
@@ -61,6 +62,7 @@ def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) 
         assert red.json()["results"][0]["labels"][0]["label"] == "red"
 
 
+@pytest.mark.full
 @needs_nncf
 def test_an_embedder_is_compared_by_its_neighbours_and_told_where_it_goes(
     tmp_path: Path, photos: Path
@@ -75,6 +77,7 @@ def test_an_embedder_is_compared_by_its_neighbours_and_told_where_it_goes(
     assert "op.rec.local_service_conf" in done.stderr
 
 
+@pytest.mark.full
 @needs_nncf
 def test_a_model_that_has_changed_since_is_not_run_in_its_old_form(home: Path, photos: Path) -> None:
     options = ("optimize", "--model", "tiny", "--precision", "int8", "--calibration", str(photos))
@@ -89,6 +92,7 @@ def test_a_model_that_has_changed_since_is_not_run_in_its_old_form(home: Path, p
     assert "pdserve optimize" in done.stderr
 
 
+@pytest.mark.full
 @needs_nncf
 def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> None:
     """Calibrated in the dark, compared in daylight: all that is bright looks the same to it."""

@@ -13,6 +13,8 @@ from pdserve.tools.tune.candidates import NAMES
 from tests.running import environment, pdserve, start
 from tests.tiny import build_embedder, picture
 
+pytestmark = pytest.mark.full
+
 classification = SERVICES["classification"].settings
 
 QUICK = ("--seconds", "0.1", "--clients", "2", "--engine", "openvino")

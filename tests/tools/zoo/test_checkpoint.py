@@ -228,6 +228,7 @@ def test_refuses_what_is_altered(tmp_path: Path, data: bytes, message: str) -> N
         read_checkpoint(write(tmp_path, data))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "bomb",
     [
@@ -257,6 +258,7 @@ def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nothing.pth")
 
 
+@pytest.mark.full
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
     data = checkpoint_bytes({"w": np.ones((2, 3), np.float32), "n": np.array(1, np.int64)})
     for end in range(len(data)):
@@ -264,6 +266,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             read_checkpoint(write(tmp_path, data[:end]))
 
 
+@pytest.mark.full
 def test_random_changes_are_read_or_refused_but_never_crash(tmp_path: Path) -> None:
     data = checkpoint_bytes({"w": np.ones((2, 3), np.float32), "n": np.array(1, np.int64)})
     chance = random.Random(0)

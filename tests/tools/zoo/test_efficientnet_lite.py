@@ -12,6 +12,7 @@ from pdserve.errors import DiskError, ModelError
 from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.tools.zoo.efficientnet_lite import CLASSES, FEATURES, INPUT_SIZE, build, expected_shapes
 from pdserve.vision.types import Array
+from tests.extras import import_or_skip
 from tests.tools.zoo.test_checkpoint import checkpoint_bytes
 from tests.tools.zoo.test_program_builder import convolve, run_openvino, softmax
 
@@ -95,6 +96,7 @@ def depthwise(x: Array, weight: Array, stride: int) -> Array:
     return np.einsum("nchwij,cij->nchw", windows[:, :, ::stride, ::stride], weight[:, 0], optimize=True)
 
 
+@pytest.mark.full
 def test_drawn_weights_give_the_references_features_and_probabilities(
     state: State, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -165,11 +167,13 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(checkpoint: Path, tmp_path
         build(checkpoint, tmp_path / "file" / "out")
 
 
+@pytest.mark.full
 def test_the_real_checkpoint_has_exactly_the_expected_tensors(real_checkpoint: Path) -> None:
     shapes = {name: array.shape for name, array in read_checkpoint(real_checkpoint).items()}
     assert shapes == expected_shapes()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("picture", "labels", "least"),
     [
@@ -180,7 +184,7 @@ def test_the_real_checkpoint_has_exactly_the_expected_tensors(real_checkpoint: P
 def test_the_real_model_knows_photographs(
     real_checkpoint: Path, tmp_path: Path, picture: str, labels: set[int], least: float
 ) -> None:
-    skimage = pytest.importorskip("skimage")
+    skimage = import_or_skip("skimage", "check")
     image_module = pytest.importorskip("PIL.Image")
     build(real_checkpoint, tmp_path)
     image = image_module.open(Path(skimage.__file__).parent / "data" / picture).convert("RGB")

@@ -11,6 +11,7 @@ import pytest
 from pdserve.formats.protos import message
 from pdserve.tools.zoo.program_builder import ProgramBuilder, parameter_bytes, same_padding
 from pdserve.vision.types import Array
+from tests.extras import import_or_skip
 
 Run = Callable[[Path, Array], list[Array]]
 
@@ -49,7 +50,7 @@ def run_openvino(folder: Path, x: Array) -> list[Array]:
 def run_paddle(folder: Path, x: Array) -> list[Array]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its import warns of a missing ccache
-        inference = pytest.importorskip("paddle.inference", exc_type=ImportError)
+        inference = import_or_skip("paddle.inference", "paddle")
     config = inference.Config(str(folder / "inference.pdmodel"), str(folder / "inference.pdiparams"))
     config.disable_gpu()
     config.disable_glog_info()
@@ -63,8 +64,8 @@ def run_paddle(folder: Path, x: Array) -> list[Array]:
 def run_onnx(folder: Path, x: Array) -> list[Array]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        paddle2onnx = pytest.importorskip("paddle2onnx", exc_type=ImportError)
-        onnxruntime = pytest.importorskip("onnxruntime", exc_type=ImportError)
+        paddle2onnx = import_or_skip("paddle2onnx", "onnx")
+        onnxruntime = import_or_skip("onnxruntime", "onnx")
         # Its default optimiser, Polygraphy, would have pip install what it misses.
         paddle2onnx.export(
             str(folder / "inference.pdmodel"),
