@@ -16,7 +16,8 @@ from pdserve.clients.credentials import Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.vision.postprocess import Label, score_of
+from pdserve.vision.label import Label
+from pdserve.vision.postprocess import score_of
 
 Result = TypeVar("Result")
 

@@ -8,7 +8,7 @@ from pdserve import console
 from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.errors import DeviceError, ImageError, UsageError
 from pdserve.predict import Outcome, Picture
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 
 LABELS = [Label(7, "Egyptian cat", 0.93), Label(12, "猫", 0.05)]
 

@@ -12,7 +12,7 @@ from pdserve import predict
 from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.predict import Outcome, Source, draw, find_sources, predict_all
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 from tests.file_server import Fault, FileServer, serve
 from tests.tiny import expected, picture
 

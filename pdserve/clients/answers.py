@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pdserve.clients.address import Address
 from pdserve.clients.api_keys import VARIABLE
 from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 
 Item = TypeVar("Item")
 

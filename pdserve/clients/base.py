@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pdserve.clients.answers import LABELS, OBJECTS, Form, FoundObject, Item, single
 from pdserve.errors import ClientError
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 
 Own = TypeVar("Own", bound="Asking")
 AsyncOwn = TypeVar("AsyncOwn", bound="AsyncAsking")

@@ -16,7 +16,7 @@ from pdserve.pipelines.loading import load_engines, stamp
 from pdserve.pipelines.model_config import Description, describe
 from pdserve.settings import ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")

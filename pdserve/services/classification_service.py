@@ -18,7 +18,7 @@ from pdserve.services.service import Pool
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ServiceSettings
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 from pdserve.vision.types import Tensor
 
 Open = Callable[[bool], tuple[ClassificationPipeline, ServiceSettings]]

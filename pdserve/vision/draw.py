@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pdserve.errors import DiskError, SettingsError
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 from pdserve.vision.resize import opencv
 from pdserve.vision.types import Image8
 

@@ -15,19 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.errors import SettingsError
+from pdserve.vision.label import Label
 from pdserve.vision.types import Floats
 
 # Where the exporter had its labels; the caller has resolved them into names.
 _LABEL_KEYS = ("class_id_map_file", "label_list", "delimiter")
-
-
-@dataclass(frozen=True)
-class Label:
-    """One answer: the output's number, its name, its score in [0, 1]."""
-
-    class_id: int
-    label: str
-    score: float
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pdserve.clients.answers import (
     unreachable,
 )
 from pdserve.errors import ClientError, UnreachableError
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 
 
 def test_results():

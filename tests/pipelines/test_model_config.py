@@ -12,7 +12,7 @@ from pdserve.models import catalog
 from pdserve.pipelines.model_config import describe
 from pdserve.settings import ClassificationOptions
 from pdserve.vision import preprocess
-from pdserve.vision.postprocess import Label
+from pdserve.vision.label import Label
 from tests.tiny import build_serving_model
 
 OWN_CHAIN = [

@@ -6,7 +6,8 @@ import pytest
 from pdserve.errors import SettingsError
 from pdserve.models import catalog, labels
 from pdserve.vision import postprocess as scores
-from pdserve.vision.postprocess import Label, score_of
+from pdserve.vision.label import Label
+from pdserve.vision.postprocess import score_of
 
 POSTPROCESSED = [entry.name for entry in catalog.load().values() if entry.postprocess is not None]
 
