@@ -73,7 +73,7 @@ class ServiceEntry:
         return f"/v1/{self.kind}"
 
     def answer_type(self) -> type[Any]:
-        """The class of one image's answer, a frozen dataclass of pdserve.pipelines.answers or alike."""
+        """The class of one image's answer, a frozen dataclass of pdserve.answers or alike."""
         answer: type[Any] = _load(self.answer)
         return answer
 
@@ -119,7 +119,7 @@ _ENTRIES = (
         roles={"model": Role("ResNet50_vd", "A converted model's name, or a serving folder.")},
         pipeline="pdserve.pipelines.classification:open_classification",
         options="pdserve.settings:ClassificationOptions",
-        answer="pdserve.pipelines.answers:Labels",
+        answer="pdserve.answers:Labels",
         items="labels",
     ),
     ServiceEntry(
@@ -141,7 +141,7 @@ _ENTRIES = (
         },
         pipeline="pdserve.pipelines.recognition:open_recognition",
         options="pdserve.settings:RecognitionOptions",
-        answer="pdserve.pipelines.answers:Objects",
+        answer="pdserve.answers:Objects",
         items="objects",
     ),
 )
