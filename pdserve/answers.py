@@ -1,6 +1,6 @@
 """The answers of the services, typed once: JSON, OpenAPI, gRPC and the Python clients follow from these.
 
-Plain frozen dataclasses that import no library, so that a client loads neither NumPy nor an engine for them.
+Plain frozen dataclasses that import nothing, so that a client loads neither NumPy nor an engine for them.
 A class for one image's answer has its items (labels, objects) as its first field. Its fields, in their
 order, are the keys of the JSON answer; ``metadata["description"]`` is what OpenAPI says of a field.
 """
@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.vision.label import Label
-
 # The class id in an answer of the old pipeline protocol, which does not carry class ids.
 UNKNOWN_CLASS = -1
 
 
 def _doc(description: str) -> dict[str, str]:
     return {"description": description}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class: its number, its name, its score in [0, 1]."""
+
+    class_id: int
+    label: str
+    score: float = field(metadata=_doc("between 0 and 1"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from pdserve.answers import Label
 from pdserve.clients.address import http_address, is_this_machine, rpc_address
 from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.clients.credentials import Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.vision.label import Label
 from pdserve.vision.postprocess import score_of
 
 Result = TypeVar("Result")

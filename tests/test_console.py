@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pdserve import console
+from pdserve.answers import Label
 from pdserve.clients.answers import FoundMatch, FoundObject
 from pdserve.errors import DeviceError, ImageError, UsageError
 from pdserve.predict import Outcome, Picture
-from pdserve.vision.label import Label
 
 LABELS = [Label(7, "Egyptian cat", 0.93), Label(12, "猫", 0.05)]
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from pdserve import predict
+from pdserve.answers import Label
 from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.predict import Outcome, Source, draw, find_sources, predict_all
-from pdserve.vision.label import Label
 from tests.file_server import Fault, FileServer, serve
 from tests.tiny import expected, picture
 

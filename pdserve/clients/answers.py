@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pdserve.answers import Label
 from pdserve.clients.address import Address
 from pdserve.clients.api_keys import VARIABLE
 from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
-from pdserve.vision.label import Label
 
 Item = TypeVar("Item")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
+from pdserve.answers import Label
 from pdserve.clients.answers import LABELS, OBJECTS, Form, FoundObject, Item, single
 from pdserve.errors import ClientError
-from pdserve.vision.label import Label
 
 Own = TypeVar("Own", bound="Asking")
 AsyncOwn = TypeVar("AsyncOwn", bound="AsyncAsking")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pdserve.answers import Label
 from pdserve.engines import Engine
 from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
@@ -16,7 +17,6 @@ from pdserve.pipelines.loading import load_engines, stamp
 from pdserve.pipelines.model_config import Description, describe
 from pdserve.settings import ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
-from pdserve.vision.label import Label
 from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")

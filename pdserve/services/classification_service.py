@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pdserve.answers import Label
 from pdserve.errors import PdserveError
 from pdserve.pipelines.classification import ClassificationPipeline
 from pdserve.pipelines.loading import stamp
@@ -18,7 +19,6 @@ from pdserve.services.service import Pool
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
 from pdserve.settings import ServiceSettings
-from pdserve.vision.label import Label
 from pdserve.vision.types import Tensor
 
 Open = Callable[[bool], tuple[ClassificationPipeline, ServiceSettings]]

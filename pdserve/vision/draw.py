@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pdserve.answers import Label
 from pdserve.errors import DiskError, SettingsError
-from pdserve.vision.label import Label
 from pdserve.vision.resize import opencv
 from pdserve.vision.types import Image8
 

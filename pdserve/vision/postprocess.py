@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pdserve.answers import Label
 from pdserve.errors import SettingsError
-from pdserve.vision.label import Label
 from pdserve.vision.types import Floats
 
 # Where the exporter had its labels; the caller has resolved them into names.

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from pdserve.answers import Label
 from pdserve.clients.address import Address
 from pdserve.clients.answers import (
     LABELS,
@@ -15,7 +16,6 @@ from pdserve.clients.answers import (
     unreachable,
 )
 from pdserve.errors import ClientError, UnreachableError
-from pdserve.vision.label import Label
 
 
 def test_results():

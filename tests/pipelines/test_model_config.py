@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
+from pdserve.answers import Label
 from pdserve.errors import ModelError, SettingsError
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
 from pdserve.pipelines.model_config import describe
 from pdserve.settings import ClassificationOptions
 from pdserve.vision import preprocess
-from pdserve.vision.label import Label
 from tests.tiny import build_serving_model
 
 OWN_CHAIN = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdserve.answers import Label
 from pdserve.errors import DiskError, SettingsError
 from pdserve.vision.draw import draw_labels, draw_objects, load_font, save
-from pdserve.vision.label import Label
 
 NO_FONT: dict[str, str] = {}  # an environment without PDSERVE_FONT
 LABELS = [Label(1, "daisy", 0.934), Label(7, "Egyptian cat", 0.05)]

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from pdserve.answers import Label
 from pdserve.errors import SettingsError
 from pdserve.models import catalog, labels
 from pdserve.vision import postprocess as scores
-from pdserve.vision.label import Label
 from pdserve.vision.postprocess import score_of
 
 POSTPROCESSED = [entry.name for entry in catalog.load().values() if entry.postprocess is not None]
