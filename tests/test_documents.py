@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from pdserve import config_yml
-from pdserve.cli import app
+from pdserve.cli import LazyCommand, app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +46,7 @@ def test_a_command_that_is_shown_exists(document: str, line: str) -> None:
             return
         assert name in command.commands, f"{document}: {line}"
         command = command.commands[name]
+        command = command.load() if isinstance(command, LazyCommand) else command
     known = {"--help", *(option for each in command.params for option in (*each.opts, *each.secondary_opts))}
     for word in words:
         option = word.partition("=")[0]

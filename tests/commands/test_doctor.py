@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.clients.address import DEFAULT_PORTS
-from pdserve.doctor import Finding, _home, _ports, _proxies, _runtimes, examine
+from pdserve.commands.doctor import Finding, _home, _ports, _proxies, _runtimes, examine
 
 
 @pytest.fixture(scope="module")

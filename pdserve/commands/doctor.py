@@ -1,4 +1,4 @@
-"""``pdserve doctor``: what is installed, what really runs, what is in the way, and what mends it."""
+"""``pdserve doctor``: check packages, engines, devices, ports and proxies, and say how to fix them."""
 
 import importlib.metadata
 import os
@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pdserve import __version__, engines
+from pdserve import __version__, console, engines
 from pdserve.clients.address import DEFAULT_PORTS
+from pdserve.commands.options import Json
 from pdserve.errors import PdserveError
 from pdserve.models.home import Home
 
@@ -37,7 +38,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``remedy`` is what to type, where there is something to mend."""
+    """One line of the report; ``remedy`` is the command that fixes it, where there is something to fix."""
 
     area: str
     name: str
@@ -50,8 +51,19 @@ class Finding:
         return asdict(self)
 
 
+def doctor(as_json: Json = False) -> None:
+    """Check packages, engines, devices, ports and proxies, and show how to fix what is wrong."""
+    findings = examine(os.environ)
+    if as_json:
+        for finding in findings:
+            console.json_line(finding.described())
+    else:
+        rows = [(f.area, f.name, f.state, f.detail, f.remedy or "") for f in findings]
+        console.table(("area", "what", "state", "detail", "to fix it"), rows)
+
+
 def examine(environ: Mapping[str, str]) -> list[Finding]:
-    """Look at everything; nothing found here raises."""
+    """Check everything; nothing found here raises."""
     return [
         *_machine(environ),
         *_packages(),

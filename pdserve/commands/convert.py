@@ -1,0 +1,101 @@
+"""``pdserve convert``: inference models -> serving models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pdserve import console
+from pdserve.commands.options import Json, home
+from pdserve.errors import UsageError
+
+
+def convert(
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="A fetched model.")] = None,
+    dirname: Annotated[
+        Path | None, typer.Option("--dirname", metavar="DIR", help="The folder of an inference model.")
+    ] = None,
+    serving_server: Annotated[
+        Path | None,
+        typer.Option(
+            "--serving-server", "--serving_server", metavar="DIR", help="Write the serving model here."
+        ),
+    ] = None,
+    serving_client: Annotated[
+        Path | None,
+        typer.Option(
+            "--serving-client", "--serving_client", metavar="DIR", help="Write the client's files here."
+        ),
+    ] = None,
+    model_filename: Annotated[
+        str | None,
+        typer.Option("--model-filename", "--model_filename", metavar="FILE", help="The model file's name."),
+    ] = None,
+    params_filename: Annotated[
+        str | None,
+        typer.Option(
+            "--params-filename", "--params_filename", metavar="FILE", help="The parameter file's name."
+        ),
+    ] = None,
+    feed_alias: Annotated[
+        list[str] | None,
+        typer.Option("--feed-alias", metavar="NAME=ALIAS", help="The alias of a feed; repeatable."),
+    ] = None,
+    fetch_alias: Annotated[
+        list[str] | None,
+        typer.Option("--fetch-alias", metavar="NAME=ALIAS", help="The alias of a fetch; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert inference models to serving models, with aliases. Without options: all that are fetched."""
+    from pdserve.convert import convert as convert_folder
+    from pdserve.models import find
+
+    if dirname:
+        if model:
+            raise UsageError("--model and --dirname name two models; give one of them.")
+        if not serving_server or not serving_client:
+            raise UsageError("--dirname needs --serving-server DIR and --serving-client DIR beside it.")
+        done = [
+            convert_folder(
+                dirname,
+                serving_server,
+                serving_client,
+                model_filename=model_filename,
+                params_filename=params_filename,
+                feed_aliases=pairs(feed_alias, "--feed-alias"),
+                fetch_aliases=pairs(fetch_alias, "--fetch-alias"),
+            )
+        ]
+    else:
+        if serving_server or serving_client or model_filename or params_filename or feed_alias or fetch_alias:
+            raise UsageError("These options go with --dirname; with --model only the name is given.")
+        where = home()
+        names = [model] if model else find.fetched_models(where)
+        if not names:
+            raise UsageError(f"Nothing is fetched in {where.models}; type `pdserve fetch NAME` first.")
+        done = [find.convert_fetched(name, where) for name in names]
+    for serving in done:
+        if as_json:
+            console.json_line(
+                {
+                    "name": serving.name,
+                    "path": str(serving.path),
+                    "feeds": {v.name: v.alias for v in serving.config.feeds},
+                    "fetches": {v.name: v.alias for v in serving.config.fetches},
+                }
+            )
+        else:
+            console.line(f"{serving.name}: converted, {serving.path}")
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """``name=alias`` texts as a mapping. Raises UsageError naming the option."""
+    found = {}
+    for text in texts or []:
+        # An alias holds no "=", while a variable's name might.
+        name, equals, alias = text.rpartition("=")
+        if not equals or not name or not alias:
+            raise UsageError(f"{option} {text!r} is not of the form name=alias.")
+        found[name] = alias
+    return found

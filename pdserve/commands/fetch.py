@@ -1,0 +1,70 @@
+"""``pdserve fetch``: download models and data sets, or list them."""
+
+from typing import Annotated
+
+import typer
+
+from pdserve import console
+from pdserve.commands.options import Json, home
+from pdserve.errors import PdserveError, UsageError
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]…", help="Names in the catalog; with --list, words to search for."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List what can be fetched.")] = False,
+    mirror: Annotated[
+        str | None, typer.Option("--mirror", metavar="URL|DIR", help="Download from here instead.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Download models and data sets. Without a name: all that the default services need."""
+    from pdserve.models import catalog
+    from pdserve.models.fetch import fetch_all
+
+    if list_:
+        _list(names or [""], as_json)
+        return
+    with console.download_bars() as bars:
+        results = fetch_all(names or catalog.DEFAULTS, home(), mirror=mirror, force=force, progress=bars)
+    failed = [result for result in results if isinstance(result, PdserveError)]
+    fetched = [result for result in results if not isinstance(result, PdserveError)]
+    for result in fetched:
+        if as_json:
+            console.json_line(
+                {
+                    "name": result.name,
+                    "action": result.action,
+                    "path": str(result.path),
+                    "origin": result.origin,
+                    "sha256": result.sha256,
+                    "bytes": result.bytes,
+                }
+            )
+        else:
+            console.line(f"{result.name}: {result.action}, {result.path}")
+    if failed:
+        raise typer.Exit(max(console.failed(error) for error in failed))
+    models = [result.name for result in fetched if catalog.get(result.name).task != "dataset"]
+    if models and not as_json:
+        console.say(f"Next: pdserve convert{f' --model {models[0]}' if len(models) == 1 else ''}")
+
+
+def _list(words: list[str], as_json: bool) -> None:
+    from pdserve.models import catalog
+
+    found = [
+        entry for entry in catalog.load().values() if all(entry in catalog.search(word) for word in words)
+    ]
+    if not found:
+        raise UsageError(
+            f"The catalog has nothing like {' '.join(words)!r}; `pdserve fetch --list` shows all names."
+        )
+    if as_json:
+        for entry in found:
+            console.json_line(catalog.described(entry))
+    else:
+        console.table(("name", "task", "family"), [(e.name, e.task, e.family) for e in found])
