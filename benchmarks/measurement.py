@@ -18,7 +18,7 @@ from benchmarks.offered import offer
 from benchmarks.process_tree import MemorySampler, ProcessTree
 from benchmarks.rivals.environment import ROOT
 from pdserve.tools.bench import Run
-from pdserve.tools.bench.messages import Post, posts
+from pdserve.tools.bench.http import Post, posts
 
 START_LIMIT_S = 120
 # Images that the rivals run together, and how many such batches a load should see.
@@ -99,7 +99,7 @@ def _first_answer(
     begun: float,
 ) -> float:
     """Seconds from the command to the first good answer. Raises UnfitError."""
-    (post,) = posts("pipeline", [plan.image.read_bytes()], 1, service(model))
+    (post,) = posts("pipeline", [[plan.image.read_bytes()]], service(model))
     wrong = "no answer"
     deadline = begun + START_LIMIT_S
     while time.perf_counter() < deadline:
@@ -155,7 +155,7 @@ def _loads(url: str, model: str, plan: Plan) -> dict[str, Any]:
     whose answers come all at once.
     """
     image = plan.image.read_bytes()
-    (post,) = posts("pipeline", [image], 1, service(model))
+    (post,) = posts("pipeline", [[image]], service(model))
     begun = time.perf_counter()
     _ask(url, post)
     rate = 1 / (time.perf_counter() - begun)

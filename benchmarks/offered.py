@@ -1,7 +1,7 @@
 """The load that the benchmarks put on a server: a closed loop on one route, from this process."""
 
 from pdserve.tools.bench import Run, build_target, closed_loop
-from pdserve.tools.bench.loop import in_loop
+from pdserve.tools.bench.session import in_loop
 
 
 def offer(

@@ -1,4 +1,4 @@
-"""Load on a running service, and what came of it. See pdserve.tools.bench.load."""
+"""Load on a running service, and the figures that come of it. See pdserve.tools.bench.load."""
 
 from pdserve.tools.bench.load import closed_loop, open_loop
 from pdserve.tools.bench.run import Load, Run

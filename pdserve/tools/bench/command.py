@@ -13,7 +13,7 @@ from pdserve.errors import UsageError
 
 
 class Arrivals(StrEnum):
-    """How an open loop's requests come."""
+    """When an open loop's requests are sent."""
 
     poisson = "poisson"
     constant = "constant"
@@ -24,17 +24,17 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[URL]…",
-            help="http://host:port; for gRPC host:port (with TLS grpcs://…); this machine if not said.",
+            help="http://host:port; for gRPC host:port (with TLS grpcs://…). Default: this machine.",
         ),
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
-            "--images", metavar="DIR|FILE", help="Images to send, in turn; a made-up one if not said."
+            "--images", metavar="DIR|FILE", help="Images to send, in turn. Default: a synthetic photograph."
         ),
     ] = None,
     service: Annotated[
-        o.Service | None, typer.Option("--service", help="Which to ask; the one that runs if not said.")
+        o.Service | None, typer.Option("--service", help="Which to load. Default: the one that runs.")
     ] = None,
     routes: Annotated[
         list[str] | None,
@@ -47,54 +47,61 @@ def bench(
     clients: Annotated[
         str | None,
         typer.Option(
-            "--clients", metavar="N,N…", help="Closed loop: so many clients, each waiting for its answer; 8."
+            "--clients",
+            metavar="N,N…",
+            help="Closed loop: so many clients, each waiting for its answer; 8.",
         ),
     ] = None,
     rate: Annotated[
         str | None,
         typer.Option(
-            "--rate", metavar="R,R…", help="Open loop: so many requests per second, whatever comes."
+            "--rate", metavar="R,R…", help="Open loop: so many requests per second, whatever is answered."
         ),
     ] = None,
     arrivals: Annotated[
-        Arrivals, typer.Option("--arrivals", help="How the requests of --rate come.")
+        Arrivals, typer.Option("--arrivals", help="When the requests of --rate are sent.")
     ] = Arrivals.poisson,
-    seed: Annotated[int, typer.Option("--seed", help="Of the chance in poisson.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random times of poisson.")] = 0,
     duration: Annotated[
         float | None,
         typer.Option(
-            "--duration", metavar="S", min=0.01, help="Seconds of a run; 10 unless --requests is given."
+            "--duration",
+            metavar="S",
+            min=0.01,
+            help="Seconds of a run; 10, unless --requests is given.",
         ),
     ] = None,
     requests: Annotated[
         int | None, typer.Option("--requests", metavar="N", min=1, help="Requests of a run.")
     ] = None,
     warm_up: Annotated[
-        float, typer.Option("--warm-up", metavar="S", min=0, help="Seconds before that, not counted.")
+        float, typer.Option("--warm-up", metavar="S", min=0, help="Seconds before the run, not counted.")
     ] = 2,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images in a request.")] = 1,
     max_in_flight: Annotated[
-        int, typer.Option("--max-in-flight", min=1, help="With --rate, requests without an answer, at most.")
+        int, typer.Option("--max-in-flight", min=1, help="With --rate, the most requests without an answer.")
     ] = 500,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="S", min=0.001, help="Seconds to wait for an answer.")
     ] = 60,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="The service's name on route pipeline, where it is not the guide's."),
+        typer.Option("--name", help="The service's name on route pipeline. Default: the guide's."),
     ] = None,
     api_key: o.ShownKeyOption = None,
     tls: o.TlsOption = False,
     ca: o.CaOption = None,
     remote: Annotated[
-        bool, typer.Option("--remote", help="The server is on another machine, and mine to load.")
+        bool,
+        typer.Option("--remote", help="The server may be on another machine, and I may load it."),
     ] = False,
     as_json: o.Json = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.json", help="Write all figures there.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png|svg", help="Draw latency against load.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png|svg", help="Draw latency against load there."),
     ] = None,
 ) -> None:
     """Measure a running service under load: throughput, latency, errors, the server's stages.
@@ -103,11 +110,8 @@ def bench(
     """
     from pdserve.clients.api_keys import key_to_show
     from pdserve.clients.credentials import Access
-    from pdserve.tools.bench import session, tables
-    from pdserve.tools.bench.aim import take_aim
-    from pdserve.tools.bench.plot import check_plot
-    from pdserve.tools.bench.plot import plot as draw
-    from pdserve.tools.bench.record import check_record, write_record
+    from pdserve.tools.bench import report, session
+    from pdserve.tools.bench.targets import choose_targets
 
     plan = session.Plan(
         loads=session.loads(_numbers(clients, "--clients"), _numbers(rate, "--rate"), arrivals.value),
@@ -119,10 +123,10 @@ def bench(
         max_in_flight=max_in_flight,
     )
     if out:
-        check_record(out)
+        report.check_record(out)
     if plot:
-        check_plot(plot)
-    aim = take_aim(
+        report.check_plot(plot)
+    chosen = choose_targets(
         urls or (),
         routes=[route.strip() for each in routes or () for route in each.split(",")],
         service=service.value if service else None,
@@ -133,23 +137,19 @@ def bench(
         remote=remote,
         note=console.say,
     )
-    watch = session.Watch(
-        begins=lambda target, load: console.say(f"{target.route} at {target.server}: {load} …"),
-        ended=lambda run: console.json_line(run.to_json()) if as_json else None,
-        note=console.say,
-    )
-    runs = session.measure(plan, aim, watch)
+    on_run = (lambda run: console.json_line(run.to_json())) if as_json else (lambda run: None)
+    runs = session.measure(plan, chosen, on_run, console.say)
     if not as_json:
-        console.table(*tables.latencies(runs), digits=1)
-        if told := tables.stages(runs):
-            console.table(*told, title="In the server, on average", digits=2)
+        console.table(*report.latencies(runs), digits=1)
+        if stages := report.stages(runs):
+            console.table(*stages, title="In the server, on average", digits=2)
     for run in runs:
-        for text in tables.failures(run):
+        for text in report.failures(run):
             console.say(text)
     if out:
-        write_record(runs, out)
+        report.write_record(runs, out)
     if plot and runs:
-        draw(runs, plot)
+        report.plot(runs, plot)
         console.say(f"{plot}: latency against load.")
     if any(run.interrupted for run in runs):
         console.say("Stopped; the figures are of what was measured until then.")

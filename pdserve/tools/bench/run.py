@@ -1,21 +1,63 @@
-"""What one run of a load came to: the figures, and how they are computed."""
+"""One run of a load: what was sent where, and the figures that came of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdserve.tools.bench.stages import ServerSide
+from pdserve.clients.address import Address
 
 PERCENTILES = (50, 90, 95, 99)
 
 
+class FailedError(Exception):
+    """A request got no good answer.
+
+    ``kind`` is what it is counted under: ``503 overloaded`` (HTTP status and the answer's code), a gRPC
+    status's name, ``err_no 10000``, ``timeout``, ``connection refused``, ``connection reset``,
+    ``connection closed`` and the like. ``detail`` is the server's message. ``no_connection``: the server
+    was not even reached.
+    """
+
+    def __init__(self, kind: str, detail: str = "", *, no_connection: bool = False) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.detail = detail
+        self.no_connection = no_connection
+
+
+class Connection(Protocol):
+    """One client's connection. It opens at the first request, and again at the next after it broke."""
+
+    async def ask(self, number: int, timeout_s: float) -> None:
+        """Send the request of that number (they go round) and wait for a good answer, to all its images.
+
+        Raises FailedError for anything else. Nothing is tried twice.
+        """
+
+    async def close(self) -> None: ...
+
+
+class Target(Protocol):
+    """A route (v1, json, form, pipeline or grpc) of a server; ``batch`` is the images in a request."""
+
+    @property
+    def route(self) -> str: ...
+    @property
+    def server(self) -> Address: ...
+    @property
+    def batch(self) -> int: ...
+
+    def connect(self) -> Connection:
+        """A new client."""
+
+
 @dataclass(frozen=True)
 class Load:
-    """What was offered: ``clients`` in a closed loop, or ``rate`` arrivals per second in an open one.
+    """What is offered: ``clients`` in a closed loop, or ``rate`` arrivals per second in an open one.
 
     ``arrivals`` of an open loop are poisson or constant.
     """
@@ -31,17 +73,55 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """``mean_ms`` of a stage over ``count`` passes, and its model ("" for none)."""
+
+    stage: str
+    model: str
+    mean_ms: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Batches:
+    """``mean`` images in ``count`` batches of a model."""
+
+    model: str
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """The server's own figures of one run."""
+
+    stages: tuple[Stage, ...]
+    batches: tuple[Batches, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stages": [
+                {"stage": s.stage, "model": s.model, "mean_ms": round(s.mean_ms, 3), "count": s.count}
+                for s in self.stages
+            ],
+            "batches": [
+                {"model": b.model, "mean_images": round(b.mean, 3), "count": b.count} for b in self.batches
+            ],
+        }
+
+
+@dataclass(frozen=True)
 class Run:
     """One load on one route.
 
-    Good answers only are in ``answers`` (requests that were answered in the measured ``seconds``) and in
-    ``latencies`` (seconds, float64): in a closed loop those of the same requests, from sending to the whole
-    answer; in an open loop those of all requests that were due in the measured time, however late they were
-    answered, from the moment they were due. ``errors`` counts the others by kind (see FailedError) and
-    ``examples`` has one message of each. ``unsent`` were due in an open loop while too many were in flight,
-    ``in_flight`` were without an answer when the time was up, ``lag_s`` is by how much the generator itself
-    was late with an open loop's requests (99th percentile). ``started`` is in seconds since 1970,
-    ``cpu_seconds`` the generator's own. ``interrupted``: somebody stopped it.
+    ``answers`` and ``latencies`` are of good answers only: ``answers`` counts requests that were answered in
+    the measured ``seconds``; ``latencies`` (seconds, float64) are in a closed loop those of the same
+    requests, from sending to the whole answer, and in an open loop those of all requests that were due in
+    the measured time, however late they were answered, from the moment they were due. ``errors`` counts the
+    others by kind (see FailedError) and ``examples`` has one message of each. ``unsent`` were due in an open
+    loop while too many were in flight, ``in_flight`` were unanswered when the time was up, ``lag_s`` is how
+    late the generator itself was with an open loop's requests (99th percentile). ``started`` is in seconds
+    since 1970, ``cpu_seconds`` the generator's own. ``interrupted``: it was stopped by Ctrl-C.
     """
 
     route: str
@@ -63,12 +143,12 @@ class Run:
 
     @property
     def requests_per_s(self) -> float:
-        """Requests that were answered well, per second."""
+        """Requests with a good answer, per second."""
         return self.answers / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def images_per_s(self) -> float:
-        """Images in requests that were answered well, per second."""
+        """Images in requests with a good answer, per second."""
         return self.requests_per_s * self.batch
 
     @property
@@ -83,6 +163,7 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """All of it but the single latencies, as a JSON object."""
         requests = self.answers + self.failed
+        latency = self.latency_ms()
         return {
             "route": self.route,
             "url": self.address,
@@ -96,7 +177,7 @@ class Run:
             "answers": self.answers,
             "requests_per_s": round(self.requests_per_s, 3),
             "images_per_s": round(self.images_per_s, 3),
-            "latency_ms": _rounded(self.latency_ms()),
+            "latency_ms": latency and {name: round(value, 3) for name, value in latency.items()},
             "errors": dict(self.errors),
             "error_examples": dict(self.examples),
             "unsent": self.unsent,
@@ -106,7 +187,7 @@ class Run:
                 "cpu_ms_per_request": round(1000 * self.cpu_seconds / requests, 4) if requests else None,
                 "lag_p99_ms": None if self.lag_s is None else round(1000 * self.lag_s, 3),
             },
-            "server": None if self.server is None else self.server.to_json(),
+            "server": self.server and self.server.to_json(),
             "interrupted": self.interrupted,
         }
 
@@ -125,7 +206,3 @@ def summary_ms(latencies: NDArray[np.float64]) -> dict[str, float] | None:
         **{f"p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)},
         "max": 1000 * float(np.max(latencies)),
     }
-
-
-def _rounded(values: Mapping[str, float] | None) -> dict[str, float] | None:
-    return None if values is None else {name: round(value, 3) for name, value in values.items()}

@@ -1,24 +1,27 @@
-"""Several runs in a row: each route under each load, with what the server says of each."""
+"""Several runs in a row: each route under each load, with the server's own figures of each."""
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 from pdserve.errors import UsageError
-from pdserve.tools.bench.aim import Aim
 from pdserve.tools.bench.load import closed_loop, open_loop
-from pdserve.tools.bench.loop import in_loop, make_room, stopped_by_interrupt
-from pdserve.tools.bench.run import Load, Run
-from pdserve.tools.bench.server import Control, check_first
-from pdserve.tools.bench.stages import Counters, ServerSide, between
-from pdserve.tools.bench.target import Target
+from pdserve.tools.bench.run import Load, Run, Target
+from pdserve.tools.bench.server import StageReader, check_first
+from pdserve.tools.bench.targets import Targets
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, on each target in turn. See pdserve.tools.bench.load for what the figures mean."""
+    """What is run, on each target in turn. See pdserve.tools.bench.load for what the figures mean."""
 
     loads: Sequence[Load]
     duration_s: float | None = 10
@@ -29,17 +32,8 @@ class Plan:
     max_in_flight: int = 500
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who is told of the runs: ``begins`` before each, ``ended`` after it, ``note`` of what is missing."""
-
-    begins: Callable[[Target, Load], None]
-    ended: Callable[[Run], None]
-    note: Callable[[str], None]
-
-
 def loads(clients: Sequence[float] | None, rates: Sequence[float] | None, arrivals: str) -> list[Load]:
-    """Closed loops or open ones, in the order given; 8 clients if nothing is. Raises UsageError."""
+    """Closed loops or open ones, in the order given; 8 clients without either. Raises UsageError."""
     if clients is not None and rates is not None:
         raise UsageError("--clients is a closed loop and --rate an open one; give one of them.")
     if rates is not None:
@@ -52,45 +46,47 @@ def loads(clients: Sequence[float] | None, rates: Sequence[float] | None, arriva
     return [Load(clients=int(count)) for count in counts]
 
 
-def measure(plan: Plan, aim: Aim, watch: Watch) -> list[Run]:
+def measure(
+    plan: Plan, chosen: Targets, on_run: Callable[[Run], None], note: Callable[[str], None]
+) -> list[Run]:
     """All runs of a plan, one after the other; after Ctrl-C those until then, the last cut short.
 
-    Raises UnreachableError, KeyRefusedError and ClientError before the first run; failures after that are
-    counted.
+    ``on_run`` is called after each, ``note`` with text for the user before each and where the server's
+    figures are missing. Raises UnreachableError, KeyRefusedError and ClientError before the first run;
+    failures after that are counted.
     """
-    make_room(max((load.clients or plan.max_in_flight for load in plan.loads), default=0))
-    return in_loop(_measure(plan, aim, watch))
+    _allow_connections(max((load.clients or plan.max_in_flight for load in plan.loads), default=0))
+    return in_loop(_measure(plan, chosen, on_run, note))
 
 
-async def _measure(plan: Plan, aim: Aim, watch: Watch) -> list[Run]:
-    if aim.control is not None and any(target.server == aim.control.address for target in aim.targets):
-        await aim.control.check_ready(aim.service)
-    for target in aim.targets:
-        await check_first(target, plan.timeout_s, aim.service, aim.access)
-    stages = Stages(aim.control, watch.note)
+async def _measure(
+    plan: Plan, chosen: Targets, on_run: Callable[[Run], None], note: Callable[[str], None]
+) -> list[Run]:
+    probe = chosen.probe
+    if probe is not None and any(target.server == probe.address for target in chosen.targets):
+        await probe.check_ready(chosen.service)
+    for target in chosen.targets:
+        await check_first(target, plan.timeout_s, chosen.service, chosen.access)
+    stages = StageReader(probe, note)
     runs: list[Run] = []
-    with stopped_by_interrupt() as stop:
-        for target, load in itertools.product(aim.targets, plan.loads):
+    with _stopped_by_interrupt() as stop:
+        for target, load in itertools.product(chosen.targets, plan.loads):
             if stop.is_set():
                 break
-            watch.begins(target, load)
+            note(f"{target.route} at {target.server}: {load} …")
             run = await _one(plan, target, load, stages, stop)
             if not run.interrupted:
                 run = replace(run, server=await stages.since_mark())
             runs.append(run)
-            watch.ended(run)
+            on_run(run)
     return runs
 
 
-async def _one(plan: Plan, target: Target, load: Load, stages: "Stages", stop: asyncio.Event) -> Run:
+async def _one(plan: Plan, target: Target, load: Load, stages: StageReader, stop: asyncio.Event) -> Run:
     common: dict[str, Any] = {
-        "duration_s": plan.duration_s,
-        "requests": plan.requests,
-        "warm_up_s": plan.warm_up_s,
-        "timeout_s": plan.timeout_s,
-        "at_start": stages.mark,
-        "stop": stop,
+        name: getattr(plan, name) for name in ("duration_s", "requests", "warm_up_s", "timeout_s")
     }
+    common |= {"at_start": stages.mark, "stop": stop}
     if load.clients is not None:
         return await closed_loop(target, clients=load.clients, **common)
     return await open_loop(
@@ -103,35 +99,46 @@ async def _one(plan: Plan, target: Target, load: Load, stages: "Stages", stop: a
     )
 
 
-class Stages:
-    """Reads a server's numbers at the start and the end of runs; says once why it cannot."""
+def in_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """``asyncio.run``, on uvloop where it is installed: half the cost per request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
-    def __init__(self, control: Control | None, note: Callable[[str], None]) -> None:
-        self._control = control
-        self._note = note
-        self._before: Counters | None = None
-        self._is_off = False
 
-    async def mark(self) -> None:
-        """A run's measured part begins."""
-        self._before = await self._read()
+@contextmanager
+def _stopped_by_interrupt() -> Iterator[asyncio.Event]:
+    """An event that the first Ctrl-C sets; the second ends the process, as it always does."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
 
-    async def since_mark(self) -> ServerSide | None:
-        """What the server did since, None where it does not say."""
-        if self._before is None:
-            return None
-        after = await self._read()
-        return None if after is None else between(self._before, after)
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        loop.call_soon_threadsafe(stop.set)
 
-    async def _read(self) -> Counters | None:
-        if self._is_off:
-            return None
-        if self._control is None:
-            counters: Counters | str = "give the server's HTTP address too"
-        else:
-            counters = await self._control.counters()
-        if isinstance(counters, str):
-            self._is_off = True
-            self._note(f"The server's stages are left out: {counters}.")
-            return None
-        return counters
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _allow_connections(count: int) -> None:
+    """Let this process have so many connections open. Raises UsageError where the system forbids it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    need = count + 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise UsageError(
+            f"{count} connections are more than this system lets a process have open ({hard}); "
+            "take fewer with --clients or --max-in-flight."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

@@ -21,7 +21,7 @@ _LIMIT_BYTES = 64 << 20  # of images that are read
 def tune(
     images: Annotated[
         list[str] | None,
-        typer.Option("--images", metavar="DIR|FILE", help="Your images; a made-up photograph if not said."),
+        typer.Option("--images", metavar="DIR|FILE", help="Your images. Default: a synthetic photograph."),
     ] = None,
     service: Annotated[
         o.Service, typer.Option("--service", help="The service that is to run.")
@@ -127,12 +127,12 @@ def _images(named: list[str] | None) -> list[bytes]:
     """The images, but for those that cannot be read, which are told."""
     from pdserve.errors import ImageError
     from pdserve.predict import find_sources
-    from pdserve.tools.bench.pictures import made_up_photograph
+    from pdserve.tools.bench.targets import synthetic_photograph
     from pdserve.vision.decode import decode
 
     if not named:
-        console.say("With a made-up photograph of 640×480; your own, with --images, tell more.")
-        return [made_up_photograph()]
+        console.say("With a synthetic photograph of 640×480; your own, with --images, tell more.")
+        return [synthetic_photograph()]
     found: list[bytes] = []
     left = _LIMIT_BYTES
     for source in find_sources(named):

@@ -51,10 +51,10 @@ def test_every_route(tiny_server: Server, tiny_home: Path, images: Path) -> None
         assert (run["answers"], run["errors"], run["clients"]) == (12, {}, 2)
         assert 0 < run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
         assert run["images_per_s"] == run["requests_per_s"] > 0
-    assert "made-up" not in said
+    assert "synthetic" not in said
 
 
-def test_batches_and_the_made_up_photograph(tiny_server: Server, tiny_home: Path) -> None:
+def test_batches_and_the_synthetic_photograph(tiny_server: Server, tiny_home: Path) -> None:
     runs, said = bench(
         tiny_home,
         *(tiny_server.url, tiny_server.target, "--batch", "3"),
@@ -64,7 +64,7 @@ def test_batches_and_the_made_up_photograph(tiny_server: Server, tiny_home: Path
     for run in runs:
         assert (run["answers"], run["errors"]) == (12, {})
         assert run["images_per_s"] == pytest.approx(3 * run["requests_per_s"], rel=0.01)
-    assert "made-up" in said
+    assert "synthetic" in said
 
 
 def test_an_open_loop(tiny_server: Server, tiny_home: Path, images: Path) -> None:
@@ -288,8 +288,7 @@ def test_stages_of_a_server_that_tells_them() -> None:
     from pdserve.clients.address import http_address
     from pdserve.clients.credentials import Access
     from pdserve.services.telemetry.metrics import Metrics
-    from pdserve.tools.bench.server import Control
-    from pdserve.tools.bench.session import Stages
+    from pdserve.tools.bench.server import ServerProbe, StageReader
     from tests.tools.bench.odd_server import Request, odd_server, response
 
     metrics = Metrics()
@@ -302,7 +301,7 @@ def test_stages_of_a_server_that_tells_them() -> None:
 
     async def measured() -> Any:
         async with odd_server(answer) as odd:
-            stages = Stages(Control(http_address(odd.url), Access("secret")), pytest.fail)
+            stages = StageReader(ServerProbe(http_address(odd.url), Access("secret")), pytest.fail)
             await stages.mark()
             metrics.stage("infer", 0.02, "tiny")
             metrics.batch("tiny", 3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pdserve.tools.bench import Run, build_target, closed_loop, open_loop
-from pdserve.tools.bench.connection import _kind
+from pdserve.tools.bench.http import error_kind
 from tests.tools.bench.odd_server import GOOD, Answer, OddServer, Request, odd_server, response
 
 Loop = Callable[..., Awaitable[Run]]
@@ -118,9 +118,9 @@ def test_a_name_of_several_addresses_that_all_refuse() -> None:
     refused = [
         f"[Errno {errno.ECONNREFUSED}] Connect call failed ({host!r}, 1)" for host in ("::1", "127.0.0.1")
     ]
-    assert _kind(OSError(f"Multiple exceptions: {', '.join(refused)}")) == "connection refused"
-    assert _kind(OSError(errno.ENETUNREACH, "Network is unreachable")) == "connection ENETUNREACH"
-    assert _kind(OSError("something")) == "connection OSError"
+    assert error_kind(OSError(f"Multiple exceptions: {', '.join(refused)}")) == "connection refused"
+    assert error_kind(OSError(errno.ENETUNREACH, "Network is unreachable")) == "connection ENETUNREACH"
+    assert error_kind(OSError("something")) == "connection OSError"
 
 
 ODD_ANSWERS = {
@@ -162,7 +162,7 @@ ODD_ANSWERS = {
 
 
 @pytest.mark.parametrize("case", ODD_ANSWERS)
-def test_bad_answers_are_counted_by_kind(case: str) -> None:
+def test_bad_answers_are_counted_byerror_kind(case: str) -> None:
     raw, route, kind, example = ODD_ANSWERS[case]
     result, _ = run(answering(raw), closed_loop, route, clients=2, requests=4)
     assert result.errors == {kind: 4}

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import ImageError, UsageError
-from pdserve.tools.bench.pictures import made_up_photograph, read_images
+from pdserve.tools.bench.targets import read_images, synthetic_photograph
 from pdserve.vision.decode import decode
 
 
-def test_the_made_up_photograph() -> None:
-    photograph = made_up_photograph()
-    assert photograph == made_up_photograph()
+def test_the_synthetic_photograph() -> None:
+    photograph = synthetic_photograph()
+    assert photograph == synthetic_photograph()
     assert 40_000 < len(photograph) < 80_000
     pixels = decode(photograph)
     assert pixels.shape == (480, 640, 3)

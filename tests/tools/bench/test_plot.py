@@ -7,7 +7,7 @@ from PIL import Image
 
 from pdserve.errors import UsageError
 from pdserve.tools.bench import Load
-from pdserve.tools.bench.plot import check_plot, plot
+from pdserve.tools.bench.report import check_plot, plot
 from tests.extras import import_or_skip
 from tests.tools.bench.runs import a_run
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from pdserve.tools.bench import Load
-from pdserve.tools.bench.run import summary_ms
-from pdserve.tools.bench.stages import Batches, ServerSide, Stage
+from pdserve.tools.bench.run import Batches, ServerSide, Stage, summary_ms
 from tests.tools.bench.runs import a_run
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.tools.bench.stages import Batches, Stage, between, read_counters
+from pdserve.tools.bench.run import Batches, Stage
+from pdserve.tools.bench.server import between, read_counters
 
 
 def text(metrics: Metrics) -> str:

@@ -1,4 +1,4 @@
-"""From what a person says to what is loaded. Nobody answers at these addresses."""
+"""From the options to what is loaded. Nobody answers at these addresses."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import pytest
 from pdserve.clients.address import is_this_machine
 from pdserve.clients.credentials import Access
 from pdserve.errors import UsageError
-from pdserve.tools.bench.aim import take_aim
 from pdserve.tools.bench.session import loads
+from pdserve.tools.bench.targets import choose_targets
 
 HTTP, RPC = "http://127.0.0.1:1", "127.0.0.1:2"
 
 
 def places(*urls: str, **options: object) -> list[tuple[str, str]]:
-    aim = take_aim(urls, service="classification", **options)  # type: ignore[arg-type]
-    return [(target.route, str(target.server)) for target in aim.targets]
+    chosen = choose_targets(urls, service="classification", **options)  # type: ignore[arg-type]
+    return [(target.route, str(target.server)) for target in chosen.targets]
 
 
 def test_addresses_and_routes() -> None:
@@ -33,9 +33,9 @@ def test_addresses_and_routes() -> None:
 
 
 def test_the_service_where_nobody_says() -> None:
-    assert take_aim((HTTP,)).service == "classification"
-    assert take_aim(("127.0.0.1:9994",)).service == "recognition"
-    assert take_aim((RPC,)).service == "classification"
+    assert choose_targets((HTTP,)).service == "classification"
+    assert choose_targets(("127.0.0.1:9994",)).service == "recognition"
+    assert choose_targets((RPC,)).service == "classification"
 
 
 @pytest.mark.parametrize(
@@ -50,28 +50,30 @@ def test_the_service_where_nobody_says() -> None:
         (("http://127.0.0.1:x",), (), "not of the form http://host:port"),
     ],
 )
-def test_what_makes_no_aim(urls: tuple[str, ...], routes: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_loaded(urls: tuple[str, ...], routes: tuple[str, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        take_aim(urls, routes=routes)
+        choose_targets(urls, routes=routes)
 
 
 @pytest.mark.parametrize("url", ["http://203.0.113.7:80", "203.0.113.7:9993", "https://server.invalid"])
 def test_other_machines_need_a_word(url: str) -> None:
     with pytest.raises(UsageError, match="--remote"):
-        take_aim((url,), service="classification")
+        choose_targets((url,), service="classification")
     with pytest.raises(UsageError, match="--remote"):
-        take_aim((HTTP, url) if "//" not in url else (RPC, url), service="classification")
-    assert take_aim((url,), service="classification", remote=True).targets
-    assert not is_this_machine(take_aim((url,), service="classification", remote=True).targets[0].server.host)
+        choose_targets((HTTP, url) if "//" not in url else (RPC, url), service="classification")
+    assert choose_targets((url,), service="classification", remote=True).targets
+    assert not is_this_machine(
+        choose_targets((url,), service="classification", remote=True).targets[0].server.host
+    )
 
 
 def test_notes(tmp_path: Path) -> None:
     notes: list[str] = []
-    take_aim((HTTP,), service="classification", note=notes.append)
+    choose_targets((HTTP,), service="classification", note=notes.append)
     assert len(notes) == 1
-    assert "made-up" in notes[0]
+    assert "synthetic" in notes[0]
     (tmp_path / "a.jpg").write_bytes(b"a")
-    take_aim((HTTP,), service="classification", images=[str(tmp_path)], note=notes.append)
+    choose_targets((HTTP,), service="classification", images=[str(tmp_path)], note=notes.append)
     assert len(notes) == 1
 
 

@@ -1,4 +1,4 @@
-"""Paddle Serving's gRPC method as a target of a load."""
+"""Paddle Serving's gRPC method: its requests and one client's connection."""
 
 import time
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ import grpc
 import grpc.aio
 
 from pdserve.clients.address import Address
+from pdserve.clients.credentials import Access
+from pdserve.clients.tls import channel_credentials
 from pdserve.formats.protos import pipeline
-from pdserve.tools.bench.target import FailedError
+from pdserve.tools.bench.http import pipeline_keys, to_base64
+from pdserve.tools.bench.run import FailedError
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
@@ -20,28 +23,42 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+def messages(batches: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """The method's Request messages, serialised, each of a batch of image files."""
+    request = pipeline.request_class()
+    return [
+        request(key=pipeline_keys(images), value=[to_base64(image) for image in images]).SerializeToString()
+        for images in batches
+    ]
+
+
 @dataclass(frozen=True)
-class RpcTarget:
-    """The gRPC method. ``requests`` are serialised messages; ``credentials`` are for TLS."""
+class GrpcTarget:
+    """The gRPC method; ``requests`` are serialised messages, ``credentials`` are for TLS."""
 
     server: Address
     requests: Sequence[bytes] = field(repr=False)
-    batch: int = 1
-    metadata: Sequence[tuple[str, str]] = ()
-    credentials: grpc.ChannelCredentials | None = None
+    batch: int
+    metadata: Sequence[tuple[str, str]] = field(repr=False)
+    credentials: grpc.ChannelCredentials | None
     route: str = "grpc"
 
-    def connect(self) -> "RpcClient":
-        """A new client, with a connection of its own."""
-        return RpcClient(self)
+    def connect(self) -> "GrpcClient":
+        return GrpcClient(self)
 
 
-class RpcClient:
-    """One client of the gRPC method; see pdserve.tools.bench.target.Connection."""
+def grpc_target(server: Address, requests: Sequence[bytes], batch: int, access: Access) -> GrpcTarget:
+    """The method with its requests. Raises UsageError for authorities that cannot be read."""
+    credentials = channel_credentials(access.ca) if server.scheme == "grpcs" else None
+    return GrpcTarget(server, requests, batch, tuple(access.headers.items()), credentials)
 
-    def __init__(self, target: RpcTarget) -> None:
+
+class GrpcClient:
+    """One client of the gRPC method, with its own connection; see run.Connection."""
+
+    def __init__(self, target: GrpcTarget) -> None:
         self._requests = target.requests
-        self._metadata = tuple(target.metadata)
+        self._metadata = target.metadata
         if target.credentials is None:
             self._channel = grpc.aio.insecure_channel(target.server.netloc, _OPTIONS)
         else:
@@ -51,12 +68,10 @@ class RpcClient:
         self._read = pipeline.response_class().FromString
 
     async def ask(self, number: int, timeout_s: float) -> None:
-        requests = self._requests
+        request = self._requests[number % len(self._requests)]
         sent = time.perf_counter()
         try:
-            answer = await self._call(
-                requests[number % len(requests)], timeout=timeout_s, metadata=self._metadata
-            )
+            answer = await self._call(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _failed(error, time.perf_counter() - sent >= timeout_s) from None
         response = self._read(answer)
