@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from pdserve.models.home import Home
 
 State = Literal["ok", "missing", "failed", "taken", "note"]
 
-# What pdserve itself stands on, as it is called on the package index; of alternatives one is enough.
+# pdserve's own requirements, by their names on the package index; of alternatives one is enough.
 _PACKAGES = (
     "numpy",
     "opencv-python-headless",
@@ -76,14 +77,14 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
 
 def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
     python = f"{platform.python_version()} at {sys.executable}"
-    yield Finding("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parent}")
+    yield Finding("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parents[1]}")
     yield Finding("machine", "Python", "ok", python)
     yield Finding("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
     yield _home(Home.from_environ(environ).root)
 
 
 def _home(root: Path) -> Finding:
-    """Whether the folder of models, or the nearest that exists above it, can be written."""
+    """Whether the folder of models, or the nearest existing one above it, is writable."""
     try:
         existing = next(path for path in (root, *root.parents) if path.exists())
         free = shutil.disk_usage(existing).free
@@ -128,8 +129,7 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether there is a Python that can run Paddle Serving; Linux only."""
     if sys.platform != "linux":
         return
-    from pdserve.runtimes.paddle_serving import interpreter
-
+    interpreter = import_module("pdserve.runtimes.paddle_serving.interpreter")
     name, needed = interpreter.RUNTIME, {**interpreter.NEEDED, **interpreter.FAISS}
     try:
         found = interpreter.choose(None, environ, Home.from_environ(environ), needed)
@@ -141,15 +141,15 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _ports() -> Iterator[Finding]:
     for service, ports in DEFAULT_PORTS.items():
-        for door, port in zip(("HTTP", "gRPC"), ports, strict=True):
-            what = f"{port} ({service}, {door})"
+        for protocol, port in zip(("HTTP", "gRPC"), ports, strict=True):
+            what = f"{port} ({service}, {protocol})"
             with socket.socket() as probe:
                 if sys.platform != "win32":
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind(("127.0.0.1", port))
                 except OSError as error:
-                    option = "--http-port" if door == "HTTP" else "--rpc-port"
+                    option = "--http-port" if protocol == "HTTP" else "--rpc-port"
                     remedy = f"stop what runs there, or pdserve serve {service} {option} N"
                     yield Finding("port", what, "taken", error.strerror or "in use", remedy)
                 else:
@@ -167,7 +167,7 @@ def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
         if key not in set(environ) or not environ[key]:  # on Windows either spelling is the other
             continue
         if spared.keys() & {"*", *local}:
-            yield Finding("proxy", key, "ok", "set; no_proxy spares this machine")
+            yield Finding("proxy", key, "ok", "set; no_proxy excludes this machine")
         else:
-            detail = "set; pdserve passes it by for this machine, other clients would not"
+            detail = "set; pdserve ignores it for this machine, other clients would not"
             yield Finding("proxy", key, "note", detail, remedy)
