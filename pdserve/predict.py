@@ -17,11 +17,11 @@ from pdserve.clients.credentials import Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
+from pdserve.vision.image_files import SUFFIXES, find_images
 from pdserve.vision.postprocess import score_of
 
 Result = TypeVar("Result")
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 STANDARD_INPUT = "-"
 _ANYONE = Access()
 
@@ -62,7 +62,7 @@ def find_sources(named: Sequence[str]) -> list[Source]:
         elif name.lower().startswith(("http://", "https://")):
             sources.append(Source(name, _url_reader(name)))
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = find_images(path)
             if not inside:
                 raise UsageError(f"The folder {name} has no images ({', '.join(sorted(SUFFIXES))}).")
             sources += [Source(str(p), _file_reader(p)) for p in inside]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.index.errors import GalleryError
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+from pdserve.vision.image_files import SUFFIXES, find_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,7 @@ def scan(root: Path) -> tuple[list[GalleryImage], list[Skipped]]:
     if not root.is_dir():
         raise GalleryError(f"There is no gallery folder {root}.")
     images, skipped = [], []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
+    for path in find_images(root):
         parts = path.relative_to(root).parts
         if len(parts) > 1:
             images.append(GalleryImage("/".join(parts), parts[0], path))

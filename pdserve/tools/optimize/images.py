@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.errors import ImageError, UsageError
-from pdserve.index.gallery import SUFFIXES
 from pdserve.progress import Progress
+from pdserve.vision.image_files import find_images
 
 LEAST = 8  # images, to calibrate or to compare with
 FEW = 100  # below this a calibration is told to be thin; 300 is what NNCF asks for
@@ -52,7 +52,7 @@ def find(given: Sequence[Path], option: str) -> list[Path]:
     found = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = find_images(path)
             if not inside:
                 raise UsageError(f"{option}: the folder {path} has no images.")
             found += inside
