@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.convert import beside, config_bytes
+from pdserve.convert import config_bytes
 from pdserve.errors import AliasError, ModelError
-from pdserve.files import writing
+from pdserve.files import disk_errors, replace_files
 from pdserve.formats import prototxt
 from pdserve.formats.prototxt import CLIENT_STREAM, CLIENT_TEXT, SERVER_STREAM, SERVER_TEXT, ModelConfig
 
@@ -59,7 +59,10 @@ def patch_aliases(
     contents: dict[Path, bytes] = {}
     for new in patched:
         contents |= {new.text: config_bytes(new.config), new.stream: prototxt.dump_stream(new.config)}
-    _write_all(contents)
+    with replace_files(*contents) as new_files:
+        for path, new_file in zip(contents, new_files, strict=True):
+            with disk_errors(path):
+                new_file.write_bytes(contents[path])
     return patched
 
 
@@ -73,28 +76,3 @@ def _disagreement(config: ModelConfig, stream: Path) -> str | None:
         raise ModelError(f"{stream} and the text beside it are of different models; convert the model again.")
     pairs = [f"{a.name} is {b.alias}, not {a.alias}" for a, b in zip(mine, theirs, strict=True) if a != b]
     return f"in {stream} {'; '.join(pairs)}" if pairs else None
-
-
-def _write_all(contents: Mapping[Path, bytes]) -> None:
-    """Replace each file in one step; after an error those already replaced get their old content back."""
-    new = {path: beside(path) for path in contents}
-    replaced: list[tuple[Path, bytes | None]] = []
-    try:
-        for path, data in contents.items():
-            with writing(path):
-                new[path].write_bytes(data)
-        for path in contents:
-            with writing(path):
-                before = path.read_bytes() if path.exists() else None
-                new[path].replace(path)
-                replaced.append((path, before))
-    except BaseException:
-        for path, before in replaced:
-            if before is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.write_bytes(before)
-        raise
-    finally:
-        for path in new.values():
-            path.unlink(missing_ok=True)

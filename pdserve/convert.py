@@ -5,18 +5,14 @@ order, fetches by name, free extents left out, -1 for a tensor with LoD. For PIR
 never read, fetches keep the program's order (by name, ``fetch_name_10`` would come before ``fetch_name_2``).
 """
 
-import errno
 import json
 import shutil
-import stat
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from pdserve.errors import ModelError, UsageError
-from pdserve.files import writing
+from pdserve.files import disk_errors, replace_folders
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
@@ -61,14 +57,12 @@ def convert(
     check_parameters(files, program)
     server, client = serving_server.resolve(), serving_client.resolve()
     for target, text in ((server, SERVER_TEXT), (client, CLIENT_TEXT)):
-        with writing(target):
+        with disk_errors(target):
             _check_target(target, text, dirname.resolve())
     if server == client or server in client.parents or client in server.parents:
         raise UsageError(f"{serving_server} and {serving_client} overlap; give two separate folders.")
-    with ExitStack() as stack:
-        new_server = stack.enter_context(_new_folder(server))
-        new_client = stack.enter_context(_new_folder(client))
-        with writing(serving_server):
+    with replace_folders(server, client) as (new_server, new_client):
+        with disk_errors(serving_server):
             _copy_model(files, program, new_server)
             for note in EXPORTER_NOTES:
                 if (dirname / note).is_file():
@@ -78,11 +72,9 @@ def convert(
             (new_server / SERVER_TEXT).write_bytes(config_bytes(config))
             (new_server / SERVER_STREAM).write_bytes(prototxt.dump_stream(config))
         built = open_serving_model(new_server)
-        with writing(serving_client):
+        with disk_errors(serving_client):
             (new_client / CLIENT_TEXT).write_bytes(config_bytes(config))
             (new_client / CLIENT_STREAM).write_bytes(prototxt.dump_stream(config))
-        with writing(serving_server):
-            _publish([(new_server, server), (new_client, client)])
     # Not opened again there: another process may be replacing it already.
     params = built.files.params and serving_server / built.files.params.name
     files = ModelFiles(serving_server / built.files.model.name, params, built.files.kind)
@@ -157,70 +149,3 @@ def _check_target(target: Path, text: str, source: Path) -> None:
             f"{target} exists and has no {text}, so it is no serving folder and is not replaced; "
             "choose another folder, or remove it yourself."
         )
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to build in; it and the parents made for it go if it was not moved away."""
-    folder = beside(target)
-    parents: list[Path] = []
-    try:
-        with writing(target):
-            parents += [p for p in target.parents if not p.exists()]
-            folder.mkdir(parents=True)
-        yield folder
-    finally:
-        _remove(folder)
-        for parent in parents:
-            with suppress(OSError):  # not empty: all went well
-                parent.rmdir()
-
-
-def beside(target: Path) -> Path:
-    """A new hidden name in the same folder, hence on the same disk: renaming needs that."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def _publish(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename every built folder to its target, or none of them. Raises OSError."""
-    done: list[tuple[Path, Path | None]] = []
-    try:
-        for built, target in pairs:
-            done.append((target, _swap(built, target)))
-    except BaseException:
-        for target, old in reversed(done):
-            _remove(target)
-            if old is not None:
-                old.rename(target)
-        raise
-    for _, old in done:
-        if old is not None:
-            _remove(old)
-
-
-def _swap(built: Path, target: Path) -> Path | None:
-    """Rename ``built`` to ``target``; what was there before is returned under a name beside it."""
-    while True:
-        old = beside(target)
-        with suppress(FileNotFoundError):
-            target.rename(old)
-        try:
-            built.rename(target)
-            return old if old.exists() else None
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                _remove(old)  # another process put its own there just now: replace that
-                continue
-            with suppress(FileNotFoundError):
-                old.rename(target)
-            raise
-
-
-def _remove(folder: Path) -> None:
-    if not folder.exists():
-        return
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            with suppress(OSError):
-                path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,54 +1,345 @@
-"""Room and rights on the disk: asked for before writing, and translated to DiskError where they lack."""
+"""Files and folders on disk: free space, checksums, locks, atomic replacement, and errors as DiskError.
+
+What replaces a file or folder is first written under a temporary name beside it, hence on the same disk:
+``.NAME.<12 hexadecimal digits>.tmp``.
+"""
 
 import errno
+import hashlib
+import os
 import shutil
+import stat
+import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
-from pdserve.errors import DiskError
+from pdserve.errors import DiskError, FetchError
+from pdserve.progress import SILENT, Progress
+
+CHUNK = 1 << 20
 
 FreeSpace = Callable[[Path], int]
 """Bytes that can still be written below a path."""
 
+Signature = tuple[int, int, int]
+"""Modification time in ns, size in bytes, inode."""
+
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-def free(path: Path) -> int:
-    """Bytes free where ``path`` is, or where it would be made. Raises DiskError."""
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    with writing(existing):
-        return shutil.disk_usage(existing).free
-
-
-def require(path: Path, need: int, what: str, free: FreeSpace = free) -> None:
-    """Raise DiskError unless ``need`` bytes are free at ``path``; ``what`` says what for."""
-    have = free(path)
-    if have < need:
-        raise DiskError(
-            f"{what} needs {size(need)} but {path} has only {size(have)} free; "
-            "make room, or set PDSERVE_HOME to a folder on another disk."
-        )
+_TEMPORARY = f".*.{'[0-9a-f]' * 12}.tmp"
+_T = TypeVar("_T")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn any OSError of the block into a DiskError that names ``path``."""
     try:
         yield
     except OSError as error:
         hint = (
-            "make room, or set PDSERVE_HOME to a folder on another disk"
+            "free some space, or set PDSERVE_HOME to a folder on another disk"
             if error.errno in _FULL
             else "check who may write there, or set PDSERVE_HOME to another folder"
         )
         raise DiskError(f"Cannot write {path}: {error.strerror or error}; {hint}.") from error
 
 
-def size(n: float) -> str:
-    """Bytes in people's words: ``98.4 MB``."""
+def free_space(path: Path) -> int:
+    """Bytes free where ``path`` is or would be created. Raises DiskError."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    with disk_errors(existing):
+        return shutil.disk_usage(existing).free
+
+
+def require_space(path: Path, need: int, what: str, free: FreeSpace = free_space) -> None:
+    """Raise DiskError unless ``need`` bytes are free at ``path``; ``what`` names the operation."""
+    have = free(path)
+    if have < need:
+        raise DiskError(
+            f"{what} needs {format_size(need)} but {path} has only {format_size(have)} free; "
+            "free some space, or set PDSERVE_HOME to a folder on another disk."
+        )
+
+
+def format_size(n: float) -> str:
+    """Bytes with a decimal unit: ``98.4 MB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def digest(path: Path, *algorithms: str) -> tuple[str, ...]:
+    """Hexadecimal digests of a file, one per algorithm, in one reading. Raises OSError."""
+    hashes = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms]
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            for h in hashes:
+                h.update(chunk)
+    return tuple(h.hexdigest() for h in hashes)
+
+
+def sha256(*parts: Path | bytes) -> str:
+    """Hexadecimal SHA-256 of the contents of files, and of bytes, one after the other. Raises OSError."""
+    total = hashlib.sha256(usedforsecurity=False)
+    for part in parts:
+        if isinstance(part, bytes):
+            total.update(part)
+        else:
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: total)
+    return total.hexdigest()
+
+
+def signature(path: Path) -> Signature | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file's content as a JSON record keeps it.
+
+    ``sha256`` is hexadecimal; ``mtime_ns`` only saves reading a file that was not touched since.
+    """
+
+    bytes: int
+    sha256: str
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path, digest: str | None = None) -> "FileRecord":
+        """Describe a file, reading it unless its SHA-256 is given as ``digest``. Raises OSError."""
+        status = path.stat()
+        return cls(status.st_size, digest or sha256(path), status.st_mtime_ns)
+
+    def is_untouched(self, path: Path) -> bool:
+        """Whether a file has the recorded size and time. Raises OSError."""
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+    def matches(self, path: Path, *, full: bool = False) -> bool:
+        """Whether a file has the recorded content; only read if touched, or ``full``. Raises OSError."""
+        if not full and self.is_untouched(path):
+            return True
+        return path.stat().st_size == self.bytes and sha256(path) == self.sha256
+
+
+@contextmanager
+def file_lock(
+    path: Path, name: str, progress: Progress = SILENT, cancel: threading.Event | None = None
+) -> Iterator[None]:
+    """Hold the lock file ``path``, waiting for whoever has it. The system frees it if a process dies.
+
+    Raises DiskError where the file cannot be created, FetchError if ``cancel`` is set while waiting.
+    """
+    import filelock
+
+    stop, noted = cancel or threading.Event(), False
+
+    def contended() -> bool:
+        nonlocal noted
+        if not noted:
+            progress.note(name, "another pdserve process holds the lock; waiting")
+        noted = True
+        return stop.is_set()
+
+    lock = filelock.FileLock(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(cancel_check=contended, poll_interval=0.1)
+        except filelock.Timeout:
+            raise FetchError(f"Waiting for {name} was interrupted; run the command again.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def temp_sibling(target: Path) -> Path:
+    """A new hidden name in the same folder."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def temp_siblings(folder: Path) -> list[Path]:
+    """What interrupted runs left in a folder under the names of `temp_sibling`."""
+    return list(folder.glob(_TEMPORARY))
+
+
+@contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """Yield a new path beside ``target`` to write; when the block succeeds, that file becomes ``target``.
+
+    Atomic: a reader sees the old file or the new one. Raises DiskError where it cannot be moved.
+    """
+    with replace_files(target) as (new,):
+        yield new
+
+
+@contextmanager
+def replace_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
+    """As `replace_file` for several files: all are replaced or, after an error, none. Raises DiskError."""
+    new, old = ([temp_sibling(target) for target in targets] for _ in range(2))
+    replaced = 0
+    try:
+        yield tuple(new)
+        for path, backup, target in zip(new, old, targets, strict=True):
+            with disk_errors(target):
+                if target is not targets[-1]:  # after the last one nothing can fail
+                    with suppress(FileNotFoundError):
+                        link_or_copy(target, backup)
+                retry_while_busy(partial(path.replace, target))
+                replaced += 1
+    except BaseException:
+        for backup, target in zip(old[:replaced], targets[:replaced], strict=True):
+            if backup.exists():
+                backup.replace(target)
+            else:
+                target.unlink(missing_ok=True)
+        raise
+    finally:
+        for path in (*new, *old):
+            path.unlink(
+                missing_ok=True
+            )  # after success, too: renaming over a link to the same file keeps both
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` to fill; when the block succeeds, it becomes ``target``.
+
+    A ``target`` that exists is replaced at that moment and not before; after an error it is as it was.
+    The caller holds a lock on ``target``: what an interrupted run left beside it is removed.
+    Raises DiskError.
+    """
+    with disk_errors(target):
+        for left in temp_siblings(target.parent):
+            if left.name[1:-17] == target.name:
+                _remove_folder(left)
+    with replace_folders(target) as (new,):
+        yield new
+
+
+@contextmanager
+def replace_folders(*targets: Path) -> Iterator[tuple[Path, ...]]:
+    """As `replace_folder` for several folders: all are replaced or, after an error, none.
+
+    Needs no lock: of two writers, the last one wins. Parents created for this are removed after an error.
+    """
+    new = tuple(temp_sibling(target) for target in targets)
+    parents: list[Path] = []
+    replaced: list[tuple[Path, Path | None]] = []
+    try:
+        for path, target in zip(new, targets, strict=True):
+            with disk_errors(target):
+                parents[:0] = [parent for parent in target.parents if not parent.exists()]
+                path.mkdir(parents=True)
+        yield new
+        for path, target in zip(new, targets, strict=True):
+            with disk_errors(target):
+                replaced.append((target, _swap_folder(path, target)))
+    except BaseException:
+        for target, old in reversed(replaced):
+            _remove_folder(target)
+            if old is not None:
+                old.rename(target)
+        raise
+    finally:
+        for path in (*new, *(old for _, old in replaced if old is not None)):
+            _remove_folder(path)
+        for parent in parents:
+            with suppress(OSError):  # not empty after success
+                parent.rmdir()
+
+
+def _swap_folder(new: Path, target: Path) -> Path | None:
+    """Rename ``new`` to ``target``; the previous folder is returned under a temporary name."""
+    while True:
+        old = temp_sibling(target)
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            new.rename(target)
+            return old if old.exists() else None
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                _remove_folder(old)  # another process put its own there just now: replace that
+                continue
+            with suppress(FileNotFoundError):
+                old.rename(target)
+            raise
+
+
+def _remove_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def retry_while_busy(action: Callable[[], _T], seconds: float = 10.0) -> _T:
+    """Repeat ``action`` for a while where Windows refuses because another program has the file open."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it with its time where links are not possible. Raises OSError."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system, or permissions, without hard links
+        shutil.copy2(source, target)
+
+
+def write_synced(path: Path, write: Callable[[Any], object]) -> str:
+    """Let ``write`` fill a new file, flush it to the disk, return its SHA-256 (hex). Raises OSError."""
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        write(hashing)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.hash.hexdigest()
+
+
+class _HashingFile:
+    """A file that hashes what is written to it, so that it need not be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256(usedforsecurity=False)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self._file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can. Raises OSError."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

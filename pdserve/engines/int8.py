@@ -10,13 +10,13 @@ Of the report this reads ``fingerprint`` (the float model's), ``files`` (name ->
 ``agreement`` its ``measure``, ``value`` and ``images``. To run it, NNCF is not needed.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.engines.base import LoadRequest
 from pdserve.errors import ModelError
+from pdserve.files import sha256
 from pdserve.formats.model_files import ModelFiles, parameter_files
 from pdserve.formats.program import Program
 from pdserve.formats.serving_model import ServingModel
@@ -37,15 +37,10 @@ class Optimized:
 
 def fingerprint(files: ModelFiles, program: Program) -> str:
     """SHA-256 (hex) of program and parameters: another one for an altered model. Raises ModelError."""
-    total = hashlib.sha256()
     try:
-        for path in (files.model, *parameter_files(files, program)):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    total.update(chunk)
+        return sha256(files.model, *parameter_files(files, program))
     except OSError as error:
         raise ModelError(f"Cannot read {error.filename}: {error.strerror}.") from error
-    return total.hexdigest()
 
 
 def folder(model: ServingModel, precision: str) -> Path:
@@ -83,7 +78,7 @@ def read(request: LoadRequest) -> Optimized:
         raise ModelError(f"{model.name} has changed since it was made {precision}: {again}")
     found = {name: _bytes(place / name) for name in sums}
     for name, data in found.items():
-        if hashlib.sha256(data).hexdigest() != sums[name]:
+        if sha256(data) != sums[name]:
             raise ModelError(f"{place / name} is not what `pdserve optimize` wrote: {again}")
     return Optimized(found[PROGRAM], found[WEIGHTS], note)
 

@@ -5,7 +5,6 @@ user's cache folder where the model's folder cannot be written. The hash is over
 an altered model is converted again.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,8 +17,8 @@ import platformdirs
 from pdserve.engines import table
 from pdserve.engines.base import LoadRequest
 from pdserve.engines.int8 import FOLDER, fingerprint
-from pdserve.errors import UnsupportedModelError
-from pdserve.files import writing
+from pdserve.errors import DiskError, UnsupportedModelError
+from pdserve.files import disk_errors, replace_file
 from pdserve.formats.parameters import read_parameters
 
 OPSET = 17
@@ -65,9 +64,8 @@ def onnx_file(request: LoadRequest) -> Path:
         made = _convert(request, Path(scratch))
         try:
             return _keep(made, beside / name)
-        except OSError:  # a folder that is read-only, or on a medium that is
-            with writing(users):
-                return _keep(made, users / name)
+        except DiskError:  # a folder that is read-only, or on a medium that is
+            return _keep(made, users / name)
 
 
 def _convert(request: LoadRequest, scratch: Path) -> Path:
@@ -117,13 +115,9 @@ def _why(output: str, status: int) -> str:
 
 
 def _keep(made: Path, target: Path) -> Path:
-    """Copy beside the target and rename, so that nobody sees half a file. Raises OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(".part", dir=target.parent)
-    os.close(handle)
-    try:
-        shutil.copyfile(made, part)
-        Path(part).replace(target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    """Copy to the target in one step, so that nobody sees half a file. Raises DiskError."""
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(target) as new:
+            shutil.copyfile(made, new)
     return target

@@ -14,16 +14,14 @@ were made for.
 """
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pdserve.files import FileRecord, replace_file, retry_while_busy, write_synced
 from pdserve.index.embedder import EmbedderId
 from pdserve.index.errors import IndexFolderError
-from pdserve.models.record import Stamp
 
 FILE = "index.json"
 FORMAT = 1
@@ -48,7 +46,7 @@ class Manifest:
     embedder: EmbedderId | None
     created: str
     updated: str
-    files: Mapping[str, Stamp] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
 
 
 def dumps(manifest: Manifest) -> str:
@@ -56,11 +54,17 @@ def dumps(manifest: Manifest) -> str:
     return json.dumps({"format": FORMAT} | asdict(manifest), indent=1, ensure_ascii=False) + "\n"
 
 
+def write(folder: Path, manifest: Manifest) -> None:
+    """Put the manifest into a folder, in one step. Raises OSError, DiskError."""
+    with replace_file(folder / FILE) as new:
+        write_synced(new, lambda file: file.write(dumps(manifest).encode()))
+
+
 def read(folder: Path) -> Manifest | None:
     """A folder's manifest, None where there is none. Raises IndexFolderError."""
     path = folder / FILE
     try:
-        return _parsed(json.loads(_text(path)))
+        return _parsed(json.loads(retry_while_busy(lambda: path.read_text("utf-8"), _BUSY_S)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -70,24 +74,12 @@ def read(folder: Path) -> Manifest | None:
         ) from error
 
 
-def _text(path: Path) -> str:
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            return path.read_text("utf-8")
-        except PermissionError:
-            # Windows refuses for the moment in which another file takes the place.
-            if sys.platform != "win32" or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
 def _parsed(fields: dict[str, Any]) -> Manifest:
     form = fields.pop("format")
     if form != FORMAT:
         raise ValueError(f"its format is {form!r}, this pdserve reads {FORMAT}")
     embedder = fields.pop("embedder")
-    files = {name: Stamp(**stamp) for name, stamp in fields.pop("files").items()}
+    files = {name: FileRecord(**each) for name, each in fields.pop("files").items()}
     manifest = Manifest(**fields, embedder=EmbedderId(**embedder) if embedder else None, files=files)
     for name in ("version", "dimension", "count", "slots", "trained_on", "next_id"):
         if type(getattr(manifest, name)) is not int or getattr(manifest, name) < 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.files import writing
+from pdserve.files import disk_errors
 from pdserve.index.quality import Report
 
 WIDTH, HEIGHT = 900, 480
@@ -73,6 +73,6 @@ def draw(report: Report, path: Path) -> None:
             (line - 4, _TOP - 8), f"threshold {report.threshold.score:.4f}", "black", small, anchor="rm"
         )
     layer.text((WIDTH / 2, HEIGHT - 8), "similarity", fill="black", font=small, anchor="mb")
-    with writing(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, "PNG")

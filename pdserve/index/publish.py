@@ -21,8 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pdserve import checksum, lock
-from pdserve.files import writing
+from pdserve.files import (
+    FileRecord,
+    disk_errors,
+    file_lock,
+    link_or_copy,
+    replace_file,
+    sha256,
+    sync_folder,
+    write_synced,
+)
 from pdserve.index import entries as entry_files
 from pdserve.index import faiss_index, files, id_map, manifest
 from pdserve.index.embedder import EmbedderId
@@ -53,7 +61,7 @@ def locked(
     folder: Path, progress: Progress = SILENT, cancel: threading.Event | None = None
 ) -> Iterator[None]:
     """Be the only one who writes; waits for another. Raises DiskError."""
-    with lock.held(folder / ".lock", folder.name, progress, cancel or threading.Event()):
+    with file_lock(folder / ".lock", folder.name, progress, cancel):
         yield
 
 
@@ -77,7 +85,7 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
 
     The caller is the `writer`. Raises DiskError; then the version in force is the old one.
     """
-    with writing(folder):
+    with disk_errors(folder):
         if base and not base.manifest:
             _adopt(folder, base)
         with _new_version(folder) as new:
@@ -85,10 +93,10 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
             if draft.index is None:
                 before = version_folder(folder, base.version if base else 0)
                 kept = manifest.read(before)
-                files.link(before / VECTORS, new / VECTORS)
-                digests[VECTORS] = kept.files[VECTORS].sha256 if kept else checksum.sha256(new / VECTORS)
+                link_or_copy(before / VECTORS, new / VECTORS)
+                digests[VECTORS] = kept.files[VECTORS].sha256 if kept else sha256(new / VECTORS)
             else:
-                digests[VECTORS] = files.write(
+                digests[VECTORS] = write_synced(
                     new / VECTORS, lambda file: faiss_index.write(draft.index, file)
                 )
             digests |= _write_labels(new, draft.id_map, draft.entries)
@@ -109,7 +117,7 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
                 embedder=draft.embedder,
                 created=base.manifest.created if base and base.manifest else now,
                 updated=now,
-                files={name: files.stamp(new / name, digests[name]) for name in FILES},
+                files={name: FileRecord.of(new / name, digests[name]) for name in FILES},
             )
             _switch(folder, new, made, base.id_map if base else {}, draft.id_map)
     files.sweep(folder, {made.version, base.version if base else made.version})
@@ -134,9 +142,9 @@ def rollback(folder: Path, progress: Progress = SILENT) -> Manifest:
             current = id_map.read(version_folder(folder, known.version) / ID_MAP)
         except (OSError, IndexFolderError):  # broken, which may be why it is to go
             current = {}
-        with writing(folder), _new_version(folder) as new:
+        with disk_errors(folder), _new_version(folder) as new:
             for name in FILES:
-                files.link(before / name, new / name)
+                link_or_copy(before / name, new / name)
             made = replace(
                 old,
                 version=int(new.name),
@@ -169,18 +177,24 @@ def _new_version(folder: Path) -> Iterator[Path]:
 
 
 def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) -> None:
-    files.write_text(source / manifest.FILE, manifest.dumps(made))
-    files.sync_folder(source)
+    manifest.write(source, made)
+    sync_folder(source)
     if old.keys() <= new.keys():
-        files.replace_with(folder, ID_MAP, lambda path: files.link(source / ID_MAP, path))
+        _put(source, folder, ID_MAP)
     else:
         both = id_map.dumps(old | new)
-        files.replace_with(folder, ID_MAP, lambda path: files.write(path, lambda file: file.write(both)))
+        with replace_file(folder / ID_MAP) as path:
+            write_synced(path, lambda file: file.write(both))
     for name in (VECTORS, ID_MAP, entry_files.FILE):
-        plain = source / name
-        files.replace_with(folder, name, lambda path, plain=plain: files.link(plain, path))  # type: ignore[misc]
-    files.replace_with(folder, manifest.FILE, lambda path: files.write_text(path, manifest.dumps(made)))
-    files.sync_folder(folder)
+        _put(source, folder, name)
+    manifest.write(folder, made)
+    sync_folder(folder)
+
+
+def _put(source: Path, folder: Path, name: str) -> None:
+    """Bring a version's file under its plain name, in one step."""
+    with replace_file(folder / name) as new:
+        link_or_copy(source / name, new)
 
 
 def _adopt(folder: Path, base: Snapshot) -> None:
@@ -195,8 +209,8 @@ def _adopt(folder: Path, base: Snapshot) -> None:
     digests = {}
     for name in (VECTORS, ID_MAP):
         shutil.copy2(folder / name, own / name)
-        digests[name] = checksum.sha256(own / name)
-    digests[entry_files.FILE] = files.write(
+        digests[name] = sha256(own / name)
+    digests[entry_files.FILE] = write_synced(
         own / entry_files.FILE, lambda file: entry_files.write(file, base.entries)
     )
     form = base.form
@@ -215,20 +229,20 @@ def _adopt(folder: Path, base: Snapshot) -> None:
         embedder=None,
         created=_now(),
         updated=_now(),
-        files={name: files.stamp(own / name, digests[name]) for name in FILES},
+        files={name: FileRecord.of(own / name, digests[name]) for name in FILES},
     )
-    files.write_text(own / manifest.FILE, manifest.dumps(made))
-    files.sync_folder(own)
-    files.replace_with(folder, entry_files.FILE, lambda path: files.link(own / entry_files.FILE, path))
+    manifest.write(own, made)
+    sync_folder(own)
+    _put(own, folder, entry_files.FILE)
     # From here on it is a version like any other, to which a killed writer's folder is brought back.
-    files.replace_with(folder, manifest.FILE, lambda path: files.write_text(path, manifest.dumps(made)))
+    manifest.write(folder, made)
 
 
 def _write_labels(new: Path, labels: IdMap, entries: Entries) -> Mapping[str, str]:
     pickled = id_map.dumps(labels)
     return {
-        ID_MAP: files.write(new / ID_MAP, lambda file: file.write(pickled)),
-        entry_files.FILE: files.write(new / entry_files.FILE, lambda file: entry_files.write(file, entries)),
+        ID_MAP: write_synced(new / ID_MAP, lambda file: file.write(pickled)),
+        entry_files.FILE: write_synced(new / entry_files.FILE, lambda file: entry_files.write(file, entries)),
     }
 
 

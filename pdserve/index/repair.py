@@ -4,13 +4,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from pdserve.files import writing
+from pdserve.files import FileRecord, disk_errors, link_or_copy, replace_file
 from pdserve.index import entries as entry_files
 from pdserve.index import files, id_map, manifest
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.manifest import Manifest
 from pdserve.index.store import ID_MAP, check_file, version_folder
-from pdserve.models.record import Stamp
 
 
 def restore(folder: Path, known: Manifest) -> None:
@@ -20,24 +19,24 @@ def restore(folder: Path, known: Manifest) -> None:
     """
     own = version_folder(folder, known.version)
     if not own.is_dir():  # a copy without its versions: the plain files are the index
-        with writing(folder):
+        with disk_errors(folder):
             part = own.with_name(f"{own.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            for name, stamp in known.files.items():
-                check_file(folder / name, stamp.bytes, stamp.sha256, stamp.mtime_ns)
-                files.link(folder / name, part / name)
-            files.write_text(part / manifest.FILE, manifest.dumps(known))
+            for name, published in known.files.items():
+                check_file(folder / name, published)
+                link_or_copy(folder / name, part / name)
+            manifest.write(part, known)
             part.rename(own)
-    for name, stamp in known.files.items():
+    for name, published in known.files.items():
         plain = folder / name
-        if _is(plain, stamp):
+        if _is(plain, published):
             continue
         if name != entry_files.FILE and plain.is_file() and not _ours(folder, name):
-            check_file(plain, stamp.bytes, stamp.sha256, None)  # says so, unless only the time differs
+            check_file(plain, published, full=True)  # says so, unless only the time differs
             continue
-        with writing(folder):
-            files.replace_with(folder, name, lambda path, name=name: files.link(own / name, path))  # type: ignore[misc]
+        with disk_errors(folder), replace_file(plain) as new:
+            link_or_copy(own / name, new)
 
 
 def _ours(folder: Path, name: str) -> bool:
@@ -57,9 +56,8 @@ def _ours(folder: Path, name: str) -> bool:
     return set(id_map.read(plain).items()) <= known
 
 
-def _is(path: Path, stamp: Stamp) -> bool:
+def _is(path: Path, published: FileRecord) -> bool:
     try:
-        stat = path.stat()
+        return published.is_untouched(path)
     except FileNotFoundError:
         return False
-    return stat.st_size == stamp.bytes and stat.st_mtime_ns == stamp.mtime_ns

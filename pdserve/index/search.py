@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import UsageError
+from pdserve.files import Signature, signature
 from pdserve.index import faiss_index, id_map, manifest
 from pdserve.index import store as folders
 from pdserve.index.embedder import Embedder, EmbedderId, identify, require_same
@@ -39,9 +40,6 @@ class Match:
     id: int
 
 
-_Stamp = tuple[int, int, int]
-
-
 @dataclass(frozen=True)
 class LoadedIndex:
     """One version, whole, in memory. Never changes; may be searched from several threads.
@@ -58,7 +56,7 @@ class LoadedIndex:
     embedder: EmbedderId | None
     _index: Any
     _id_map: IdMap
-    _stamps: tuple[_Stamp | None, ...]
+    _signatures: tuple[Signature | None, ...]
 
     def search(self, queries: Vectors, top_k: int) -> list[list[Match]]:
         """The ``top_k`` entries nearest to each query, the most similar first; fewer if there are fewer.
@@ -120,11 +118,11 @@ class LoadedIndex:
 
 def load(folder: Path) -> LoadedIndex:
     """Load the version in force. Raises IndexFolderError, EngineMissingError."""
-    stamps = _stamps(folder)  # before reading, so that what is published meanwhile shows as changed
-    return of(folders.read(folder), stamps)
+    signatures = _signatures(folder)  # before reading, so that what is published meanwhile shows as changed
+    return of(folders.read(folder), signatures)
 
 
-def of(snapshot: Snapshot, stamps: tuple[_Stamp | None, ...] = ()) -> LoadedIndex:
+def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> LoadedIndex:
     """A version that was read, to be searched. Raises IndexFolderError."""
     form = snapshot.form
     if form.metric not in faiss_index.METRICS:
@@ -143,7 +141,7 @@ def of(snapshot: Snapshot, stamps: tuple[_Stamp | None, ...] = ()) -> LoadedInde
         snapshot.manifest.embedder if snapshot.manifest else None,
         snapshot.index,
         snapshot.id_map,
-        stamps,
+        signatures,
     )
 
 
@@ -152,22 +150,14 @@ def changed(folder: Path, loaded: LoadedIndex) -> bool:
 
     Raises IndexFolderError for a manifest that cannot be read.
     """
-    if _stamps(folder) == loaded._stamps:
+    if _signatures(folder) == loaded._signatures:
         return False
     known = manifest.read(folder)
     return known is None or known.version != loaded.version
 
 
-def _stamps(folder: Path) -> tuple[_Stamp | None, ...]:
-    with_manifest = _stamp(folder / manifest.FILE)
+def _signatures(folder: Path) -> tuple[Signature | None, ...]:
+    with_manifest = signature(folder / manifest.FILE)
     if with_manifest:
         return (with_manifest,)
-    return tuple(_stamp(folder / name) for name in (folders.VECTORS, folders.ID_MAP))
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return tuple(signature(folder / name) for name in (folders.VECTORS, folders.ID_MAP))

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from pdserve import checksum
 from pdserve.errors import UsageError
+from pdserve.files import FileRecord
 from pdserve.index import entries as entry_files
 from pdserve.index import faiss_index, id_map, manifest
 from pdserve.index.entries import Entries
@@ -127,8 +127,8 @@ def _source(folder: Path, known: Manifest | None) -> Path:
 def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
     """Read the three files in ``source`` as the version that ``known`` describes, and see that they fit."""
     if known:
-        for name, stamp in known.files.items():
-            check_file(source / name, stamp.bytes, stamp.sha256, stamp.mtime_ns)
+        for name, recorded in known.files.items():
+            check_file(source / name, recorded)
     index = faiss_index.read(source / VECTORS)
     labels = id_map.read(source / ID_MAP)
     _check_ids(source, index, labels)
@@ -149,14 +149,12 @@ def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
     return Snapshot(folder, known.version if known else 0, known, index, labels, entries)
 
 
-def check_file(path: Path, size: int, sha256: str, mtime_ns: int | None) -> None:
+def check_file(path: Path, published: FileRecord, *, full: bool = False) -> None:
     """Raise IndexFolderError unless a file is as it was published; FileNotFoundError.
 
-    A file of the same length and time is believed without reading it, unless ``mtime_ns`` is None.
+    Without ``full``, a file of the same length and time is accepted without reading it.
     """
-    stat = path.stat()
-    same = stat.st_size == size and (stat.st_mtime_ns == mtime_ns or checksum.sha256(path) == sha256)
-    if not same:
+    if not published.matches(path, full=full):
         raise IndexFolderError(
             f"{path} is not as it was published; type `pdserve index rollback` for the version before, or "
             f"delete {manifest.FILE} if another program changed the index on purpose."

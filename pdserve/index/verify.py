@@ -49,12 +49,12 @@ def _checksums(folder: Path, known: manifest.Manifest | None) -> Iterator[Findin
         return
     own = folders.version_folder(folder, known.version)
     for source in (own, folder) if own.is_dir() else (folder,):
-        for name, stamp in known.files.items():
+        for name, published in known.files.items():
             path = source / name
             shown = path.relative_to(folder).as_posix()
             try:
-                folders.check_file(path, stamp.bytes, stamp.sha256, None)
-                yield Finding(shown, True, f"SHA-256 {stamp.sha256[:12]}…, {stamp.bytes} bytes")
+                folders.check_file(path, published, full=True)
+                yield Finding(shown, True, f"SHA-256 {published.sha256[:12]}…, {published.bytes} bytes")
             except FileNotFoundError:
                 yield Finding(shown, False, "is missing")
             except IndexFolderError:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pdserve.files import writing
+from pdserve.files import disk_errors
 from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder
 from pdserve.vision.types import Vectors
 
@@ -32,7 +32,7 @@ class Work:
 
     def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
         """Keep n vectors (n×dimension) under the digests of their images, which are new. Raises DiskError."""
-        with writing(self._base):
+        with disk_errors(self._base):
             for file, data in (
                 (self._vectors, vectors.astype("<f4").tobytes()),
                 (self._digests, b"".join(digests)),
@@ -58,13 +58,13 @@ def opened(folder: Path, embedder: Embedder) -> Iterator[Work]:
     Another process that embeds for the same index at the same time works in a file of its own.
     Raises DiskError.
     """
-    with writing(folder / FOLDER):
+    with disk_errors(folder / FOLDER):
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     base = folder / FOLDER / f"{embedder.fingerprint[:16]}-{embedder.dimension}"
     with contextlib.ExitStack() as stack:
         own = next(path for path in _candidates(base) if _locked(path, stack))
         paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
-        with writing(own):
+        with disk_errors(own):
             files = [stack.enter_context(path.open("a+b")) for path in paths]
             work = Work(own, embedder.dimension, files[0], files[1])
         yield work
@@ -85,7 +85,7 @@ def _locked(path: Path, stack: contextlib.ExitStack) -> bool:
     import filelock
 
     lock = filelock.FileLock(f"{path}.lock")
-    with writing(path):
+    with disk_errors(path):
         try:
             stack.enter_context(lock.acquire(blocking=False))
         except filelock.Timeout:  # an OSError, but not the disk's

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from pdserve import files as disk
+from pdserve import files
 from pdserve.errors import ArchiveError, FetchError
 
 CHUNK = 1 << 20
@@ -52,7 +52,7 @@ def unpack(
     *,
     shown: str | None = None,
     limits: Limits = LIMITS,
-    free: disk.FreeSpace = disk.free,
+    free: files.FreeSpace = files.free_space,
     cancel: threading.Event | None = None,
 ) -> None:
     """Unpack into ``folder``, which exists and is empty. A single folder at the top is left out.
@@ -66,11 +66,11 @@ def unpack(
             members = _members(shown, tar, limits)
             _check_end(shown, tar, file)
         top = _common_top(members)
-        disk.require(folder, sum(info.size for info, _ in members), f"Unpacking {shown}", free)
+        files.require_space(folder, sum(info.size for info, _ in members), f"Unpacking {shown}", free)
         for info, path in members:
             place = folder.joinpath(*path.parts[len(top.parts) :])
             if info.isdir():
-                with disk.writing(place):
+                with files.disk_errors(place):
                     place.mkdir(parents=True, exist_ok=True)
             else:
                 _copy(shown, tar, info, place, cancel)
@@ -104,7 +104,7 @@ def check_limits(shown: str, size: int, count: int, limits: Limits = LIMITS) -> 
 
 def _too_large(shown: str, limits: Limits) -> ArchiveError:
     return ArchiveError(
-        f"{shown} unpacks to more than {disk.size(limits.bytes)}, the limit; nothing was unpacked. "
+        f"{shown} unpacks to more than {files.format_size(limits.bytes)}, the limit; nothing was unpacked. "
         "Get the archive from a source you trust."
     )
 
@@ -216,7 +216,7 @@ def _copy(
     if source is None:  # pragma: no cover - only for members that are no files
         raise ArchiveError(f"{shown} has a member {info.name!r} that is no file.")
     # Exclusive: two names that are one on this file system (A.jpg, a.jpg) do not overwrite each other.
-    with disk.writing(place):
+    with files.disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         with source, place.open("xb") as out:
             while True:

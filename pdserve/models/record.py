@@ -13,20 +13,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pdserve import checksum
 from pdserve.errors import ChecksumError
-from pdserve.files import writing
+from pdserve.files import FileRecord, disk_errors
 
 FILE = "fetch.json"
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """One file as it was when fetched. ``mtime_ns`` only saves hashing a file that nobody touched."""
-
-    bytes: int
-    sha256: str
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -39,14 +29,14 @@ class Record:
     sha256: str
     bytes: int
     date: str
-    files: Mapping[str, Stamp]
+    files: Mapping[str, FileRecord]
 
 
 def write(folder: Path, *, name: str, source: str, origin: str, sha256: str, size: int) -> Record:
     """Hash the folder's files and write their record into it. Raises DiskError."""
-    with writing(folder):
+    with disk_errors(folder):
         files = {
-            path.relative_to(folder).as_posix(): _stamp(path)
+            path.relative_to(folder).as_posix(): FileRecord.of(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / FILE
         }
@@ -61,7 +51,7 @@ def read(folder: Path) -> Record | None:
     path = folder / FILE
     try:
         fields = json.loads(path.read_text("utf-8"))
-        fields["files"] = {name: Stamp(**stamp) for name, stamp in fields["files"].items()}
+        fields["files"] = {name: FileRecord(**each) for name, each in fields["files"].items()}
         return Record(**fields)
     except FileNotFoundError:
         return None
@@ -76,7 +66,7 @@ def changed(folder: Path, record: Record, *, full: bool = False) -> list[str]:
 
     Without ``full``, a file of the recorded length and modification time is believed without reading it.
     """
-    return [name for name, stamp in record.files.items() if not _same(folder / name, stamp, full)]
+    return [name for name, each in record.files.items() if not _matches(each, folder / name, full)]
 
 
 def verify(folder: Path, *, full: bool = False) -> Record | None:
@@ -95,18 +85,8 @@ def verify(folder: Path, *, full: bool = False) -> Record | None:
     return record
 
 
-def _stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return Stamp(stat.st_size, checksum.sha256(path), stat.st_mtime_ns)
-
-
-def _same(path: Path, stamp: Stamp, full: bool) -> bool:
+def _matches(recorded: FileRecord, path: Path, full: bool) -> bool:
     try:
-        stat = path.stat()
-        if stat.st_size != stamp.bytes:
-            return False
-        if not full and stat.st_mtime_ns == stamp.mtime_ns:
-            return True
-        return checksum.sha256(path) == stamp.sha256
+        return recorded.matches(path, full=full)
     except (OSError, ValueError):  # a name with a zero byte
         return False

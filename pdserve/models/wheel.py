@@ -14,8 +14,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pdserve import checksum
-from pdserve import files as disk
+from pdserve import files
 from pdserve.errors import ArchiveError, ChecksumError, FetchError
 from pdserve.models import catalog
 from pdserve.models.archive import CHUNK, LIMITS, Limits, check_limits, check_name
@@ -43,7 +42,7 @@ def download(
     """
     pin = f"{wheel.package}=={wheel.version}"
     requirements, log = folder / "requirements.txt", folder / "pip.log"
-    with disk.writing(folder):
+    with files.disk_errors(folder):
         requirements.write_text(f"{pin} --hash=sha256:{wheel.sha256}\n", "utf-8")
         output = log.open("wb")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
@@ -56,7 +55,7 @@ def download(
     found = sorted(folder.glob("*.whl"))
     if status != 0 or len(found) != 1:
         raise _failure(pin, said, status)
-    sha256 = checksum.sha256(found[0])
+    sha256 = files.sha256(found[0])
     if sha256 != wheel.sha256:
         raise ChecksumError(
             f"{found[0].name} has SHA-256 {sha256} but the catalog knows {wheel.sha256}; it was not kept. "
@@ -74,10 +73,10 @@ def extract(path: Path, member: str, folder: Path, limits: Limits = LIMITS) -> N
         with zipfile.ZipFile(path) as archive:
             wanted = _members(path, archive, member)
             check_limits(str(path), sum(info.file_size for info, _ in wanted), len(wanted), limits)
-            disk.require(folder, sum(info.file_size for info, _ in wanted), f"Unpacking {path.name}")
+            files.require_space(folder, sum(info.file_size for info, _ in wanted), f"Unpacking {path.name}")
             for info, name in wanted:
                 place = folder / name
-                with archive.open(info) as source, disk.writing(place):
+                with archive.open(info) as source, files.disk_errors(place):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     # zipfile itself stops at the length that the directory states, and checks the CRC.
                     with place.open("xb") as out:

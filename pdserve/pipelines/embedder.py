@@ -1,6 +1,5 @@
 """The embedder: crops of images in, L2-normalised feature vectors out."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from pdserve.engines import Engine
 from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, SettingsError
+from pdserve.files import sha256
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
 from pdserve.models.find import find_serving_model
@@ -53,14 +53,9 @@ class Embedder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the model's files and its preprocessing: the same vectors come of the same."""
-        digest = hashlib.sha256()
-        for path in (self.model.files.model, self.model.files.params):
-            if path is not None:
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-        digest.update(json.dumps([dict(op) for op in self.chain.ops], sort_keys=True).encode())
-        return digest.hexdigest()
+        model, params = self.model.files.model, self.model.files.params
+        ops = json.dumps([dict(op) for op in self.chain.ops], sort_keys=True).encode()
+        return sha256(model, ops) if params is None else sha256(model, params, ops)
 
     def prepare(self, image: Image8) -> Tensor:
         """H×W×3 uint8 RGB -> C×H×W float32."""

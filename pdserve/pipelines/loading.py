@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable
 
 from pdserve import engines
 from pdserve.engines import Engine
+from pdserve.files import signature
 from pdserve.formats.serving_model import ServingModel
 from pdserve.settings import ModelSettings
 
@@ -52,10 +53,7 @@ def stamp(models: Iterable[ServingModel]) -> frozenset[Hashable]:
         # Optimised forms of the model are kept below.
         for pattern in ("*", ".pdserve/*/*.json"):
             for path in model.path.glob(pattern):
-                try:
-                    status = path.stat()
-                except OSError:
-                    continue
-                if path.is_file():
-                    found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
+                seen = signature(path)
+                if seen and path.is_file():
+                    found.append((str(path), *seen))
     return frozenset(found)

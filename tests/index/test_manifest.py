@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from pdserve.files import FileRecord
 from pdserve.index import manifest
 from pdserve.index.embedder import EmbedderId
 from pdserve.index.errors import IndexFolderError
 from pdserve.index.manifest import Manifest
-from pdserve.models.record import Stamp
 
 KNOWN = Manifest(
     version=7,
@@ -27,7 +27,7 @@ KNOWN = Manifest(
     embedder=EmbedderId("e", "f"),
     created="2025-01-31T12:00:00+00:00",
     updated="2025-01-31T12:00:00+00:00",
-    files={"vector.index": Stamp(9, "0" * 64, 5)},
+    files={"vector.index": FileRecord(9, "0" * 64, 5)},
 )
 
 

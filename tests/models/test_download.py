@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import ChecksumError, DiskError, FetchError
-from pdserve.files import free
+from pdserve.files import free_space
 from pdserve.models.download import Policy, download
 from pdserve.models.partial import Partial
 from tests.file_server import Fault, serve
@@ -296,7 +296,9 @@ def test_no_room(server, target):
 def test_disk_fills_up(server, target):
     target.parent.mkdir()
     Partial(target).path.symlink_to("/dev/full")
-    with pytest.raises(DiskError, match=r"Cannot write .*m\.tar\.part: No space left on device; make room"):
+    with pytest.raises(
+        DiskError, match=r"Cannot write .*m\.tar\.part: No space left on device; free some space"
+    ):
         get(server.put("/m.tar", BODY), target)
 
 
@@ -404,4 +406,4 @@ def test_note_beside_the_part(server, target):
 
 
 def test_free_space_is_that_of_the_nearest_folder(tmp_path):
-    assert free(tmp_path / "not" / "yet") > 0
+    assert free_space(tmp_path / "not" / "yet") > 0

@@ -259,7 +259,7 @@ def test_two_threads_fetch_once(get, server):
         time.sleep(0.01)
     assert get(progress=heard).action == "present"
     first.join()
-    assert heard.notes == ["another pdserve is at it; waiting"]
+    assert heard.notes == ["another pdserve process holds the lock; waiting"]
     assert server.ranges == [None, None]
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 
 from pdserve.engines import PROBE_MODEL
 from pdserve.errors import EngineError, EngineMissingError, FetchError, UsageError
-from pdserve.lock import held
+from pdserve.files import file_lock, replace_folder
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.progress import Progress
 from pdserve.runtimes.paddle_serving import interpreter, launch, work_folder
 from pdserve.runtimes.paddle_serving.interpreter import PYTHONS, RUNTIME, Interpreter, query
-from pdserve.staging import staged
 
 _TOLERANCE = 1e-4
 
@@ -37,7 +36,7 @@ def install(home: Home, python: Path | None, environ: Mapping[str, str], progres
     base = _base(python, environ)
     target = home.runtime(RUNTIME)
     lock = target.with_name(f"{RUNTIME}.lock")
-    with held(lock, RUNTIME, progress, threading.Event()), staged(target) as folder:
+    with file_lock(lock, RUNTIME, progress), replace_folder(target) as folder:
         progress.note(RUNTIME, f"making an environment of {base}")
         _run([str(base.path), "-m", "venv", str(folder)], environ)
         own = folder / "bin" / "python"

@@ -13,7 +13,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from pdserve.errors import SettingsError, UnsupportedModelError, UsageError
+from pdserve.files import file_lock, replace_folder
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
@@ -30,20 +30,17 @@ from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.index import faiss_index, id_map
 from pdserve.index import store as index_folders
 from pdserve.index.embedder import EmbedderId, require_same
-from pdserve.lock import held
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection
 from pdserve.pipelines.classification import FETCH, check_aliases, check_size
 from pdserve.pipelines.embedder import Embedder, describe_embedder
 from pdserve.pipelines.model_config import Description, describe
-from pdserve.progress import SILENT
 from pdserve.runtimes.paddle_serving import config, unsupported
 from pdserve.runtimes.paddle_serving.config import Operator, Ports
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
 from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
-from pdserve.staging import staged
 from pdserve.vision import preprocess
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
@@ -92,7 +89,7 @@ def export(settings: AnySettings, home: Home, folder: Path) -> WorkFolder:
     if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no folder of a service; give --out another name.")
     lock = home.root / "exports.lock"
-    with held(lock, folder.name, SILENT, threading.Event()), staged(folder) as new:
+    with file_lock(lock, folder.name), replace_folder(folder) as new:
         made = write(settings, home, new, (server.http_port, server.rpc_port), copy)
         (new / README).write_text(_readme(made, folder.name, server), "utf-8")
     return replace(made, path=folder, notes=(*notes, *made.notes))

@@ -11,7 +11,7 @@ from typing import Any
 
 from pdserve import __version__
 from pdserve.errors import UsageError
-from pdserve.files import writing
+from pdserve.files import disk_errors
 from pdserve.tools.bench.run import Run
 
 Table = tuple[list[str], list[tuple[object, ...]]]
@@ -92,7 +92,7 @@ def write_record(runs: Sequence[Run], path: Path) -> None:
         },
         "runs": [run.to_json() for run in runs],
     }
-    with writing(path):
+    with disk_errors(path):
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -132,7 +132,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     axes.grid(alpha=0.3)
     if heights:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    with writing(path):
+    with disk_errors(path):
         figure.savefig(path, dpi=150)
 
 

@@ -4,7 +4,6 @@ INT8 is made by quantisation and kept beside the model; what fp16 and bf16 run i
 only a report is kept of them. See agreement.py for what agreeing means.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from pdserve.engines import Device, Engine, table
 from pdserve.engines import int8 as optimized
 from pdserve.engines.int8 import fingerprint
 from pdserve.errors import DisagreementError
+from pdserve.files import file_lock, replace_folder
 from pdserve.formats.model_files import read_program
-from pdserve.lock import held
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress
 from pdserve.settings import ClassificationOptions, ModelSettings
-from pdserve.staging import staged
 from pdserve.tools.optimize import images, quantize, report, speed
 from pdserve.tools.optimize.agreement import Agreement
 from pdserve.tools.optimize.images import Picture, Sets, Skipped
@@ -66,7 +64,7 @@ def optimize(
         if settings.precision != "int8":  # a device that does not have it says so before images are read
             opened.append(_open(subject, settings))
         sets, skipped = _images(subject, plan, progress)
-        with held(lock, subject.model.name, progress, threading.Event()), staged(target) as folder:
+        with file_lock(lock, subject.model.name, progress), replace_folder(target) as folder:
             if settings.precision == "int8":
                 quantize.quantize(
                     subject,

@@ -30,7 +30,7 @@ from pdserve.engines.int8 import PROGRAM
 from pdserve.engines.openvino import Graph, import_openvino, read_graph
 from pdserve.engines.runner import summary
 from pdserve.errors import EngineMissingError, ImageError, UnsupportedModelError
-from pdserve.files import writing
+from pdserve.files import disk_errors
 from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import read_parameters
 from pdserve.progress import Progress
@@ -119,7 +119,7 @@ def quantize(
         raise
     except Exception as error:  # NNCF has many kinds of its own
         raise UnsupportedModelError(f"nncf does not quantise {model.name}: {summary(error)}.") from error
-    with writing(folder):
+    with disk_errors(folder):
         ov.save_model(made, str(folder / PROGRAM), compress_to_fp16=False)
 
 

@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pdserve import __version__, checksum
+from pdserve import __version__
 from pdserve.engines.int8 import REPORT
-from pdserve.files import writing
+from pdserve.files import disk_errors, sha256
 from pdserve.tools.optimize.agreement import Agreement
 from pdserve.tools.optimize.images import Sets, digest
 from pdserve.tools.optimize.speed import Speed
@@ -76,8 +76,8 @@ class Report:
 
 def write(report: Report, folder: Path) -> None:
     """Write a report into the folder, with the checksums of what else is in it. Raises DiskError."""
-    with writing(folder):
-        files = {path.name: checksum.sha256(path) for path in sorted(folder.iterdir())}
+    with disk_errors(folder):
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         content = report.described() | {"files": files}
         (folder / REPORT).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

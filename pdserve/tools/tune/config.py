@@ -4,13 +4,13 @@ them under ``op``, in the words of Paddle Serving. All else in the file stays, c
 
 import contextlib
 import io
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pdserve.errors import SettingsError
+from pdserve.files import replace_file, temp_sibling
 from pdserve.formats import yaml_file
 from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import NAMES, Candidate
@@ -31,20 +31,25 @@ def check(path: Path) -> None:
     """Raise SettingsError where `write` could not, before the work is done."""
     with _translated(path):
         _load(path)
-        _replace(path, None)
+        probe = temp_sibling(path.resolve())
+        probe.touch()
+        probe.unlink()
 
 
 def write(path: Path, best: Candidate, devices: int = 1) -> None:
     """Write the settings into a file, all at once or not at all. ``devices``: how many share ``concurrency``.
 
-    Raises SettingsError where the file cannot be read or written.
+    Raises SettingsError where the file cannot be read or written, DiskError where it cannot be replaced.
     """
     with _translated(path):
         yaml, content, newline = _load(path)
         _put(content, best, devices)
         text = io.StringIO()
         yaml.dump(content, text)
-        _replace(path, text.getvalue().replace("\n", newline))
+        target = path.resolve()
+        with replace_file(target) as new:
+            new.write_bytes(text.getvalue().replace("\n", newline).encode())
+            new.chmod(target.stat().st_mode & 0o777)
 
 
 def snippet(best: Candidate, devices: int = 1) -> str:
@@ -118,20 +123,6 @@ def _indent(text: str) -> int:
     """By how much the first nested key is indented."""
     found = re.search(r"^( +)[^ #\n-]", text, re.MULTILINE)
     return len(found[1]) if found else 4
-
-
-def _replace(path: Path, text: str | None) -> None:
-    """Put a text in the file's place; None only tries whether one could."""
-    place = path.resolve()
-    newer = place.with_name(f".{place.name}.{os.getpid()}.new")
-    try:
-        with newer.open("w", encoding="utf-8", newline="") as file:
-            file.write(text or "")
-        newer.chmod(place.stat().st_mode & 0o777)
-        if text is not None:
-            newer.replace(place)
-    finally:
-        newer.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
