@@ -1,6 +1,7 @@
 """Shared fixtures: reference values, the mirror's archives where they are, a tiny model, real servers."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,9 @@ from tests.tiny import build_serving_model
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
+
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

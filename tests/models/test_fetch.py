@@ -281,8 +281,8 @@ def test_two_processes_at_once(server, home):
     server.put(PATH, big)
     code = (
         "import os, sys, pathlib\n"
-        "from pdserve.fetch import fetch\n"
-        "from pdserve.home import Home\n"
+        "from pdserve.models.fetch import fetch\n"
+        "from pdserve.models.home import Home\n"
         "sys.stdin.readline()\n"
         "home = Home(pathlib.Path(sys.argv[1]))\n"
         "print(fetch('ResNet50_vd', home, mirror=sys.argv[2], force=True).action)\n"
@@ -307,8 +307,8 @@ def test_killed_midway_then_resumed(get, server, home):
     server.put(PATH, body, faults=[Fault(stop=300_000, linger=True)])
     code = (
         "import sys, pathlib\n"
-        "from pdserve.fetch import fetch_all\n"
-        "from pdserve.home import Home\n"
+        "from pdserve.models.fetch import fetch_all\n"
+        "from pdserve.models.home import Home\n"
         "fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
     )
     part = home.root / "downloads" / "ResNet50_vd.tar.part"
@@ -346,8 +346,8 @@ def test_interrupt_ends_promptly_though_the_server_is_silent(get, server, home):
     server.put(PATH, MODEL, faults=[Fault(stop=2000, linger=True)])
     code = (
         "import sys, pathlib\n"
-        "from pdserve.fetch import fetch_all\n"
-        "from pdserve.home import Home\n"
+        "from pdserve.models.fetch import fetch_all\n"
+        "from pdserve.models.home import Home\n"
         "try:\n"
         "    fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
         "except KeyboardInterrupt:\n"

@@ -61,7 +61,7 @@ def test_nothing_to_do():
 def test_interrupt_cancels_and_does_not_wait_for_the_stuck():
     code = (
         "import os, signal, sys, threading, time\n"
-        "from pdserve import workers\n"
+        "from pdserve.models import workers\n"
         "cancel, stuck = threading.Event(), threading.Event()\n"
         "def task(item):\n"
         "    if item == 0:\n"

@@ -117,7 +117,9 @@ def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> Non
     ("options", "told"),
     [
         (("--precision", "int8"), "--calibration"),
-        (("--precision", "int8", "--calibration", "nowhere"), "no file or folder"),
+        pytest.param(
+            ("--precision", "int8", "--calibration", "nowhere"), "no file or folder", marks=needs_nncf
+        ),
         (("--precision", "fp16", "--images", "{photos}"), "fp16"),
         (("--precision", "int8", "--calibration", "{photos}", "--gpu", "0"), "int8"),
     ],
