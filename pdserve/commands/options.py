@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once, and what they mean as settings."""
 
+from collections.abc import Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -265,6 +266,24 @@ def as_settings(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("config", "runtime", "python"):  # which are not of a service
         flags.pop(name, None)
     return flags
+
+
+def service_flags(given: Mapping[str, Any], service: str) -> dict[str, Any]:
+    """A command's arguments as flags for the settings of a service.
+
+    Raises UsageError for an option that only another service has.
+    """
+    from pdserve.pipelines import SERVICES
+
+    names = {kind: {*entry.roles, *entry.options_type().model_fields} for kind, entry in SERVICES.items()}
+    own = {}
+    for name, value in given.items():
+        kinds = [kind for kind in SERVICES if name in names[kind]]
+        if not kinds or service in kinds:
+            own[name] = value
+        elif value is not None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --service {kinds[0]}.")
+    return as_settings(own)
 
 
 def home() -> "Home":

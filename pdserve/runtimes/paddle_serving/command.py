@@ -9,22 +9,12 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
-from pdserve.errors import UsageError
 
 export_app = typer.Typer(
     name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode=None
 )
 runtime_app = typer.Typer(
     name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode=None
-)
-
-_OF_CLASSIFICATION = (
-    *("model", "labels", "threshold", "resize_short", "resize", "interpolation", "backend", "crop"),
-    *("scale", "mean", "std", "channel_order"),
-)
-_OF_RECOGNITION = (
-    *("detector", "embedder", "index"),
-    *("det_threshold", "max_det_results", "score_threshold", "nms_threshold"),
 )
 
 
@@ -85,12 +75,8 @@ def export_paddle_serving(
     from pdserve.pipelines import SERVICES
     from pdserve.runtimes.paddle_serving.work_folder import export
 
-    given = o.as_settings({name: flags[name] for name in flags if name not in ("out", "service", "as_json")})
-    classifies = service is o.Service.classification
-    for name in _OF_RECOGNITION if classifies else _OF_CLASSIFICATION:
-        if given.pop(name) is not None:
-            other = "recognition" if classifies else "classification"
-            raise UsageError(f"--{name.replace('_', '-')} goes with --service {other}.")
+    options = {name: flags[name] for name in flags if name not in ("out", "service", "as_json")}
+    given = o.service_flags(options, service.value)
     made = export(SERVICES[service.value].settings(given, os.environ, config), o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")

@@ -1,6 +1,6 @@
-"""What is tried, in stages: each tries variants of the best that came before it.
+"""The candidates to try, in stages: each tries variants of the best so far.
 
-A full grid would take hours to tell little more. First the engines, then for each model the precisions,
+A full grid would take hours and find little more. First the engines, then for each model the precisions,
 then instances and threads, then batches, then delays.
 """
 
@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 from pdserve.engines.device import cores
 from pdserve.settings import ModelSettings, ServiceSettings
 
-Settings: TypeAlias = ServiceSettings
-
 Candidate: TypeAlias = Mapping[str, Mapping[str, Any]]
 """For each model of a service by its role (model; detector, embedder) the settings in NAMES."""
 
@@ -22,28 +20,23 @@ NAMES = ("engine", "precision", "instances", "threads", "max_batch_size", "max_q
 DEFAULTS: Mapping[str, Any] = {name: ModelSettings.model_fields[name].default for name in NAMES}
 
 _MOST_IMAGES = 32  # in a batch; more is for batch work, not for a server
-_CROPS = 6  # of an image, for the embedder: five boxes and the whole
+_CROPS = 6  # of an image, for a model after a detector: five boxes and the whole
 _DELAYS_MS = (1, 4)
 
 
-def models(settings: Settings) -> dict[str, ModelSettings]:
-    """The service's models by role, in the order in which they see an image."""
-    return dict(settings.models)
-
-
-def applied(settings: Settings, candidate: Candidate) -> Settings:
+def applied(settings: ServiceSettings, candidate: Candidate) -> ServiceSettings:
     """The settings with a candidate's in their place."""
     updated = {role: m.model_copy(update=dict(candidate[role])) for role, m in settings.models.items()}
     return replace(settings, models=updated)
 
 
-def plain(settings: Settings, fixed: Mapping[str, Any]) -> Candidate:
-    """The defaults for all models, but for what is ``fixed``."""
+def plain(settings: ServiceSettings, fixed: Mapping[str, Any]) -> Candidate:
+    """The defaults for all models, except for what is ``fixed``."""
     return {role: {**DEFAULTS, **fixed} for role in settings.models}
 
 
-def current(settings: Settings, fixed: Mapping[str, Any]) -> Candidate:
-    """What the settings say as they are."""
+def current(settings: ServiceSettings, fixed: Mapping[str, Any]) -> Candidate:
+    """The settings as they are."""
     return {
         role: {name: getattr(model, name) for name in NAMES} | dict(fixed)
         for role, model in settings.models.items()
@@ -56,18 +49,18 @@ def changes(candidate: Candidate) -> int:
 
 
 def stages(
-    settings: Settings, engines: Sequence[str], fixed: Mapping[str, Any], clients: int
+    settings: ServiceSettings, engines: Sequence[str], fixed: Mapping[str, Any], clients: int
 ) -> Iterator[Stage]:
     """The stages for a service. ``engines``: names beside the default's. ``fixed`` settings stay."""
-    roles = models(settings)
+    roles = settings.models
     if "engine" not in fixed:
         yield lambda best: ({r: {**best[r], "engine": name} for r in roles} for name in engines)
     if "precision" not in fixed:
         yield from (_precisions(role, fixed) for role in roles)
     for role, model in roles.items():
         yield _instances(role, gpu=any(device != "cpu" for device in model.devices))
-    for role in roles:
-        yield _batches(role, clients * (_CROPS if role == "embedder" else 1))
+    for number, role in enumerate(roles):
+        yield _batches(role, clients * (_CROPS if number else 1))
     yield from (_delays(role) for role in roles)
 
 
@@ -76,8 +69,8 @@ def _with(best: Candidate, role: str, **values: Any) -> Candidate:
 
 
 def _precisions(role: str, fixed: Mapping[str, Any]) -> Stage:
-    """Others than the best's, with its engine and with the default one: which is fast at float32 may have
-    no other.
+    """Precisions other than the best's, with its engine and with the default one: an engine that is the
+    fastest at float32 may have no other.
     """
 
     def stage(best: Candidate) -> Iterator[Candidate]:
@@ -93,8 +86,8 @@ def _precisions(role: str, fixed: Mapping[str, Any]) -> Stage:
 
 
 def _instances(role: str, gpu: bool) -> Stage:
-    """On a CPU one that has all cores, one that leaves a core to decoding, several that share the cores out,
-    two that compete for them.
+    """On a CPU one with all cores, one that leaves a core to decoding, several that divide the cores, two
+    that compete for them.
     """
 
     def stage(best: Candidate) -> Iterator[Candidate]:
@@ -126,7 +119,7 @@ def _batches(role: str, waiting: int) -> Stage:
 
 def _delays(role: str) -> Stage:
     def stage(best: Candidate) -> Iterator[Candidate]:
-        if best[role]["max_batch_size"] != 1:  # which is full at once
+        if best[role]["max_batch_size"] != 1:  # a batch of one is full at once
             yield from (_with(best, role, max_queue_delay_ms=delay) for delay in _DELAYS_MS)
 
     return stage

@@ -1,6 +1,7 @@
 """``pdserve tune``: the settings that serve a model best on this machine."""
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +10,14 @@ import typer
 from pdserve import console
 from pdserve.commands import options as o
 from pdserve.errors import UsageError
-from pdserve.tools.tune import reports
 
 if TYPE_CHECKING:
-    from pdserve.tools.tune import Goal, Tuning
-    from pdserve.tools.tune.candidates import Candidate, Settings
+    from pdserve.settings import ServiceSettings
+    from pdserve.tools.tune import Goal, Trial, Tuning
+    from pdserve.tools.tune.candidates import Candidate
 
 _LIMIT_BYTES = 64 << 20  # of images that are read
+_NOISY = 0.2  # spread of a candidate's rounds from which the user is warned
 
 
 def tune(
@@ -24,7 +26,7 @@ def tune(
         typer.Option("--images", metavar="DIR|FILE", help="Your images. Default: a synthetic photograph."),
     ] = None,
     service: Annotated[
-        o.Service, typer.Option("--service", help="The service that is to run.")
+        o.Service, typer.Option("--service", help="The service to tune.")
     ] = o.Service.classification,
     model: o.ModelOption = None,
     detector: o.DetectorOption = None,
@@ -32,16 +34,16 @@ def tune(
     index: o.IndexOption = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="A config.yml; the winner is written into it."),
+        typer.Option("--config", metavar="FILE", help="A config.yml; the best settings are written into it."),
     ] = None,
     throughput: Annotated[
-        bool, typer.Option("--throughput", help="Most images per second; the goal if not said.")
+        bool, typer.Option("--throughput", help="Goal: most images per second. The default goal.")
     ] = False,
     p99: Annotated[
         float | None,
-        typer.Option("--p99", metavar="MS", min=0, help="Most images per second within this latency."),
+        typer.Option("--p99", metavar="MS", min=0, help="Goal: most images per second within this latency."),
     ] = None,
-    clients: Annotated[int, typer.Option("--clients", min=1, help="How many ask at once.")] = 8,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Requests at once.")] = 8,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="For each measurement.")] = 3,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -61,77 +63,52 @@ def tune(
     channel_order: o.ChannelOption = None,
     as_json: o.Json = False,
 ) -> None:
-    """Try engines, precisions, instances, threads, batches and delays, and tell which serve best.
+    """Try engines, precisions, instances, threads, batches and delays, and report which serve best.
 
-    With --config the winning settings are written into that file, else printed as what to type. A precision
-    is tried once `pdserve optimize` has made or compared it. Ctrl-C tells what was found until then.
+    With --config the best settings are written into that file, else printed as a command. A precision is
+    tried once `pdserve optimize` has made or compared it. Ctrl-C reports what was found until then.
     """
     given = dict(locals())
     if throughput and p99 is not None:
         raise UsageError("--throughput and --p99 are two goals; give one of them.")
-    _check_options(given, service)
-    if config and not config.is_file():
-        raise UsageError(f"There is no file {config}; give a config.yml, as in configs/.")
-    from pdserve import settings
+    from pdserve.pipelines import SERVICES
     from pdserve.tools import tune as tuning
-    from pdserve.tools.tune import config as file
+    from pdserve.tools.tune import config as config_file
 
+    own = ("images", "service", "config", "throughput", "p99", "clients", "seconds", "as_json")
+    options = {name: value for name, value in given.items() if name not in own}
+    flags = o.service_flags(options, service.value)
     if config:
-        file.check(config)
-    asked = (*_SERVICE_OPTIONS[service], "gpu", "cpu", "engine", "precision")
-    flags = o.as_settings({name: given[name] for name in asked})
+        if not config.is_file():
+            raise UsageError(f"There is no file {config}; give a config.yml, as in configs/.")
+        config_file.check(config)
     fixed = {name: flags[name] for name in ("engine", "precision") if flags[name] not in (None, "auto")}
-    wanted: Settings = getattr(settings, service.value)(flags, os.environ, config)
+    wanted = SERVICES[service.value].settings(flags, os.environ, config)
     goal = tuning.Goal(p99)
     effort = tuning.Effort(clients, seconds)
-    pictures = _images(images)
-    count, lasts = tuning.estimate(wanted, fixed, effort)
+    files = _images(images)
+    count, total = tuning.estimate(wanted, fixed, effort)
     console.say(
         f"Up to {count} measurements of {seconds:g} s with {clients} clients, "
-        f"some {reports.duration(lasts)}; what else keeps this machine busy is measured, too."
+        f"about {_duration(total)}; other load on this machine is measured, too."
     )
-    outcome = tuning.tune(
-        wanted,
-        o.home(),
-        pictures,
-        goal,
-        fixed=fixed,
-        effort=effort,
-        on_trial=reports.Progress(count).say,
-    )
-    reports.tell(outcome, as_json)
+    progress = _Progress(count)
+    outcome = tuning.tune(wanted, o.home(), files, goal, fixed=fixed, effort=effort, on_trial=progress.report)
+    _report(outcome, as_json)
     if outcome.best is None:
         raise typer.Exit(_without_winner(outcome, goal, clients))
-    _hand_over(outcome.best.candidate, wanted, service, given)
-
-
-_PREPROCESSING = (
-    "labels", "resize_short", "resize", "interpolation", "backend", "crop", "scale", "mean", "std",
-    "channel_order",
-)  # fmt: skip
-_SERVICE_OPTIONS = {
-    o.Service.classification: ("model", *_PREPROCESSING),
-    o.Service.recognition: ("detector", "embedder", "index"),
-}
-
-
-def _check_options(given: dict[str, Any], service: o.Service) -> None:
-    for other, names in _SERVICE_OPTIONS.items():
-        wrong = [name for name in names if given[name] is not None]
-        if other is not service and wrong:
-            option = wrong[0].replace("_", "-")
-            raise UsageError(f"--{option} is for --service {other.value}; add that, or leave it out.")
+    _hand_over(outcome.best.candidate, wanted, config, given)
 
 
 def _images(named: list[str] | None) -> list[bytes]:
-    """The images, but for those that cannot be read, which are told."""
+    """The images that can be read; the others are reported."""
     from pdserve.errors import ImageError
     from pdserve.predict import find_sources
     from pdserve.tools.bench.targets import synthetic_photograph
     from pdserve.vision.decode import decode
 
     if not named:
-        console.say("With a synthetic photograph of 640×480; your own, with --images, tell more.")
+        console.say("With a synthetic photograph of 640×480; your own, with --images, are better.")
         return [synthetic_photograph()]
     found: list[bytes] = []
     left = _LIMIT_BYTES
@@ -154,6 +131,95 @@ def _images(named: list[str] | None) -> list[bytes]:
     return found
 
 
+class _Progress:
+    """Prints a line for each measurement, with how long the others will take."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._done = 0
+        self._started = time.monotonic()
+
+    def report(self, trial: "Trial") -> None:
+        self._done += 1
+        each = (time.monotonic() - self._started) / self._done
+        left = max(0, self._count - self._done) * each
+        console.say(f"[{self._done}/{self._count}, {_duration(left)} left] {_line(trial)}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def _line(trial: "Trial") -> str:
+    from pdserve.tools.tune.candidates import DEFAULTS
+
+    what = " ".join(
+        f"{name}={_cell(trial.candidate, name)}"
+        for name in DEFAULTS
+        if any(values[name] != DEFAULTS[name] for values in trial.candidate.values())
+    )
+    what = what or "the defaults"
+    if trial.refused is not None:
+        return f"{what}: does not run: {trial.refused}"
+    last = trial.rounds[-1]
+    again = " again" if len(trial.rounds) > 1 else ""
+    return f"{what}{again}: {last.images_per_s:.1f} images/s, p99 {last.p99_ms:.0f} ms"
+
+
+def _report(outcome: "Tuning", as_json: bool) -> None:
+    """All trials: a table, the winner first, or JSON lines."""
+    from pdserve.tools.tune.candidates import NAMES
+
+    if as_json:
+        for trial in outcome.trials:
+            console.json_line(_to_json(trial) | {"best": trial is outcome.best})
+        return
+    ran = sorted(
+        (t for t in outcome.trials if t.rounds),
+        key=lambda t: (t is not outcome.best, -len(t.rounds), -t.images_per_s),
+    )
+    if not ran:
+        return
+    rows = [
+        (
+            *(_cell(trial.candidate, name) for name in NAMES),
+            *(trial.images_per_s, trial.p50_ms, trial.p99_ms, len(trial.rounds)),
+            "best" if trial is outcome.best else "",
+        )
+        for trial in ran
+    ]
+    roles = list(ran[0].candidate)
+    columns = (*(name.replace("max_", "") for name in NAMES), "images/s", "p50 ms", "p99 ms", "rounds", "")
+    title = f"{' / '.join(roles)} where they differ" if len(roles) > 1 else None
+    console.table(columns, rows, title, digits=1)
+    if (spread := max(trial.spread for trial in ran)) > _NOISY:
+        console.say(
+            f"The rounds of one candidate differ by {spread:.0%}: other load keeps this machine busy; "
+            "tune when it is idle, or with more --seconds."
+        )
+
+
+def _to_json(trial: "Trial") -> dict[str, Any]:
+    settings = {role: dict(values) for role, values in trial.candidate.items()}
+    if trial.refused is not None:
+        return {"settings": settings, "refused": trial.refused}
+    return {
+        "settings": settings,
+        "engine": trial.engine,
+        "images_per_s": round(trial.images_per_s, 2),
+        "p50_ms": round(trial.p50_ms, 2),
+        "p99_ms": round(trial.p99_ms, 2),
+        "rounds": len(trial.rounds),
+    }
+
+
+def _cell(candidate: "Candidate", name: str) -> str:
+    """A setting; of several models, where they differ, one after the other."""
+    values = [settings[name] for settings in candidate.values()]
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return " / ".join(shown if len(set(shown)) > 1 else shown[:1])
+
+
 def _without_winner(outcome: "Tuning", goal: "Goal", clients: int) -> int:
     """Say why, and the exit code."""
     if outcome.interrupted:
@@ -166,28 +232,28 @@ def _without_winner(outcome: "Tuning", goal: "Goal", clients: int) -> int:
     )
 
 
-def _hand_over(best: "Candidate", wanted: "Settings", service: o.Service, given: dict[str, Any]) -> None:
-    """Write the winner into the file, or say what to type."""
-    from pdserve.tools.tune import config as file
-    from pdserve.tools.tune.candidates import DEFAULTS, changes, models
+def _hand_over(
+    best: "Candidate", wanted: "ServiceSettings", config: Path | None, given: dict[str, Any]
+) -> None:
+    """Write the best settings into the file, or print the command that uses them."""
+    from pdserve.tools.tune import config as config_file
+    from pdserve.tools.tune.candidates import DEFAULTS, changes
 
-    serve = f"pdserve serve {service.value}"
-    devices = max(len(model.devices) for model in models(wanted).values())
-    if given["config"]:
-        file.write(given["config"], best, devices)
-        console.say(f"Written into {given['config']}. Next: {serve} --config {given['config']}")
+    serve = f"pdserve serve {wanted.kind}"
+    devices = max(len(model.devices) for model in wanted.models.values())
+    if config:
+        config_file.write(config, best, devices)
+        console.say(f"Written into {config}. Next: {serve} --config {config}")
         return
     named = ("model", "detector", "embedder", "index", "gpu")
     options = [f"--{name} {given[name]}" for name in named if given[name] is not None]
-    different = {name for name in DEFAULTS if len({values[name] for values in best.values()}) > 1}
-    if different:
+    if any(len({values[name] for values in best.values()}) > 1 for name in DEFAULTS):
         console.say(f"Best, in a config.yml, for {' '.join([serve, *options])} --config FILE:")
-        console.say(file.snippet(best, devices).rstrip())
+        console.say(config_file.snippet(best, devices).rstrip())
         return
-    shared = next(iter(best.values()))
     options += [
-        f"--{name.replace('_', '-')} {reports.cell(best, name)}"
-        for name, value in shared.items()
+        f"--{name.replace('_', '-')} {_cell(best, name)}"
+        for name, value in next(iter(best.values())).items()
         if value != DEFAULTS[name]
     ]
     if not changes(best):

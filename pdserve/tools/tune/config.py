@@ -1,5 +1,6 @@
-"""A winner in a config.yml: what is the same for all models in the block ``pdserve:``, what differs between
-them under ``op``, in the words of Paddle Serving. All else in the file stays, comments and quotes too.
+"""Write the best settings into a config.yml: those that all models share into the block ``pdserve:``, those
+that differ between models under ``op``, by Paddle Serving's keys. The rest of the file stays, with comments
+and quotes.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ from pdserve.formats import yaml_file
 from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import NAMES, Candidate
 
-_OPERATORS: Mapping[str, str] = SERVICES["recognition"].operators
+_OPERATORS: Mapping[str, str] = {
+    role: operator for entry in SERVICES.values() for role, operator in entry.operators.items()
+}
 
 # Setting -> the keys below an operator.
 _KEYS: Mapping[str, tuple[str, ...]] = {
@@ -28,7 +31,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def check(path: Path) -> None:
-    """Raise SettingsError where `write` could not, before the work is done."""
+    """Raise SettingsError where `write` could not, before the measurements."""
     with _translated(path):
         _load(path)
         probe = temp_sibling(path.resolve())
@@ -44,22 +47,17 @@ def write(path: Path, best: Candidate, devices: int = 1) -> None:
     with _translated(path):
         yaml, content, newline = _load(path)
         _put(content, best, devices)
-        text = io.StringIO()
-        yaml.dump(content, text)
         target = path.resolve()
         with replace_file(target) as new:
-            new.write_bytes(text.getvalue().replace("\n", newline).encode())
+            new.write_bytes(_dump(yaml, content).replace("\n", newline).encode())
             new.chmod(target.stat().st_mode & 0o777)
 
 
 def snippet(best: Candidate, devices: int = 1) -> str:
     """A config.yml with these settings and nothing else."""
-    yaml = _yaml()
     content: dict[str, Any] = {}
     _put(content, best, devices)
-    text = io.StringIO()
-    yaml.dump(content, text)
-    return text.getvalue()
+    return _dump(_yaml(), content)
 
 
 def _put(content: Any, best: Candidate, devices: int) -> None:
@@ -67,7 +65,7 @@ def _put(content: Any, best: Candidate, devices: int) -> None:
     for name in NAMES:
         found = {role: settings[name] for role, settings in best.items()}
         if len(set(found.values())) == 1:
-            block[name] = _plain(next(iter(found.values())))
+            block[name] = _whole(next(iter(found.values())))
             continue
         if name in block:  # it would come before the operators
             block[name] = None
@@ -77,10 +75,10 @@ def _put(content: Any, best: Candidate, devices: int) -> None:
             if name == "instances" and value != "auto":
                 value *= devices
             # In Paddle Serving's schema, too, a key without a value takes its default.
-            place[key] = None if value == "auto" else _plain(value)
+            place[key] = None if value == "auto" else _whole(value)
 
 
-def _plain(value: Any) -> Any:
+def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -90,6 +88,12 @@ def _below(content: Any, *keys: str) -> Any:
             content[key] = {}
         content = content[key]
     return content
+
+
+def _dump(yaml: Any, content: Any) -> str:
+    text = io.StringIO()
+    yaml.dump(content, text)
+    return text.getvalue()
 
 
 def _yaml() -> Any:
@@ -112,17 +116,12 @@ def _load(path: Path) -> tuple[Any, Any, str]:
     if re.search(r":[ ]+(True|False)\b", text):
         yaml.boolean_representation = ["False", "True"]
     _, sequence, offset = load_yaml_guess_indent(text)
-    yaml.indent(mapping=_indent(text), sequence=sequence or 2, offset=offset or 0)
+    nested = re.search(r"^( +)[^ #\n-]", text, re.MULTILINE)
+    yaml.indent(mapping=len(nested[1]) if nested else 4, sequence=sequence or 2, offset=offset or 0)
     content = yaml.load(text)
     if not hasattr(content, "get"):
         raise TypeError("it holds no settings")
     return yaml, content, newline
-
-
-def _indent(text: str) -> int:
-    """By how much the first nested key is indented."""
-    found = re.search(r"^( +)[^ #\n-]", text, re.MULTILINE)
-    return len(found[1]) if found else 4
 
 
 @contextlib.contextmanager

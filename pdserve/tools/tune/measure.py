@@ -1,11 +1,10 @@
-"""One measurement: a service is opened as ``serve`` would open it and asked in a closed loop, decoding and
-all, but without HTTP around it.
-"""
+"""One measurement: a service is opened as by ``serve`` and loaded in a closed loop, without HTTP."""
 
 import asyncio
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,26 +18,34 @@ from pdserve.pipelines.recognition import open_index, open_recognition
 from pdserve.services.classification_service import ClassificationService
 from pdserve.services.recognition_service import RecognitionService
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.tools.tune.candidates import Settings, models
-from pdserve.tools.tune.trial import Round
+from pdserve.settings import ServiceSettings
 
 _WARM_UP = 0.25  # of the measured time, before it
 
 
+@dataclass(frozen=True)
+class Round:
+    """One measurement: images per second, latencies in ms."""
+
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
 def measure(
-    settings: Settings, home: Home, images: Sequence[bytes], clients: int, seconds: float
+    settings: ServiceSettings, home: Home, images: Sequence[bytes], clients: int, seconds: float
 ) -> tuple[Round, str]:
-    """Ask with ``images`` (files' bytes, in turn) from ``clients`` at once for ``seconds``: what it came to,
+    """Send ``images`` (files' bytes, in turn) from ``clients`` at once for ``seconds``; returns the figures
     and the engine that ran.
 
-    Raises what opening a service raises; ModelError for a precision that nobody has compared with float32;
+    Raises what opening a service raises; ModelError for a precision that has not been compared with float32;
     and the error of an image.
     """
     return asyncio.run(_measure(settings, home, images, clients, seconds))
 
 
 async def _measure(
-    settings: Settings, home: Home, images: Sequence[bytes], clients: int, seconds: float
+    settings: ServiceSettings, home: Home, images: Sequence[bytes], clients: int, seconds: float
 ) -> tuple[Round, str]:
     service, engine = await asyncio.to_thread(_open, settings, home)
     service.start()
@@ -83,7 +90,7 @@ async def _ask(service: ClassificationService | RecognitionService, image: bytes
         raise answer
 
 
-def _open(settings: Settings, home: Home) -> tuple[ClassificationService | RecognitionService, str]:
+def _open(settings: ServiceSettings, home: Home) -> tuple[ClassificationService | RecognitionService, str]:
     service: ClassificationService | RecognitionService
     if settings.kind == "classification":
         classifier = open_classification(settings, home)
@@ -101,13 +108,13 @@ def _open(settings: Settings, home: Home) -> tuple[ClassificationService | Recog
     return service, ", ".join(dict.fromkeys(engine.name for engine in engines))
 
 
-def _check_compared(settings: Settings, home: Home) -> None:
-    """int8 has been published or does not open; bf16 and fp16 run without anybody having looked."""
-    for model in models(settings).values():
+def _check_compared(settings: ServiceSettings, home: Home) -> None:
+    """An int8 model that opens has been compared when it was published; bf16 and fp16 run without that."""
+    for model in settings.models.values():
         if model.precision in ("bf16", "fp16"):
             found = open_serving_model(find_serving_model(model.model, home, settings.config_dir))
             if not (int8.folder(found, model.precision) / int8.REPORT).is_file():
                 raise ModelError(
-                    f"nobody has compared {model.precision} of {found.name} with fp32: "
+                    f"{model.precision} of {found.name} has not been compared with fp32: "
                     f"type `{int8.command(found, model.precision)}`."
                 )

@@ -3,7 +3,7 @@
 import pytest
 
 from pdserve.pipelines import SERVICES
-from pdserve.tools.tune.candidates import DEFAULTS, applied, changes, current, models, plain, stages
+from pdserve.tools.tune.candidates import DEFAULTS, applied, changes, current, plain, stages
 
 classification = SERVICES["classification"].settings
 recognition = SERVICES["recognition"].settings
@@ -23,8 +23,8 @@ def test_the_defaults_and_what_is_said() -> None:
 def test_a_candidate_in_the_settings() -> None:
     candidate = plain(RECOGNISER, {})
     settings = applied(RECOGNISER, {**candidate, "detector": {**DEFAULTS, "threads": 5}})
-    assert [model.threads for model in models(settings).values()] == [5, "auto"]
-    assert models(settings)["detector"].model == models(RECOGNISER)["detector"].model
+    assert [model.threads for model in settings.models.values()] == [5, "auto"]
+    assert settings.models["detector"].model == RECOGNISER.models["detector"].model
 
 
 @pytest.mark.parametrize("settings", [CLASSIFIER, RECOGNISER])

@@ -1,7 +1,7 @@
 """Which of several trials is the best."""
 
+from pdserve.tools.tune import Goal, Round, Trial
 from pdserve.tools.tune.candidates import DEFAULTS
-from pdserve.tools.tune.trial import Goal, Round, Trial
 
 
 def trial(images_per_s: float, p99_ms: float, *others: float, **settings: object) -> Trial:
