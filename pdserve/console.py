@@ -88,7 +88,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 def outcome(outcome: "Outcome", picture: "Picture | None", as_json: bool) -> None:
     """One image's answer: a JSON line, or lines of labels under its name."""
-    from pdserve.clients.answers import FoundObject
+    from pdserve.answers import FoundObject
 
     answer = outcome.answer
     if as_json:
@@ -123,6 +123,7 @@ def _described(each: Any) -> dict[str, Any]:
     # The neighbours beyond the best are told where they were asked for.
     if len(content.get("matches", ())) < 2:
         content.pop("matches", None)
+    content.pop("detection", None)
     return content
 
 

@@ -1,6 +1,5 @@
 """``pdserve predict``: what a person names -> image files -> answers, several in flight, in order."""
 
-import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from pdserve.answers import Label
-from pdserve.clients.address import http_address, is_this_machine, rpc_address
-from pdserve.clients.answers import FoundMatch, FoundObject
-from pdserve.clients.credentials import Access
+from pdserve.answers import FoundMatch, FoundObject, Label
+from pdserve.clients.address import is_this_machine
+from pdserve.clients.answers import items, single
+from pdserve.clients.credentials import NO_ACCESS, Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
@@ -23,7 +22,6 @@ from pdserve.vision.postprocess import score_of
 Result = TypeVar("Result")
 
 STANDARD_INPUT = "-"
-_ANYONE = Access()
 
 Answer: TypeAlias = list[Label] | list[FoundObject]
 Ask = Callable[[bytes], Answer]
@@ -129,47 +127,17 @@ def predict_all(
         pool.shutdown(cancel_futures=True)
 
 
-def find_service(url: str | None, rpc: bool, access: Access = _ANYONE) -> str:
-    """Which service runs at ``url``, or at the default ports of this machine.
-
-    Where nobody answers it is classification, whose client then says so. Raises UsageError where both run.
-    """
-    from pdserve.clients.address import DEFAULT_PORTS
-
-    if url is None:
-        door = 1 if rpc else 0
-        there = [service for service, ports in DEFAULT_PORTS.items() if _listens(ports[door])]
-        if len(there) > 1:
-            raise UsageError(f"Here run {' and '.join(there)}; say which to ask with --service.")
-        return there[0] if there else "classification"
-    if not rpc:
-        from pdserve.clients import HttpClient
-
-        with HttpClient(url, timeout=5, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
-            if there_is := client.service_there():
-                return there_is
-    port = (rpc_address(url) if rpc else http_address(url)).port
-    return next((service for service, ports in DEFAULT_PORTS.items() if port in ports), "classification")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextmanager
 def remote(
-    service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None, access: Access = _ANYONE
+    service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None, access: Access = NO_ACCESS
 ) -> Iterator[Ask]:
     """Ask a running server, at ``url`` or the service's default port on this machine."""
     from pdserve.clients import HttpClient, RpcClient
 
     kind = RpcClient if rpc else HttpClient
     client = kind(url, service, timeout, api_key=access.api_key, tls=access.tls, ca=access.ca)
-    ask = client.recognize if service == "recognition" else client.predict
     with client:
-        yield lambda image: ask(image, top_k)
+        yield lambda image: items(single(client.ask([image], top_k)))
 
 
 @contextmanager

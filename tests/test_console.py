@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pdserve import console
-from pdserve.answers import Label
-from pdserve.clients.answers import FoundMatch, FoundObject
+from pdserve.answers import FoundMatch, FoundObject, Label
 from pdserve.errors import DeviceError, ImageError, UsageError
 from pdserve.predict import Outcome, Picture
 

@@ -12,11 +12,6 @@ from urllib.parse import urlsplit
 
 from pdserve.errors import UsageError
 
-# Where a service listens when nobody says otherwise: (HTTP, gRPC).
-DEFAULT_PORTS = {"classification": (18080, 9993), "recognition": (18081, 9994)}
-# Their names on the routes of Paddle Serving, as the guide's config.yml has them.
-DEFAULT_NAMES = {"classification": "imagenet", "recognition": "recognition"}
-
 
 @dataclass(frozen=True)
 class Address:

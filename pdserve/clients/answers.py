@@ -1,185 +1,98 @@
-"""What a server answered -> labels, objects, or errors."""
+"""Read a server's answers, JSON or the old pipeline protocol's fields, as the types of pdserve.answers."""
 
-import ast
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pdserve.answers import Label
-from pdserve.clients.address import Address
-from pdserve.clients.api_keys import VARIABLE
-from pdserve.errors import BusyError, ClientError, KeyRefusedError, UnreachableError
-
-Item = TypeVar("Item")
-
-# Of an answer in the pipeline protocol's own form, which does not carry class ids.
-UNKNOWN_CLASS = -1
-
-# The words of OpenSSL, as Python's ssl gives them, and of gRPC, which builds on BoringSSL.
-_OTHER_NAMES = (
-    "Hostname mismatch",
-    "IP address mismatch",
-    "Hostname Verification Check failed",
-    "is not in peer certificate",
-)
-_UNTRUSTED = re.compile(
-    r"CERTIFICATE_VERIFY_FAILED\W+(?:certificate verify failed: )?(.*?)(?: \(_ssl|: OK|$)"
-)
+from pdserve.errors import ClientError
 
 
-def unreachable(address: Address, service: str) -> UnreachableError:
-    """Nobody listens: how to start the server."""
-    return UnreachableError(
-        f"Nobody answers at {address}; start the server with `pdserve serve {service}`, "
-        "or say where it is with --url."
-    )
+def from_results(content: Any, count: int, kind: Any) -> list[Any]:
+    """Read ``{"results": […]}``: per image an answer of the type ``kind``, or its ClientError.
 
-
-def no_tls(address: Address, detail: str) -> UnreachableError | None:
-    """Why TLS came to nothing, from an engine room's words; None where it was something else."""
-    if any(words in detail for words in _OTHER_NAMES):
-        return UnreachableError(f"The certificate of {address} is for other names; ask by one of those.")
-    if untrusted := _UNTRUSTED.search(detail):
-        return UnreachableError(
-            f"The certificate of {address} is not trusted ({untrusted[1]}); give its authority with "
-            "--ca FILE."
-        )
-    if "WRONG_VERSION_NUMBER" in detail:
-        return UnreachableError(f"{address} speaks no TLS; ask it without.")
-    return None
-
-
-def key_refused(address: Address, shown: bool) -> KeyRefusedError:
-    """A 401: what to give."""
-    if shown:
-        return KeyRefusedError(
-            f"{address} does not take the key that was shown; give another with --api-key FILE, or in "
-            f"{VARIABLE}."
-        )
-    return KeyRefusedError(f"{address} wants a key; give it with --api-key FILE, or in {VARIABLE}.")
-
-
-def busy(address: Address, said: str) -> BusyError:
-    """A full queue."""
-    return BusyError(f"{address} is overloaded; ask again in a moment ({said.rstrip('.')}).")
-
-
-@dataclass(frozen=True)
-class FoundMatch:
-    """An entry of the gallery: its label, its image's path there, the similarity."""
-
-    label: str
-    image: str
-    score: float
-
-
-@dataclass(frozen=True)
-class FoundObject:
-    """A recognised object: ``bbox`` x1, y1, x2, y2 in whole pixels (x2 and y2 outside), the gallery's label
-    and the similarity; ``matches``: the nearest entries, best first, where the server tells them.
+    Raises ClientError for content that has no such list of ``count`` results.
     """
-
-    bbox: tuple[int, int, int, int]
-    label: str
-    score: float
-    matches: tuple[FoundMatch, ...] = ()
-
-
-@dataclass(frozen=True)
-class Form(Generic[Item]):
-    """How a service's answers are written: one result of /v1, and the fields of the pipeline protocol."""
-
-    service: str
-    of_result: Callable[[Any], list[Item]]
-    of_fields: Callable[[Mapping[str, str], int], list[list[Item]]]
-
-
-def single(answers: Sequence[list[Item] | ClientError]) -> list[Item]:
-    """The answer of a request with one image, raised if it is an error."""
-    answer = answers[0]
-    if isinstance(answer, ClientError):
-        raise answer
-    return answer
-
-
-def from_results(content: Any, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
-    """``{"results": […]}`` -> one entry per image. Raises ClientError for anything else."""
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, list) or len(results) != count:
         raise ClientError(f"The server's answer is not {count} results: {str(content)[:200]}")
-    return [_one(result, form) for result in results]
+    return [_result(result, kind) for result in results]
 
 
-def _one(result: Any, form: Form[Item]) -> list[Item] | ClientError:
+def _result(result: Any, kind: Any) -> Any:
     try:
         if "error" in result:
             return ClientError(str(result["error"]["message"]))
-        return form.of_result(result)
-    except (TypeError, KeyError, ValueError, OverflowError, IndexError):
+        return json_reader(kind)(result)
+    except (TypeError, KeyError, ValueError, OverflowError):
         return ClientError(f"The server's answer cannot be read: {str(result)[:200]}")
 
 
-def from_pipeline(
-    keys: Sequence[str], values: Sequence[str], count: int, form: Form[Item]
-) -> list[list[Item] | ClientError]:
-    """The pipeline protocol's own fields -> one entry per image. Raises ClientError for anything else."""
-    fields = dict(zip(keys, values, strict=False))
+def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int, kind: type[Any]) -> list[Any]:
+    """Read the pipeline protocol's fields: per image an answer of the type ``kind``.
+
+    Raises ClientError for fields that are missing or cannot be read.
+    """
+    given = dict(zip(keys, values, strict=False))
     try:
-        answers = form.of_fields(fields, count)
+        answers: list[Any] = kind.from_fields(given, count)
     except (
-        KeyError,
-        IndexError,
+        ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
         ValueError,
-        SyntaxError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        raise ClientError(f"The server's answer cannot be read: {str(fields)[:200]}") from error
+    ) as error:  # fmt: skip
+        raise ClientError(f"The server's answer cannot be read: {str(given)[:200]}") from error
     if len(answers) != count:
         raise ClientError(f"The server answered {len(answers)} images of {count}.")
-    return list(answers)
+    return answers
 
 
-def _labels(result: Any) -> list[Label]:
-    return [Label(int(x["class_id"]), str(x["label"]), float(x["score"])) for x in result["labels"]]
+def single(answers: Sequence[Any]) -> Any:
+    """The answer of a request with one image; raised if it is an error."""
+    if isinstance(answers[0], ClientError):
+        raise answers[0]
+    return answers[0]
 
 
-def _labels_of_fields(fields: Mapping[str, str], count: int) -> list[list[Label]]:
-    """``label`` and ``prob``: the reprs of two lists with an entry per image, the best label only."""
-    names, scores = ast.literal_eval(fields["label"]), ast.literal_eval(fields["prob"])
-    return [[Label(UNKNOWN_CLASS, str(n), float(s))] for n, s in zip(names, scores, strict=True)]
+def items(answer: Any) -> list[Any]:
+    """The items of an answer, labels or objects: its first field, as a list."""
+    return list(getattr(answer, fields(answer)[0].name))
 
 
-def _corners(values: Any) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = values
-    return int(x1), int(y1), int(x2), int(y2)
+@cache
+def json_reader(kind: Any) -> Callable[[Any], Any]:
+    """Compile the function that reads JSON content as a type.
+
+    ``kind``: int, float, str; tuple, dict and Optional of these; frozen dataclasses of these, whose keys
+    are their fields, unknown ones ignored. The function raises TypeError, KeyError, ValueError or
+    OverflowError for other content.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _object_reader(kind)
+    if origin is tuple and arguments[1:] == (...,):
+        each = json_reader(arguments[0])
+        return lambda content: tuple(map(each, content))
+    if origin is tuple:
+        sides = [json_reader(argument) for argument in arguments]
+        return lambda content: tuple(of(side) for of, side in zip(sides, content, strict=True))
+    if origin is dict:
+        value = json_reader(arguments[1])
+        return lambda content: {str(k): value(v) for k, v in content.items()}
+    if origin in (Union, UnionType):
+        inner = next(json_reader(argument) for argument in arguments if argument is not NoneType)
+        return lambda content: None if content is None else inner(content)
+    scalar: Callable[[Any], Any] = kind
+    return scalar
 
 
-def _objects(result: Any) -> list[FoundObject]:
-    return [
-        FoundObject(
-            _corners(x["bbox"]),
-            str(x["label"]),
-            float(x["score"]),
-            tuple(
-                FoundMatch(str(m["label"]), str(m["image"]), float(m["score"])) for m in x.get("matches", ())
-            ),
-        )
-        for x in result["objects"]
-    ]
+def _object_reader(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    readers = {field.name: json_reader(hints[field.name]) for field in fields(kind)}
+    optional = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
 
+    def read(content: Any) -> Any:
+        given = [name for name in readers if name in content or name not in optional]
+        return kind(**{name: readers[name](content[name]) for name in given})
 
-def _objects_of_fields(fields: Mapping[str, str], count: int) -> list[list[FoundObject]]:
-    """``result``: the repr of a list of objects, or of such a list per image where there are several."""
-    content = ast.literal_eval(fields["result"])
-    return [
-        [FoundObject(_corners(x["bbox"]), str(x["rec_docs"]), float(x["rec_scores"])) for x in found]
-        for found in ([content] if count == 1 else content)
-    ]
-
-
-LABELS: Form[Label] = Form("classification", _labels, _labels_of_fields)
-OBJECTS: Form[FoundObject] = Form("recognition", _objects, _objects_of_fields)
+    return read

@@ -1,54 +1,54 @@
-"""What a client can be asked, the same over HTTP and gRPC; sync and async."""
+"""What every client can be asked, over HTTP and gRPC, sync and async."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, Self
 
-from pdserve.answers import Label
-from pdserve.clients.answers import LABELS, OBJECTS, Form, FoundObject, Item, single
-from pdserve.errors import ClientError
+from pdserve.answers import FoundObject, Label
+from pdserve.clients.address import Address
+from pdserve.clients.answers import items, single
+from pdserve.errors import BusyError, ClientError, UnreachableError, UsageError
+from pdserve.pipelines import SERVICES, ServiceEntry
 
-Own = TypeVar("Own", bound="Asking")
-AsyncOwn = TypeVar("AsyncOwn", bound="AsyncAsking")
 
-
-class Asking(ABC):
+class Client(ABC):
     """A client that may be shared by threads. Raises UnreachableError and ClientError."""
+
+    @abstractmethod
+    def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
+        """Send image files' bytes in one request; return an answer, or a ClientError, for each.
+
+        ``service``: the kind of service, the client's own where not given; the answers are of that
+        service's type in pdserve.answers, ``Labels`` or ``Objects`` for instance. A published Paddle
+        Serving server has no errors for single images: there the request fails as a whole.
+        """
 
     def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """Labels of one image file's bytes, by a classification server."""
-        return single(self._ask([image], top_k, LABELS))
+        return items(single(self.ask([image], top_k, "classification")))
 
     def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[Label] | ClientError]:
-        """Labels of several image files in one request; a bad one gets its error in its place.
-
-        A published Paddle Serving server has no place for that: there the request fails as a whole.
-        """
-        return self._ask(images, top_k, LABELS)
+        """Labels of several image files in one request; a bad one gets its error in its place."""
+        return _items_of_each(self.ask(images, top_k, "classification"))
 
     def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
         """Objects in one image file, by a recognition server."""
-        return single(self._ask([image], top_k, OBJECTS))
+        return items(single(self.ask([image], top_k, "recognition")))
 
     def recognize_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[FoundObject] | ClientError]:
         """Objects in several image files; see `predict_batch`."""
-        return self._ask(images, top_k, OBJECTS)
-
-    @abstractmethod
-    def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]: ...
+        return _items_of_each(self.ask(images, top_k, "recognition"))
 
     @abstractmethod
     def close(self) -> None:
         """Close the connection."""
 
-    def __enter__(self: Own) -> Own:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -57,42 +57,67 @@ class Asking(ABC):
         self.close()
 
 
-class AsyncAsking(ABC):
+class AsyncClient(ABC):
     """The same for asyncio; use it with ``async with``."""
 
+    @abstractmethod
+    async def ask(
+        self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
+    ) -> list[Any]:
+        """See `Client.ask`."""
+
     async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
-        """See `Asking.predict`."""
-        return single(await self._ask([image], top_k, LABELS))
+        """See `Client.predict`."""
+        return items(single(await self.ask([image], top_k, "classification")))
 
     async def predict_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[Label] | ClientError]:
-        """See `Asking.predict_batch`."""
-        return await self._ask(images, top_k, LABELS)
+        """See `Client.predict_batch`."""
+        return _items_of_each(await self.ask(images, top_k, "classification"))
 
     async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
-        """See `Asking.recognize`."""
-        return single(await self._ask([image], top_k, OBJECTS))
+        """See `Client.recognize`."""
+        return items(single(await self.ask([image], top_k, "recognition")))
 
     async def recognize_batch(
         self, images: Sequence[bytes], top_k: int | None = None
     ) -> list[list[FoundObject] | ClientError]:
-        """See `Asking.recognize_batch`."""
-        return await self._ask(images, top_k, OBJECTS)
-
-    @abstractmethod
-    async def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]: ...
+        """See `Client.recognize_batch`."""
+        return _items_of_each(await self.ask(images, top_k, "recognition"))
 
     @abstractmethod
     async def close(self) -> None:
         """Close the connection."""
 
-    async def __aenter__(self: AsyncOwn) -> AsyncOwn:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _items_of_each(answers: Sequence[Any]) -> list[Any]:
+    return [answer if isinstance(answer, ClientError) else items(answer) for answer in answers]
+
+
+def service_entry(kind: str) -> ServiceEntry:
+    """The entry of a kind of service. Raises UsageError for an unknown one."""
+    if kind not in SERVICES:
+        raise UsageError(f"There is no service {kind!r}; known are {', '.join(SERVICES)}.")
+    return SERVICES[kind]
+
+
+def unreachable(address: Address, service: str) -> UnreachableError:
+    """The error where nothing listens: how to start the server."""
+    return UnreachableError(
+        f"Nobody answers at {address}; start the server with `pdserve serve {service}`, "
+        "or say where it is with --url."
+    )
+
+
+def busy(address: Address, detail: str) -> BusyError:
+    """The error of a full queue."""
+    return BusyError(f"{address} is overloaded; ask again in a moment ({detail.rstrip('.')}).")

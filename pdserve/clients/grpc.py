@@ -14,47 +14,54 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pdserve.clients.address import DEFAULT_PORTS, Address, is_this_machine, rpc_address
-from pdserve.clients.answers import (
-    Form,
-    Item,
-    busy,
-    from_pipeline,
-    from_results,
-    key_refused,
-    no_tls,
-    unreachable,
-)
-from pdserve.clients.base import Asking, AsyncAsking
-from pdserve.clients.credentials import Access
-from pdserve.clients.tls import channel_credentials
+from pdserve.clients.address import Address, is_this_machine, rpc_address
+from pdserve.clients.answers import from_pipeline, from_results
+from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
+from pdserve.clients.credentials import Access, channel_credentials, key_refused, no_tls
 from pdserve.errors import ClientError
 from pdserve.formats.protos import pipeline
+from pdserve.pipelines import ServiceEntry
 
 
 class _Rpc:
-    """What the two clients share: how a request is put and an answer read."""
+    """What the two clients share: how a request is built and an answer read."""
 
-    def __init__(self, target: str | None, service: str, timeout: float, name: str, access: Access) -> None:
+    _transport: Any
+
+    def __init__(
+        self,
+        target: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        name: str = "",
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        self._access = Access(api_key, tls, ca)
         self.service = service
         self.timeout = timeout
         self.name = name
-        self.address: Address = rpc_address(target or f"127.0.0.1:{DEFAULT_PORTS[service][1]}")
-        if access.wants_tls:
+        self.address: Address = rpc_address(target or f"127.0.0.1:{service_entry(service).rpc_port}")
+        if self._access.wants_tls:
             self.address = replace(self.address, scheme="grpcs")
-        self._access = access
-        self._credentials = channel_credentials(access.ca) if self.address.scheme == "grpcs" else None
-        self._options: list[tuple[str, Any]] = [
+        self._credentials = channel_credentials(ca) if self.address.scheme == "grpcs" else None
+        options = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
             ("grpc.enable_http_proxy", 0 if is_this_machine(self.address.host) else 1),
         ]
-
-    def _codecs(self) -> dict[str, Any]:
-        return {
-            "request_serializer": pipeline.request_class().SerializeToString,
-            "response_deserializer": pipeline.response_class().FromString,
-        }
+        self._channel = (
+            self._transport.secure_channel(self.address.netloc, self._credentials, options)
+            if self._credentials
+            else self._transport.insecure_channel(self.address.netloc, options)
+        )
+        self._call = self._channel.unary_unary(
+            pipeline.METHOD,
+            request_serializer=pipeline.request_class().SerializeToString,
+            response_deserializer=pipeline.response_class().FromString,
+        )
 
     def _request(self, images: Sequence[bytes]) -> Any:
         return pipeline.request_class()(
@@ -71,13 +78,13 @@ class _Rpc:
             *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
         )
 
-    def _read(self, response: Any, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
+    def _read(self, response: Any, count: int, entry: ServiceEntry) -> list[Any]:
         fields = dict(zip(response.key, response.value, strict=False))
         if pipeline.RESULTS_KEY in fields:
-            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count, form)
+            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count, entry.answer_type())
         if response.err_no:
             raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
-        return from_pipeline(response.key, response.value, count, form)
+        return from_pipeline(response.key, response.value, count, entry.answer_type())
 
     def _failed(self, error: grpc.RpcError) -> ClientError:
         code, details = error.code(), error.details() or ""
@@ -97,78 +104,44 @@ class _Rpc:
         return ClientError(f"{self.address} answers {code.name}: {said}")
 
 
-class RpcClient(_Rpc, Asking):
+class RpcClient(_Rpc, Client):
     """A client that may be shared by threads. ``timeout`` is in seconds, per request.
 
     ``name`` is the service's name on a published server that checks it; empty is accepted by all.
-    ``api_key`` is shown to a server that asks for one. ``tls``, or an address ``grpcs://host:port``, asks
+    ``api_key`` is sent to a server that asks for one. ``tls``, or an address ``grpcs://host:port``, asks
     over TLS; with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
     """
 
-    def __init__(
-        self,
-        target: str | None = None,
-        service: str = "classification",
-        timeout: float = 60,
-        name: str = "",
-        *,
-        api_key: str | None = None,
-        tls: bool = False,
-        ca: Path | None = None,
-    ) -> None:
-        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
-        self._channel = (
-            grpc.secure_channel(self.address.netloc, self._credentials, self._options)
-            if self._credentials
-            else grpc.insecure_channel(self.address.netloc, self._options)
-        )
-        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+    _transport = grpc
 
-    def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]:
+    def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
+        entry = service_entry(service or self.service)
         try:
             response = self._call(self._request(images), timeout=self.timeout, metadata=self._metadata(top_k))
         except grpc.RpcError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), form)
+        return self._read(response, len(images), entry)
 
     def close(self) -> None:
         self._channel.close()
 
 
-class AsyncRpcClient(_Rpc, AsyncAsking):
+class AsyncRpcClient(_Rpc, AsyncClient):
     """The same for asyncio; use it with ``async with``."""
 
-    def __init__(
-        self,
-        target: str | None = None,
-        service: str = "classification",
-        timeout: float = 60,
-        name: str = "",
-        *,
-        api_key: str | None = None,
-        tls: bool = False,
-        ca: Path | None = None,
-    ) -> None:
-        super().__init__(target, service, timeout, name, Access(api_key, tls, ca))
-        self._channel = (
-            grpc.aio.secure_channel(self.address.netloc, self._credentials, self._options)
-            if self._credentials
-            else grpc.aio.insecure_channel(self.address.netloc, self._options)
-        )
-        self._call = self._channel.unary_unary(pipeline.METHOD, **self._codecs())
+    _transport = grpc.aio
 
-    async def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]:
+    async def ask(
+        self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
+    ) -> list[Any]:
+        entry = service_entry(service or self.service)
         try:
             response = await self._call(
                 self._request(images), timeout=self.timeout, metadata=self._metadata(top_k)
             )
         except grpc.RpcError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), form)
+        return self._read(response, len(images), entry)
 
     async def close(self) -> None:
         await self._channel.close(None)

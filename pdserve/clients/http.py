@@ -1,10 +1,4 @@
-"""HTTP clients, sync and async, of a pdserve server's ``/v1`` routes, and of Paddle Serving where that runs.
-
-::
-
-    with HttpClient("http://127.0.0.1:18080") as client:
-        labels = client.predict(Path("cat.jpg").read_bytes())
-"""
+"""HTTP clients, sync and async, of a pdserve server's ``/v1`` routes, and of Paddle Serving's own route."""
 
 import base64
 from collections.abc import Sequence
@@ -13,67 +7,65 @@ from typing import Any
 
 import httpx
 
-from pdserve.clients.address import DEFAULT_NAMES, DEFAULT_PORTS, Address, http_address, is_this_machine
-from pdserve.clients.answers import (
-    Form,
-    Item,
-    busy,
-    from_pipeline,
-    from_results,
-    key_refused,
-    no_tls,
-    unreachable,
-)
-from pdserve.clients.base import Asking, AsyncAsking
-from pdserve.clients.credentials import Access
-from pdserve.clients.tls import tls_context
+from pdserve.clients.address import Address, http_address, is_this_machine
+from pdserve.clients.answers import from_pipeline, from_results
+from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
+from pdserve.clients.credentials import Access, key_refused, no_tls, tls_context
 from pdserve.errors import ClientError, OverloadedError, UnauthorizedError, UsageError
+from pdserve.pipelines import SERVICES, ServiceEntry
 
 
 class _Http:
-    """What the two clients share: how a request is put and an answer read."""
+    """What the two clients share: how a request is built and an answer read."""
 
-    def __init__(self, url: str | None, service: str, timeout: float, access: Access) -> None:
+    _transport: type[Any]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        service: str = "classification",
+        timeout: float = 60,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: Path | None = None,
+    ) -> None:
+        access = Access(api_key, tls, ca)
         self.service = service
         self.timeout = timeout
         self._is_paddle_serving = False
         scheme = "https" if access.wants_tls else "http"
-        self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{DEFAULT_PORTS[service][0]}")
+        port = service_entry(service).http_port
+        self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{port}")
         if access.wants_tls and self.address.scheme == "http":
             raise UsageError(f"{self.address} asks without TLS; write https:// beside --tls and --ca.")
-        self._shows_key = access.api_key is not None
-        self._options: dict[str, Any] = {
-            "base_url": str(self.address),
-            "timeout": timeout,
-            "headers": httpx.Headers(access.headers),  # whose repr leaves the key out
-            "follow_redirects": False,  # the key is for this server, the images too
-            "trust_env": not is_this_machine(self.address.host),
+        self._sends_key = access.api_key is not None
+        self._client = self._transport(
+            base_url=str(self.address),
+            timeout=timeout,
+            headers=httpx.Headers(access.headers),  # whose repr leaves the key out
+            follow_redirects=False,  # the key is for this server, the images too
+            trust_env=not is_this_machine(self.address.host),
             # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
-            "verify": self.address.scheme == "https" and tls_context(access.ca),
-        }
+            verify=self.address.scheme == "https" and tls_context(access.ca),
+        )
 
-    def _request(self, images: Sequence[bytes], top_k: int | None, service: str) -> dict[str, Any]:
+    def _request(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> dict[str, Any]:
         if self._is_paddle_serving:
             keys = [f"image_{i}" for i in range(len(images))]
             values = [base64.b64encode(image).decode("ascii") for image in images]
-            return {
-                "url": f"/{DEFAULT_NAMES[service]}/prediction",
-                "json": {"key": keys, "value": values},
-            }
-        request: dict[str, Any] = {
-            "url": f"/v1/{service}",
-            "params": {"top_k": top_k} if top_k else None,
-        }
+            return {"url": f"/{entry.name}/prediction", "json": {"key": keys, "value": values}}
+        request: dict[str, Any] = {"url": entry.route, "params": {"top_k": top_k} if top_k else None}
         if len(images) == 1:
             request |= {"content": images[0], "headers": {"Content-Type": "application/octet-stream"}}
         else:
             request["files"] = [("images", (f"{i}", image)) for i, image in enumerate(images)]
         return request
 
-    def _is_to_be_asked_again(self, response: httpx.Response) -> bool:
+    def _is_gateway(self, response: httpx.Response) -> bool:
         """Whether this is Paddle Serving's own gateway, which takes /v1/… for a service's name and method.
 
-        From then on it is asked in its own way.
+        The request is to be repeated then; from then on all go to its own route.
         """
         if self._is_paddle_serving or response.status_code != 400:
             return False
@@ -82,20 +74,20 @@ class _Http:
         self._is_paddle_serving = isinstance(content, dict) and gateways <= content.keys()
         return self._is_paddle_serving
 
-    def _read(self, response: httpx.Response, count: int, form: Form[Item]) -> list[list[Item] | ClientError]:
+    def _read(self, response: httpx.Response, count: int, entry: ServiceEntry) -> list[Any]:
         content = _json(response)
         if isinstance(content, dict) and "err_no" in content:
             if content["err_no"]:
                 raise ClientError(f"{self.address} answers error {content['err_no']}: {content['err_msg']}")
-            return from_pipeline(content["key"], content["value"], count, form)
+            return from_pipeline(content["key"], content["value"], count, entry.answer_type())
         if isinstance(content, dict) and "results" in content:
-            return from_results(content, count, form)
+            return from_results(content, count, entry.answer_type())
         message, code = response.reason_phrase, ""
         if isinstance(content, dict) and isinstance(content.get("error"), dict):
             message = str(content["error"].get("message", message))
             code = content["error"].get("code")
         if response.status_code == UnauthorizedError.http_status:
-            raise key_refused(self.address, self._shows_key)
+            raise key_refused(self.address, self._sends_key)
         if response.status_code == OverloadedError.http_status and code == OverloadedError.code:
             raise busy(self.address, message)
         raise ClientError(f"{self.address} answers {response.status_code}: {message}")
@@ -110,49 +102,37 @@ class _Http:
         return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
 
-class HttpClient(_Http, Asking):
+class HttpClient(_Http, Client):
     """A client that may be shared by threads. ``timeout`` is in seconds, per request.
 
-    ``api_key`` is shown to a server that asks for one. ``tls`` asks by https where no ``url`` is given;
+    ``api_key`` is sent to a server that asks for one. ``tls`` asks by https where no ``url`` is given;
     with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        service: str = "classification",
-        timeout: float = 60,
-        *,
-        api_key: str | None = None,
-        tls: bool = False,
-        ca: Path | None = None,
-    ) -> None:
-        super().__init__(url, service, timeout, Access(api_key, tls, ca))
-        self._client = httpx.Client(**self._options)
+    _transport = httpx.Client
 
-    def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]:
+    def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
+        entry = service_entry(service or self.service)
         try:
-            response = self._client.post(**self._request(images, top_k, form.service))
-            if self._is_to_be_asked_again(response):
-                response = self._client.post(**self._request(images, top_k, form.service))
+            response = self._client.post(**self._request(images, top_k, entry))
+            if self._is_gateway(response):
+                response = self._client.post(**self._request(images, top_k, entry))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), form)
+        return self._read(response, len(images), entry)
 
     def is_ready(self) -> bool:
         """Whether the server would answer a request now."""
         try:
-            return self._client.get("/v2/health/ready").status_code == 200
+            return bool(self._client.get("/v2/health/ready").status_code == 200)
         except httpx.HTTPError:
             return False
 
     def service_there(self) -> str | None:
-        """The kind of the service that a pdserve server offers; None where there is none to say so."""
+        """The kind of the service that a pdserve server offers; None where the server does not say."""
         try:
             extensions = self._client.get("/v2").json()["extensions"]
-            return next((kind for kind in DEFAULT_PORTS if kind in extensions), None)
+            return next((kind for kind in SERVICES if kind in extensions), None)
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
 
@@ -160,37 +140,27 @@ class HttpClient(_Http, Asking):
         self._client.close()
 
 
-class AsyncHttpClient(_Http, AsyncAsking):
+class AsyncHttpClient(_Http, AsyncClient):
     """The same for asyncio; use it with ``async with``."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        service: str = "classification",
-        timeout: float = 60,
-        *,
-        api_key: str | None = None,
-        tls: bool = False,
-        ca: Path | None = None,
-    ) -> None:
-        super().__init__(url, service, timeout, Access(api_key, tls, ca))
-        self._client = httpx.AsyncClient(**self._options)
+    _transport = httpx.AsyncClient
 
-    async def _ask(
-        self, images: Sequence[bytes], top_k: int | None, form: Form[Item]
-    ) -> list[list[Item] | ClientError]:
+    async def ask(
+        self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
+    ) -> list[Any]:
+        entry = service_entry(service or self.service)
         try:
-            response = await self._client.post(**self._request(images, top_k, form.service))
-            if self._is_to_be_asked_again(response):
-                response = await self._client.post(**self._request(images, top_k, form.service))
+            response = await self._client.post(**self._request(images, top_k, entry))
+            if self._is_gateway(response):
+                response = await self._client.post(**self._request(images, top_k, entry))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), form)
+        return self._read(response, len(images), entry)
 
     async def is_ready(self) -> bool:
         """See `HttpClient.is_ready`."""
         try:
-            return (await self._client.get("/v2/health/ready")).status_code == 200
+            return bool((await self._client.get("/v2/health/ready")).status_code == 200)
         except httpx.HTTPError:
             return False
 

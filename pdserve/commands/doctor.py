@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdserve import __version__, console, engines
-from pdserve.clients.address import DEFAULT_PORTS
 from pdserve.commands.options import Json
 from pdserve.errors import PdserveError
 from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 
 State = Literal["ok", "missing", "failed", "taken", "note"]
 
@@ -140,8 +140,8 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _ports() -> Iterator[Finding]:
-    for service, ports in DEFAULT_PORTS.items():
-        for protocol, port in zip(("HTTP", "gRPC"), ports, strict=True):
+    for service, entry in SERVICES.items():
+        for protocol, port in zip(("HTTP", "gRPC"), entry.ports, strict=True):
             what = f"{port} ({service}, {protocol})"
             with socket.socket() as probe:
                 if sys.platform != "win32":

@@ -65,8 +65,8 @@ def predict(
     """Ask a running server about images; with --local, a model in this process."""
     given = dict(locals())
     from pdserve import predict as predicting
-    from pdserve.clients.api_keys import key_to_show
-    from pdserve.clients.credentials import Access
+    from pdserve.clients.credentials import Access, key_to_send
+    from pdserve.clients.discovery import find_service
 
     sources = predicting.find_sources(images)
     own = {name: given[name] for name in (*_MACHINE, *_CLASSIFICATION, *_RECOGNITION)}
@@ -81,8 +81,8 @@ def predict(
             raise UsageError(
                 f"--{unfit[0].replace('_', '-')} goes with --local; a server has its own settings."
             )
-        access = Access(key_to_show(api_key, os.environ), tls, ca)
-        kind = service.value if service else predicting.find_service(url, rpc, access)
+        access = Access(key_to_send(api_key, os.environ), tls, ca)
+        kind = service.value if service else find_service(url, rpc, access)
         asked = predicting.remote(kind, url, rpc, timeout, top_k, access)
     if draw:
         from pdserve.vision.draw import load_font

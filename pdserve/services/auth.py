@@ -20,7 +20,7 @@ import grpc.aio
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from pdserve.clients.api_keys import VARIABLE, check_key, read_keys
+from pdserve.clients.credentials import VARIABLE, check_key, read_keys
 from pdserve.errors import SettingsError, UnauthorizedError
 from pdserve.services.http import pipeline_json
 from pdserve.services.http.responses import described

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pdserve.clients import AsyncHttpClient, AsyncRpcClient, HttpClient, RpcClient
-from pdserve.clients.api_keys import key_to_show
-from pdserve.clients.credentials import Access
+from pdserve.clients.credentials import Access, key_to_send
+from pdserve.clients.discovery import find_service
 from pdserve.errors import (
     BusyError,
     ClientError,
@@ -22,7 +22,7 @@ from pdserve.errors import (
     UnreachableError,
     UsageError,
 )
-from pdserve.predict import find_service, predict_all, remote
+from pdserve.predict import predict_all, remote
 from tests.certificates import Certificates, issue
 from tests.running import Server, pdserve, start
 from tests.services.doors import Doors, doors
@@ -119,7 +119,7 @@ def test_a_wrong_key(keyed: Doors):
     for client in clients(keyed.url, keyed.target, api_key=WRONG):
         error = failure(client)
         assert isinstance(error, KeyRefusedError)
-        assert "does not take the key that was shown; give another" in error.message
+        assert "does not take the key that was sent; give another" in error.message
 
 
 @pytest.mark.parametrize("key", ["", "two words of it", "line\nbreak-in-a-key", "schlüssel-mit-umlaut"])
@@ -130,13 +130,13 @@ def test_a_key_that_cannot_be_sent(key: str):
         assert not key or key not in caught.value.message
 
 
-def test_the_key_to_show(key_file: Path):
-    assert key_to_show(None, {}) is None
-    assert key_to_show(None, {"PDSERVE_API_KEY": ""}) is None
-    assert key_to_show(None, {"PDSERVE_API_KEY": WRONG}) == WRONG
-    assert key_to_show(key_file, {"PDSERVE_API_KEY": WRONG}) == KEY
+def test_the_key_to_send(key_file: Path):
+    assert key_to_send(None, {}) is None
+    assert key_to_send(None, {"PDSERVE_API_KEY": ""}) is None
+    assert key_to_send(None, {"PDSERVE_API_KEY": WRONG}) == WRONG
+    assert key_to_send(key_file, {"PDSERVE_API_KEY": WRONG}) == KEY
     with pytest.raises(SettingsError, match="PDSERVE_API_KEY") as caught:
-        key_to_show(Path(WRONG), {})
+        key_to_send(Path(WRONG), {})
     assert WRONG not in caught.value.message
     assert KEY not in repr(Access(KEY))
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.clients import AsyncHttpClient, AsyncRpcClient, HttpClient, RpcClient
+from pdserve.clients import AsyncHttpClient, AsyncRpcClient, HttpClient, Labels, RpcClient
 from pdserve.errors import ClientError, UnreachableError, UsageError
 from tests.running import Server
 from tests.tiny import NAMES, expected, picture
@@ -54,11 +56,37 @@ def test_a_bad_image_raises_what_the_server_said(client: HttpClient | RpcClient)
         client.predict(b"hello")
 
 
+def test_any_service_is_asked_the_same_way(client: HttpClient | RpcClient) -> None:
+    good, bad = client.ask([picture(BLUE), b"hello"], top_k=2, service="classification")
+    assert isinstance(good, Labels)
+    assert [label.label for label in good.labels] == ["blue", "red"]
+    assert isinstance(bad, ClientError)
+    with pytest.raises(UsageError, match="known are classification, "):
+        client.ask([b""], service="segmentation")
+
+
 def test_threads_share_a_client(client: HttpClient | RpcClient) -> None:
     colors = [RED, BLUE] * 20
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda color: client.predict(picture(color)), colors))
     assert [answer[0].label for answer in answers] == ["red", "blue"] * 20
+
+
+def test_clients_load_neither_numpy_nor_an_engine(tiny_server: Server) -> None:
+    """Importing them and using them: a program that only asks should start fast."""
+    program = (
+        "import sys, pdserve.clients, pdserve.clients.http, pdserve.clients.grpc\n"
+        "from pdserve.clients import HttpClient, RpcClient\n"
+        "image = sys.stdin.buffer.read()\n"
+        "for client in (HttpClient(sys.argv[1]), RpcClient(sys.argv[2])):\n"
+        "    with client:\n"
+        "        assert client.predict(image), client\n"
+        "heavy = {'numpy', 'cv2', 'PIL', 'openvino', 'onnxruntime', 'faiss', 'fastapi', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, tiny_server.url, tiny_server.target]
+    done = subprocess.run(command, input=picture(RED), capture_output=True, timeout=60, check=True)
+    assert done.stdout.decode().strip() == "[]"
 
 
 def test_async_clients(tiny_server: Server) -> None:

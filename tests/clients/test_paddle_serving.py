@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pdserve.clients import AsyncHttpClient, HttpClient
+from pdserve.clients.discovery import find_service
 from pdserve.errors import ClientError
-from pdserve.predict import find_service
 from tests.services.watching import served
 
 ASKED: list[str] = []

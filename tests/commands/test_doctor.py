@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.clients.address import DEFAULT_PORTS
 from pdserve.commands.doctor import Finding, _home, _ports, _proxies, _runtimes, examine
+from pdserve.pipelines import SERVICES
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_finding_as_json(report: list[Finding]):
 
 
 def test_a_taken_port():
-    port = DEFAULT_PORTS["classification"][0]
+    port = SERVICES["classification"].http_port
     with socket.socket() as taken:
         try:
             taken.bind(("127.0.0.1", port))

@@ -108,8 +108,7 @@ def bench(
 
     Several --clients, or several --rate, or several --route make several runs in one table.
     """
-    from pdserve.clients.api_keys import key_to_show
-    from pdserve.clients.credentials import Access
+    from pdserve.clients.credentials import Access, key_to_send
     from pdserve.tools.bench import report, session
     from pdserve.tools.bench.targets import choose_targets
 
@@ -133,7 +132,7 @@ def bench(
         images=images or (),
         batch=batch,
         name=name,
-        access=Access(key_to_show(api_key, os.environ), tls, ca),
+        access=Access(key_to_send(api_key, os.environ), tls, ca),
         remote=remote,
         note=console.say,
     )

@@ -9,8 +9,7 @@ import grpc
 import grpc.aio
 
 from pdserve.clients.address import Address
-from pdserve.clients.credentials import Access
-from pdserve.clients.tls import channel_credentials
+from pdserve.clients.credentials import Access, channel_credentials
 from pdserve.formats.protos import pipeline
 from pdserve.tools.bench.http import pipeline_keys, to_base64
 from pdserve.tools.bench.run import FailedError

@@ -23,10 +23,10 @@ from typing import Any
 import httptools
 
 from pdserve import __version__
-from pdserve.clients.address import DEFAULT_NAMES, Address
-from pdserve.clients.credentials import Access
-from pdserve.clients.tls import tls_context
+from pdserve.clients.address import Address
+from pdserve.clients.credentials import Access, tls_context
 from pdserve.errors import UsageError
+from pdserve.pipelines import SERVICES
 from pdserve.tools.bench.run import FailedError
 
 _BOUNDARY = "pdserve-bench-e2f1c94d7a60"
@@ -51,7 +51,7 @@ def posts(
     """
     if route == "v1" and any(len(images) > 1 for images in batches):
         raise UsageError("A request of route v1 is one image; for --batch take json, form, pipeline or grpc.")
-    path = f"/{name or DEFAULT_NAMES[service]}/prediction" if route == "pipeline" else f"/v1/{service}"
+    path = f"/{name or SERVICES[service].name}/prediction" if route == "pipeline" else f"/v1/{service}"
     media_type, body = _BODIES[route]
     return [Post(path, media_type, body(images)) for images in batches]
 

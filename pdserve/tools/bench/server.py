@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from pdserve.clients.address import Address
-from pdserve.clients.answers import key_refused, no_tls
-from pdserve.clients.credentials import Access
-from pdserve.clients.tls import tls_context
+from pdserve.clients.credentials import Access, key_refused, no_tls, tls_context
 from pdserve.errors import ClientError, UnreachableError
 from pdserve.tools.bench.http import HttpConnection, request_head
 from pdserve.tools.bench.run import Batches, FailedError, ServerSide, Stage, Target

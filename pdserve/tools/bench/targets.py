@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pdserve.clients.address import DEFAULT_PORTS, Address, http_address, is_this_machine, rpc_address
-from pdserve.clients.credentials import Access
+from pdserve.clients.address import Address, http_address, is_this_machine, rpc_address
+from pdserve.clients.credentials import NO_ACCESS, Access
+from pdserve.clients.discovery import find_service
 from pdserve.errors import UsageError
-from pdserve.predict import find_service, find_sources
+from pdserve.pipelines import SERVICES
+from pdserve.predict import find_sources
 from pdserve.tools.bench import http
 from pdserve.tools.bench.run import Target
 from pdserve.tools.bench.server import ServerProbe
 
 GRPC_ROUTES = ("grpc",)
 ROUTES = (*http.ROUTES, *GRPC_ROUTES)
-NO_ACCESS = Access()
 
 # Prepared requests are kept in memory, all of them.
 MAX_BYTES = 256 * 1024 * 1024
@@ -60,7 +61,7 @@ def choose_targets(
     routes = tuple(dict.fromkeys(routes)) or (("grpc",) if other and not web else ("v1",))
     if not urls:
         service = service or find_service(None, all(route in GRPC_ROUTES for route in routes), access)
-        http_port, grpc_port = DEFAULT_PORTS[service]
+        http_port, grpc_port = SERVICES[service].ports
         web = [f"{'https' if access.wants_tls else 'http'}://127.0.0.1:{http_port}"]
         other = [f"127.0.0.1:{grpc_port}"]
     web_address = server_address("v1", web[0], access) if web else None
