@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Precision(StrEnum):
-    """What a model can be made."""
+    """The forms of a model."""
 
     int8 = "int8"
     bf16 = "bf16"
@@ -44,13 +44,13 @@ def optimize(
         str,
         typer.Option("--model", metavar="NAME|DIR", help="A converted model's name, or a serving folder."),
     ],
-    precision: Annotated[Precision, typer.Option("--precision", help="What to make of it.")],
+    precision: Annotated[Precision, typer.Option("--precision", help="The form to make.")],
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
             "--calibration",
             metavar="DIR|FILE",
-            help="Images to calibrate int8 with, a few hundred like those to be served.",
+            help="Images to calibrate int8 with: a few hundred, like those to be served.",
         ),
     ] = None,
     images: Annotated[
@@ -58,12 +58,12 @@ def optimize(
         typer.Option(
             "--images",
             metavar="DIR|FILE",
-            help="Images to compare on; if not said, every other one of --calibration, kept from it.",
+            help="Images to compare on. Default: every other one of --calibration, left out of it.",
         ),
     ] = None,
     min_agreement: Annotated[
         float,
-        typer.Option("--min-agreement", min=0, max=1, help="Share of agreement that is published."),
+        typer.Option("--min-agreement", min=0, max=1, help="Publish from this share of agreement on."),
     ] = 0.98,
     preset: Annotated[
         Preset, typer.Option("--preset", help="mixed: asymmetric activations; performance: symmetric.")
@@ -71,12 +71,12 @@ def optimize(
     accuracy_control: Annotated[
         bool,
         typer.Option(
-            "--accuracy-control", help="Leave layers float, until the images for calibration agree; slow."
+            "--accuracy-control", help="Leave layers float until the images for calibration agree; slow."
         ),
     ] = False,
-    samples: Annotated[int, typer.Option("--samples", min=8, help="Images that calibrate, at most.")] = 300,
+    samples: Annotated[int, typer.Option("--samples", min=8, help="The most images that calibrate.")] = 300,
     task: Annotated[
-        Task | None, typer.Option("--task", help="What the model does, where it does not tell.")
+        Task | None, typer.Option("--task", help="The model's task, where it does not say.")
     ] = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -95,7 +95,7 @@ def optimize(
 ) -> None:
     """Make an int8 form of a model, or try bf16 or fp16, and publish it if it agrees with the float model.
 
-    `pdserve serve --precision int8` then runs it. The report is kept with it, beside the model.
+    `pdserve serve --precision int8` then runs it. The report is stored with it, in the model's folder.
     """
     given = dict(locals())
     from pdserve.tools.optimize import Plan
@@ -119,27 +119,27 @@ def optimize(
         if as_json:
             console.json_line({"published": None, **error.report})
         raise
-    _tell(outcome, model, as_json)
+    _report(outcome, model, as_json)
 
 
-# What is a setting of a model and its preprocessing, as with `serve`.
+# Settings of a model and its preprocessing, as with `serve`.
 _SETTINGS = (
     "precision", "engine", "threads", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
     "mean", "std", "channel_order",
 )  # fmt: skip
 
 
-def _tell(outcome: "Outcome", model: str, as_json: bool) -> None:
+def _report(outcome: "Outcome", model: str, as_json: bool) -> None:
     from pdserve.tools.optimize.images import FEW
 
     report = outcome.report
     for each in outcome.skipped:
         console.say(f"skipped {each.path}: {each.reason}")
     if report.sets.shared:
-        console.say("There were too few images to keep some apart: the same calibrated and were compared.")
+        console.say("There were too few images to divide: the same ones calibrated and were compared.")
     if report.sets.calibration and len(report.sets.calibration) < FEW:
-        console.say(f"{len(report.sets.calibration)} images calibrated it; a few hundred are better.")
-    content = report.described()
+        console.say(f"{len(report.sets.calibration)} images calibrated it; use a few hundred.")
+    content = report.to_json()
     if as_json:
         console.json_line({"published": str(outcome.folder), **content})
         return

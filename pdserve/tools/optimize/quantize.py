@@ -34,11 +34,11 @@ from pdserve.files import disk_errors
 from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import read_parameters
 from pdserve.progress import Progress
-from pdserve.tools.optimize.images import Picture
-from pdserve.tools.optimize.subjects import Prepared, Subject
+from pdserve.tools.optimize.images import ImageFile
+from pdserve.tools.optimize.tasks import Prepared, Task
 from pdserve.vision.types import Array
 
-TASK = "calibrating"
+CALIBRATING = "calibrating"
 _STEM = 2
 _RANKED = 32  # images that order the layers, where some go back to float
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
@@ -56,33 +56,33 @@ def require() -> str:
 
 
 def quantize(
-    subject: Subject,
-    pictures: Sequence[Picture],
+    task: Task,
+    files: Sequence[ImageFile],
     folder: Path,
     *,
     preset: str,
     max_drop: float | None,
     progress: Progress,
 ) -> None:
-    """Write the INT8 form of a subject's model into ``folder``.
+    """Write the INT8 form of a model into ``folder``.
 
     ``preset``: NNCF's, ``mixed`` (symmetric weights, asymmetric activations) or ``performance`` (both
-    symmetric). ``max_drop``: layers go back to float, the most harmful first, until on these pictures no more
+    symmetric). ``max_drop``: layers go back to float, the most harmful first, until on these images no more
     than this share of agreement is lost; None: all stay quantised. Raises UnsupportedModelError,
-    EngineMissingError, ImageError for a picture that has gone, DiskError.
+    EngineMissingError, ImageError for an image that cannot be read any more, DiskError.
     """
     nncf = _import_nncf()
-    model = subject.model
+    model = task.model
     program = read_program(model.files)
-    request = LoadRequest(model, program, subject.engine.device, None, 1, "fp32", Options())
+    request = LoadRequest(model, program, task.engine.device, None, 1, "fp32", Options())
     graph, ov = read_graph(request), import_openvino()
     offline = importlib.import_module("openvino._offline_transformations")
     float_model = ov.Core().read_model(graph.program, read_parameters(model.files, program))
     offline.apply_moc_transformations(float_model, cf=True)
     names = {v.alias: v.name for v in model.config.feeds}
-    samples: Sequence[Prepared] = _Samples(subject, pictures, progress)
+    samples: Sequence[Prepared] = _Samples(task, files, progress)
     if max_drop is not None:
-        samples = list(samples)  # gone through for every layer
+        samples = list(samples)  # read again for every layer
 
     def feeds(prepared: Prepared) -> dict[str, Array]:
         return {names[alias]: array for alias, array in prepared.feeds.items()}
@@ -91,7 +91,7 @@ def quantize(
     how: dict[str, Any] = {
         "preset": nncf.QuantizationPreset(preset),
         "target_device": nncf.TargetDevice.CPU,
-        "subset_size": len(pictures),
+        "subset_size": len(files),
         "ignored_scope": nncf.IgnoredScope(names=_left_float(float_model, graph), validate=False),
     }
     ranges = importlib.import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet
@@ -99,7 +99,7 @@ def quantize(
         overflow_fix=nncf.OverflowFix.ENABLE, activations_range_estimator_params=ranges.MINMAX
     )
     try:
-        with _kept_quiet():
+        with _silenced():
             if max_drop is None:
                 made = nncf.quantize(float_model, data, advanced_parameters=advanced, **how)
             else:
@@ -107,7 +107,7 @@ def quantize(
                     float_model,
                     data,
                     data,
-                    _Validation(subject, samples, graph, feeds),
+                    _Validation(task, samples, graph, feeds),
                     max_drop=max_drop,
                     advanced_quantization_parameters=advanced,
                     advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
@@ -117,7 +117,7 @@ def quantize(
                 )
     except ImageError:
         raise
-    except Exception as error:  # NNCF has many kinds of its own
+    except Exception as error:  # NNCF raises many kinds
         raise UnsupportedModelError(f"nncf does not quantise {model.name}: {summary(error)}.") from error
     with disk_errors(folder):
         ov.save_model(made, str(folder / PROGRAM), compress_to_fp16=False)
@@ -137,30 +137,30 @@ def _left_float(model: Any, graph: Graph) -> list[str]:
         users = [i.get_node() for output in op.outputs() for i in output.get_target_inputs()]
         if any(u.get_type_name() in _CONVOLUTIONS or u.get_friendly_name() in before for u in users):
             before.add(op.get_friendly_name())
-    kept = {*before, *convolutions}
-    return names + [op.get_friendly_name() for op in ops if op.get_friendly_name() not in kept]
+    quantised = {*before, *convolutions}
+    return names + [op.get_friendly_name() for op in ops if op.get_friendly_name() not in quantised]
 
 
 class _Samples(Sequence[Prepared]):
-    """The pictures as the service would prepare them, one at a time; gone through as often as NNCF likes."""
+    """The images as the service would prepare them, read one at a time, as often as NNCF iterates."""
 
-    def __init__(self, subject: Subject, pictures: Sequence[Picture], progress: Progress) -> None:
-        self._subject = subject
-        self._pictures = pictures
+    def __init__(self, task: Task, files: Sequence[ImageFile], progress: Progress) -> None:
+        self._task = task
+        self._files = files
         self._progress = progress
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._files)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._subject.prepare(self._pictures[index].read())
+        return self._task.prepare(self._files[index].read())
 
     def __iter__(self) -> Iterator[Prepared]:
-        self._progress.start(TASK, len(self), 0)
+        self._progress.start(CALIBRATING, len(self), 0)
         for index in range(len(self)):
             yield self[index]
-            self._progress.advance(TASK, 1)
-        self._progress.done(TASK)
+            self._progress.advance(CALIBRATING, 1)
+        self._progress.done(CALIBRATING)
 
 
 class _Validation:
@@ -170,11 +170,11 @@ class _Validation:
     whose distance from the float model's NNCF orders the layers.
     """
 
-    def __init__(self, subject: Subject, samples: Sequence[Prepared], graph: Graph, feeds: Any) -> None:
-        self._subject = subject
+    def __init__(self, task: Task, samples: Sequence[Prepared], graph: Graph, feeds: Any) -> None:
+        self._task = task
         self._graph = graph
         self._feeds = feeds
-        self._floats = [subject.answers([sample], subject.engine)[0] for sample in samples]
+        self._floats = [task.answers([sample], task.engine)[0] for sample in samples]
 
     def __call__(self, compiled: Any, samples: Iterable[Prepared]) -> tuple[float, list[list[Array]] | None]:
         outputs: list[list[Array]] = []
@@ -185,10 +185,10 @@ class _Validation:
             outputs.append(list(found.values()))
             if self._graph.cut is not None:
                 found = complete(self._graph.cut, found)
-            answers += self._subject.answers([sample], cast(Engine, _Recorded(self._subject.engine, found)))
+            answers += self._task.answers([sample], cast(Engine, _Recorded(self._task.engine, found)))
         if len(answers) < len(self._floats):  # NNCF asks one first, to see what comes
             return 0.0, outputs
-        return self._subject.compare(self._floats, answers).value, outputs
+        return self._task.compare(self._floats, answers).value, outputs
 
 
 class _Recorded:
@@ -231,8 +231,8 @@ def _import_nncf() -> Any:
 
 
 @contextlib.contextmanager
-def _kept_quiet() -> Iterator[None]:
-    """Nothing of NNCF's bars on standard output, and none of its warnings."""
+def _silenced() -> Iterator[None]:
+    """Without NNCF's progress bars on standard output and its warnings."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -11,8 +11,8 @@ import pytest
 from openvino import Core
 
 from pdserve.errors import UsageError
-from pdserve.tools.optimize import agreement, images
-from pdserve.tools.optimize.images import Picture
+from pdserve.tools.optimize import images, tasks
+from pdserve.tools.optimize.images import ImageFile
 from pdserve.vision.boxes import Box
 from tests.running import pdserve, start
 from tests.tiny import build_embedder, build_serving_model, picture
@@ -150,8 +150,8 @@ def test_too_few_images_are_refused(home: Path, photos: Path, tmp_path: Path) ->
     assert "at least 8" in done.stderr or "nncf" in done.stderr
 
 
-def named(*numbers: int) -> list[Picture]:
-    return [Picture(Path(f"{n}.png"), bytes([n])) for n in numbers]
+def named(*numbers: int) -> list[ImageFile]:
+    return [ImageFile(Path(f"{n}.png"), bytes([n])) for n in numbers]
 
 
 def test_calibration_and_comparison_are_kept_apart() -> None:
@@ -168,7 +168,7 @@ def test_calibration_and_comparison_are_kept_apart() -> None:
 def test_labels_agree_by_the_first() -> None:
     floats = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.1, 0.9]], np.float32)
     others = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]], np.float32)
-    found = agreement.of_labels(list(floats), list(others), lambda row: int(row.argmax()))
+    found = tasks.compare_labels(list(floats), list(others), lambda row: int(row.argmax()))
     assert found.value == 0.75
     assert found.figures["max_score_difference"] == pytest.approx(0.2)
 
@@ -176,20 +176,20 @@ def test_labels_agree_by_the_first() -> None:
 def test_vectors_agree_by_their_nearest_neighbour_and_their_direction() -> None:
     angles = np.array([0.0, 0.1, 1.5, 1.6])
     floats = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert agreement.of_vectors(floats, floats).value == pytest.approx(1)
+    assert tasks.compare_vectors(floats, floats).value == pytest.approx(1)
     # Turned by a right angle, each finds somebody else, and nothing of its direction is left.
     turned = np.stack([-floats[:, 1], floats[:, 0]], axis=1)
-    assert agreement.of_vectors(floats, turned).value < 0.1
+    assert tasks.compare_vectors(floats, turned).value < 0.1
     with pytest.raises(UsageError):
-        agreement.of_vectors(floats[:1], floats[:1])
+        tasks.compare_vectors(floats[:1], floats[:1])
 
 
 def test_boxes_agree_where_they_overlap() -> None:
     a, b = Box(0, 0, 100, 100, 0.9), Box(200, 0, 300, 100, 0.8)
     near, far = Box(0, 0, 100, 98, 0.7), Box(200, 0, 300, 50, 0.8)
-    found = agreement.of_boxes([[a, b]], [[near, far]])
+    found = tasks.compare_boxes([[a, b]], [[near, far]])
     assert found.value == 0.5
     assert found.figures["max_score_difference"] == pytest.approx(0.2)
-    assert agreement.of_boxes([[a], []], [[], [a]]).value == 0
+    assert tasks.compare_boxes([[a], []], [[], [a]]).value == 0
     with pytest.raises(UsageError):
-        agreement.of_boxes([[]], [[]])
+        tasks.compare_boxes([[]], [[]])
