@@ -1,8 +1,8 @@
-"""Unpacking a tar file, gzipped or not, that nobody vouches for.
+"""Fetches and unpacks archives: tar files, gzipped or not, that are not trusted.
 
 Everything is checked in a first reading, before anything is written: names that leave the folder,
-links, devices, repeated names, more bytes or files than the limits. Nothing is left to tarfile's own
-extraction (and so to its filters, which older Pythons lack): files are copied out one by one.
+links, devices, repeated names, more bytes or files than the limits. Files are then copied out one by one,
+not by tarfile's extraction: its filters came with Python 3.11.4, and Debian 12 has 3.11.2.
 """
 
 import gzip
@@ -16,7 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pdserve import files
-from pdserve.errors import ArchiveError, FetchError
+from pdserve.errors import ArchiveError, ChecksumError, FetchError
+from pdserve.models.catalog import Archive
+from pdserve.models.download import Downloaded, Partial, download, mirrored, public
+from pdserve.models.fetch import Fetched, Job
 
 CHUNK = 1 << 20
 # tarfile reads a header of any announced length into memory at once; real ones are under 1 kB.
@@ -46,6 +49,61 @@ class Limits:
 LIMITS = Limits()
 
 
+def fetch(job: Job, source: Archive) -> Fetched:
+    """Fetch an archive from the model host or its mirror. Raises ArchiveError, ChecksumError, FetchError."""
+    where = mirrored(source.url, job.mirror)
+    if isinstance(where, Path):
+        return _publish(job, source, _local(job, where, source.sha256), str(where))
+    part, shown = Partial(job.downloads / f"{job.name}.tar"), public(where)
+    present = part.state(shown)
+    if job.force and present and present.complete:
+        part.discard()
+    got = download(
+        where,
+        part.target,
+        name=job.name,
+        sha256=source.sha256,
+        progress=job.progress,
+        policy=job.policy,
+        cancel=job.cancel,
+        free=job.free,
+    )
+    try:
+        fetched = _publish(job, source, got, shown)
+    except ArchiveError:
+        part.discard()
+        raise
+    part.discard()
+    return fetched
+
+
+def _local(job: Job, path: Path, sha256: str | None) -> Downloaded:
+    """An archive in a mirror's folder, used in place."""
+    try:
+        size = path.stat().st_size
+        job.progress.start(job.name, size, 0)
+        found = files.sha256(path)
+    except OSError as error:
+        raise FetchError(
+            f"Cannot read {path} ({error.strerror}), where the mirror should have {job.name}; "
+            "check --mirror and PDSERVE_MIRROR."
+        ) from error
+    if sha256 and found != sha256.lower():
+        raise ChecksumError(
+            f"{path} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
+            "check the mirror."
+        )
+    job.progress.advance(job.name, size)
+    return Downloaded(path, found, size)
+
+
+def _publish(job: Job, source: Archive, got: Downloaded, origin: str) -> Fetched:
+    job.progress.note(job.name, "unpacking")
+    with files.replace_folder(job.target) as folder:
+        unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
+        return job.finish(folder, source.url, origin, got.sha256, got.size)
+
+
 def unpack(
     archive: Path,
     folder: Path,
@@ -57,7 +115,7 @@ def unpack(
 ) -> None:
     """Unpack into ``folder``, which exists and is empty. A single folder at the top is left out.
 
-    ``shown`` is what messages call the archive (its address), ``free`` tells the bytes free at a path.
+    ``shown`` is what messages call the archive (its address), ``free`` gives the bytes free at a path.
     Raises ArchiveError for a broken or untrustworthy archive (then nothing is written), DiskError.
     """
     shown = shown or str(archive)
@@ -77,7 +135,7 @@ def unpack(
 
 
 def check_name(shown: str, name: str) -> PurePosixPath:
-    """The relative path that a member's name means. Raises ArchiveError for one that leads elsewhere.
+    """The relative path that a member's name means. Raises ArchiveError for one outside the folder.
 
     Backslashes and colons are refused everywhere, since on Windows they mean folders and drives.
     """
@@ -110,7 +168,7 @@ def _too_large(shown: str, limits: Limits) -> ArchiveError:
 
 
 class _Bounded:
-    """An archive's bytes, as far as the limit goes and no more than a little at a time."""
+    """Reads an archive up to the limit of bytes, and never much at once."""
 
     def __init__(self, shown: str, file: BinaryIO, limits: Limits) -> None:
         self._shown, self._file, self._limits = shown, file, limits
@@ -221,7 +279,7 @@ def _copy(
         with source, place.open("xb") as out:
             while True:
                 if cancel is not None and cancel.is_set():
-                    raise FetchError(f"Unpacking {shown} was interrupted; fetch it again to go on.")
+                    raise FetchError(f"Unpacking {shown} was interrupted; fetch it again.")
                 with _translated(shown):
                     chunk = source.read(CHUNK)
                 if not chunk:

