@@ -1,4 +1,4 @@
-"""An inference model becomes a serving model, its aliases patched on the way.
+"""Converts an inference model to a serving model, and shows and changes the aliases of serving models.
 
 The prototxt files are those of Paddle Serving's converter 0.9.0 byte for byte: feeds in the program's
 order, fetches by name, free extents left out, -1 for a tensor with LoD. For PIR, which that converter
@@ -8,11 +8,12 @@ never read, fetches keep the program's order (by name, ``fetch_name_10`` would c
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from pdserve.errors import ModelError, UsageError
-from pdserve.files import disk_errors, replace_folders
+from pdserve.errors import AliasError, ModelError, UsageError
+from pdserve.files import disk_errors, replace_files, replace_folders
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
@@ -69,12 +70,10 @@ def convert(
                     shutil.copyfile(dirname / note, new_server / note)
             if name is not None:
                 (new_server / NOTE).write_text(json.dumps({"name": name}) + "\n", "utf-8")
-            (new_server / SERVER_TEXT).write_bytes(config_bytes(config))
-            (new_server / SERVER_STREAM).write_bytes(prototxt.dump_stream(config))
+            _write_config(new_server / SERVER_TEXT, new_server / SERVER_STREAM, config)
         built = open_serving_model(new_server)
         with disk_errors(serving_client):
-            (new_client / CLIENT_TEXT).write_bytes(config_bytes(config))
-            (new_client / CLIENT_STREAM).write_bytes(prototxt.dump_stream(config))
+            _write_config(new_client / CLIENT_TEXT, new_client / CLIENT_STREAM, config)
     # Not opened again there: another process may be replacing it already.
     params = built.files.params and serving_server / built.files.params.name
     files = ModelFiles(serving_server / built.files.model.name, params, built.files.kind)
@@ -104,13 +103,13 @@ def _by_name(program: Program, aliases: Mapping[str, str]) -> dict[str, str]:
     return {key if key in names else places.get(key, key): alias for key, alias in aliases.items()}
 
 
-def config_bytes(config: ModelConfig) -> bytes:
-    """The text file's content as it is written, the same on every system."""
-    return prototxt.dump_text(config).encode("utf-8")  # bytes: no \r\n on Windows
+def _write_config(text: Path, stream: Path, config: ModelConfig) -> None:
+    text.write_bytes(prototxt.dump_text(config).encode())  # bytes: no \r\n on Windows
+    stream.write_bytes(prototxt.dump_stream(config))
 
 
 def _copy_model(files: ModelFiles, program: Program, folder: Path) -> None:
-    """Copy under the same names, or where find_model_files would not know these, under the usual ones.
+    """Copy a model under the same names, or the standard ones where find_model_files would not know these.
 
     Copies, not links: exporting again writes into the same file, under a server that reads it.
     """
@@ -135,7 +134,7 @@ def _copy_model(files: ModelFiles, program: Program, folder: Path) -> None:
 
 
 def _check_target(target: Path, text: str, source: Path) -> None:
-    """Refuse a folder that replacing would harm."""
+    """Raise UsageError for a folder that must not be replaced."""
     if target == source or target in source.parents:
         raise UsageError(f"{target} holds the model to convert and would be replaced; choose another folder.")
     try:
@@ -149,3 +148,67 @@ def _check_target(target: Path, text: str, source: Path) -> None:
             f"{target} exists and has no {text}, so it is no serving folder and is not replaced; "
             "choose another folder, or remove it yourself."
         )
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """A folder's prototxt pair; ``disagreement`` says how the stream differs from the text."""
+
+    text: Path
+    stream: Path
+    config: ModelConfig
+    disagreement: str | None
+
+
+def read_configs(dirs: Sequence[Path]) -> list[ConfigFiles]:
+    """Read the server's or client's configuration in each folder, or both.
+
+    People edit aliases in the text file alone, as guides say; so the text counts, and a stream with other
+    aliases, or none, is a disagreement that patching fixes.
+    Raises ModelError for a folder without configuration, and for files that differ in more.
+    """
+    found: dict[Path, ConfigFiles] = {}
+    for folder in dirs:
+        pairs = ((SERVER_TEXT, SERVER_STREAM), (CLIENT_TEXT, CLIENT_STREAM))
+        present = [(folder / t, folder / s) for t, s in pairs if (folder / t).is_file()]
+        if not present:
+            raise ModelError(f"{folder} has neither {SERVER_TEXT} nor {CLIENT_TEXT}; name a serving folder.")
+        for text, stream in present:
+            config = prototxt.read(text)
+            found.setdefault(text.resolve(), ConfigFiles(text, stream, config, _disagreement(config, stream)))
+    return list(found.values())
+
+
+def patch_aliases(
+    dirs: Sequence[Path], feeds: Mapping[str, str], fetches: Mapping[str, str]
+) -> list[ConfigFiles]:
+    """Change the aliases of feeds and fetches, known by name or present alias, in text and stream alike.
+
+    Every folder is checked before any file is written, and all files are written or none.
+    Returns what read_configs would give now, ``disagreement`` as it was before.
+    Raises ModelError, AliasError, DiskError.
+    """
+    patched = []
+    for old in read_configs(dirs):
+        try:
+            config = old.config.with_aliases(feeds, fetches)
+        except AliasError as error:
+            raise AliasError(f"{old.text.parent}: {error.message}") from error
+        patched.append(ConfigFiles(old.text, old.stream, config, old.disagreement))
+    with replace_files(*(path for each in patched for path in (each.text, each.stream))) as new:
+        for each, text, stream in zip(patched, new[::2], new[1::2], strict=True):
+            with disk_errors(each.text):
+                _write_config(text, stream, each.config)
+    return patched
+
+
+def _disagreement(config: ModelConfig, stream: Path) -> str | None:
+    if not stream.is_file():
+        return f"{stream} is missing"
+    other = prototxt.read(stream)
+    mine, theirs = (*config.feeds, *config.fetches), (*other.feeds, *other.fetches)
+    without = [[(v.name, v.dtype, v.shape, v.lod) for v in side] for side in (mine, theirs)]
+    if without[0] != without[1] or len(config.feeds) != len(other.feeds):
+        raise ModelError(f"{stream} and the text beside it are of different models; convert the model again.")
+    pairs = [f"{a.name} is {b.alias}, not {a.alias}" for a, b in zip(mine, theirs, strict=True) if a != b]
+    return f"in {stream} {'; '.join(pairs)}" if pairs else None

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.aliases import patch_aliases, read_configs
-from pdserve.convert import convert
+from pdserve.convert import convert, patch_aliases, read_configs
 from pdserve.errors import AliasError, DiskError, ModelError, UsageError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files

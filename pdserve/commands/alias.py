@@ -25,7 +25,7 @@ def alias(
     as_json: Json = False,
 ) -> None:
     """Show feeds and fetches, or change their aliases in the prototxt files, text and binary."""
-    from pdserve.aliases import patch_aliases, read_configs
+    from pdserve.convert import patch_aliases, read_configs
 
     feeds, fetches = pairs(feed, "--feed"), pairs(fetch, "--fetch")
     files = patch_aliases(dirs, feeds, fetches) if feeds or fetches else read_configs(dirs)

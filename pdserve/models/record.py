@@ -67,10 +67,10 @@ def verify(folder: Path) -> Record | None:
     Files added since do not count. Raises ChecksumError that names the files that are missing or changed.
     """
     record = read(folder)
-    wrong = (
-        [name for name, each in record.files.items() if not _matches(each, folder / name)] if record else []
-    )
-    if record and wrong:
+    if record is None:
+        return None
+    wrong = [name for name, each in record.files.items() if not _matches(each, folder / name)]
+    if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ChecksumError(
             f"{folder} is not what was fetched: {', '.join(wrong[:3])}{more} missing or changed; "
