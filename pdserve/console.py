@@ -1,7 +1,8 @@
 """The only place that prints.
 
-Answers (tables, ``--json`` lines) go to standard output; everything a person reads on the way
-(progress, notes, errors) goes to standard error.
+Answers (tables, ``--json`` lines) go to standard output; everything else that a person reads (progress,
+notes, errors) goes to standard error. A progress display is drawn on standard error alone and never stands
+in for standard output: only where both are the same terminal are answers printed above it.
 """
 
 import json
@@ -14,58 +15,48 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdserve.errors import PdserveError
+from pdserve.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
 
     from pdserve.predict import Outcome, Picture
 
+_UNFOLDED = 10_000  # columns of a table in a file or a pipe, where a line must stay whole
+_NARROWEST = 14  # columns that a table's text gets at least
+_GAP = 2  # columns between the columns of a table
 
-# Of a table in a file or a pipe, whose lines a person or a program wants whole.
-_UNFOLDED = 10_000
+_display: "Display | None" = None  # what is drawn on the terminal now
 
 
 def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
+    if _display and (stderr or _same_terminal()):
+        return _display.console
     return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
 
 
-def json_line(content: Mapping[str, Any]) -> None:
-    """One JSON object on a line of standard output, at once."""
+def _same_terminal() -> bool:
+    """Whether standard output and standard error are one terminal."""
     try:
-        sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
-    except UnicodeEncodeError:  # a console's code page, or a file's name that is no text
-        sys.stdout.write(json.dumps(content) + "\n")
+        out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return sys.stdout.isatty() and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
+
+
+def json_line(content: Mapping[str, Any]) -> None:
+    """One JSON object on a line of standard output, flushed."""
+    text = json.dumps(content, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # a console's code page, or a file name that is no valid text
+        text = json.dumps(content)
+    _write(sys.stdout, text)
     sys.stdout.flush()
-
-
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, digits: int = 4
-) -> None:
-    """A table on standard output; columns of numbers only (and None) are set to the right."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    body = [list(row) for row in rows]
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        numbers = bool(body) and all(isinstance(row[i], (int, float, type(None))) for row in body)
-        out.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in body:
-        out.add_row(*(Text(_cell(cell, digits)) for cell in row))
-    console = _console()
-    if not console.is_terminal:
-        console.width = _UNFOLDED
-    console.print(out)
-
-
-def _cell(content: object, digits: int) -> str:
-    if content is None:
-        return "-"
-    return f"{content:.{digits}f}" if isinstance(content, float) else str(content)
 
 
 def line(text: str) -> None:
@@ -79,11 +70,128 @@ def say(text: str) -> None:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """A line; what the stream's encoding has no character for is escaped."""
+    """A line, above the progress display if there is one; characters that the encoding lacks are escaped."""
+    if _display and (stream is sys.stderr or _same_terminal()):
+        _display.console.out(text, highlight=False)
+        return
     try:
         stream.write(text + "\n")
     except UnicodeEncodeError:
         stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, digits: int = 4
+) -> None:
+    """A table on standard output; columns of numbers (and None) only are aligned to the right.
+
+    On a terminal it is made to fit: the widest column of text is folded first, a heading only between its
+    words. Where that is not enough, rows and columns are exchanged.
+    """
+    body = [list(row) for row in rows]
+    cells = [[_cell(cell, digits) for cell in row] for row in body]
+    numeric = [
+        bool(body) and all(isinstance(row[i], (int, float, type(None))) for row in body)
+        for i in range(len(columns))
+    ]
+    console = _console()
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    if widths := _fit(columns, cells, numeric, console.width):
+        _print_table(console, columns, cells, widths, numeric, title)
+        return
+    left = max(map(_width, columns))
+    for chunk in _chunks(cells, console.width - left):
+        turned = list(zip(columns, *chunk, strict=True))
+        widths = [left, *(min(_row_width(row), console.width - left - _GAP) for row in chunk)]
+        _print_table(console, [""] * len(widths), turned, widths, [False] * len(widths), title)
+
+
+def _chunks(cells: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[Sequence[str]]]:
+    """Rows that fit beside each other as columns, one at least."""
+    chunk: list[Sequence[str]] = []
+    for row in cells:
+        if chunk and sum(_GAP + _row_width(each) for each in (*chunk, row)) > width:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    yield chunk
+
+
+def _row_width(row: Sequence[str]) -> int:
+    return max(map(_width, row))
+
+
+def _print_table(
+    console: "Console",
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    widths: Sequence[int],
+    numeric: Sequence[bool],
+    title: str | None,
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(
+        title=title and Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, _GAP - 1, 0, 0),
+        show_header=any(columns),
+    )
+    for column, width, number in zip(columns, widths, numeric, strict=True):
+        out.add_column(Text(column), justify="right" if number else "left", overflow="fold", width=width)
+    for row in cells:
+        out.add_row(*map(Text, row))
+    console.print(out, crop=False, soft_wrap=False)
+
+
+def _fit(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], width: int
+) -> list[int] | None:
+    """The widths of a table's columns that make it fit; None where none do.
+
+    The widest column is folded between its words; where that is not enough, words are cut, first in the
+    column with the longest ones.
+    """
+    content = [[row[i] for row in cells] for i in range(len(columns))]
+    headings = [_longest_word([column]) for column in columns]
+    words = [max(heading, _longest_word(texts)) for heading, texts in zip(headings, content, strict=True)]
+    least = [
+        word if number else max(heading, min(word, _NARROWEST))
+        for word, heading, number in zip(words, headings, numeric, strict=True)
+    ]
+    widths = [max(map(_width, (column, *content[i]))) for i, column in enumerate(columns)]
+    excess = sum(widths) + _GAP * (len(columns) - 1) - width
+    while excess > 0 and widths != words:
+        widths[max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))] -= 1
+        excess -= 1
+    for i in sorted(range(len(words)), key=lambda i: -words[i]):
+        if excess > 0:
+            cut = min(excess, words[i] - least[i])
+            widths[i] -= cut
+            excess -= cut
+    return widths if excess <= 0 else None
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    return max((_width(word) for text in texts for word in text.split()), default=1)
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, text.splitlines()), default=0)
+
+
+def _cell(content: object, digits: int) -> str:
+    if content is None:
+        return "-"
+    return f"{content:.{digits}f}" if isinstance(content, float) else str(content)
 
 
 def outcome(outcome: "Outcome", picture: "Picture | None", as_json: bool) -> None:
@@ -128,112 +236,82 @@ def _described(each: Any) -> dict[str, Any]:
 
 
 def failed(error: PdserveError) -> int:
-    """Say an error in one sentence, with its traceback if PDSERVE_DEBUG is 1; return the exit code."""
+    """Print an error in one sentence, with its traceback if PDSERVE_DEBUG is 1; return the exit code."""
     if os.environ.get("PDSERVE_DEBUG") == "1":
         traceback.print_exception(error)
     say(f"pdserve: {error.message}")
     return error.exit_code
 
 
-class DownloadBars:
-    """Progress bars of downloads, a line each: bytes, speed, time left. See pdserve.progress."""
+class Bars(Progress):
+    """Progress bars on the terminal, one per name."""
 
-    def __init__(self, bars: "Progress") -> None:
-        self._bars = bars
+    def __init__(self, display: "Display") -> None:
+        self._display = display
         self._tasks: dict[str, TaskID] = {}
 
     def _task(self, name: str) -> "TaskID":
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=None, note="")
+            self._tasks[name] = self._display.add_task(name, total=None, note="")
         return self._tasks[name]
 
     def start(self, name: str, total: int | None, completed: int) -> None:
-        self._bars.update(self._task(name), total=total, completed=completed, note="")
+        self._display.update(self._task(name), total=total, completed=completed, note="")
 
-    def advance(self, name: str, n: int) -> None:
-        self._bars.advance(self._task(name), n)
+    def advance(self, name: str, n: int = 1) -> None:
+        self._display.advance(self._task(name), n)
 
     def done(self, name: str) -> None:
         task = self._task(name)
-        self._bars.update(task, note="")
-        self._bars.stop_task(task)
+        self._display.update(task, note="")
+        self._display.stop_task(task)
 
     def note(self, name: str, text: str) -> None:
-        if self._bars.console.is_terminal:
-            self._bars.update(self._task(name), note=text)
-        else:
+        if self._display.disable:
             say(f"{name}: {text}")
+        else:
+            self._display.update(self._task(name), note=text)
 
 
 @contextmanager
-def download_bars() -> Iterator[DownloadBars]:
-    """Bars on standard error while the block runs; nothing but notes where that is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
+def download_bars() -> Iterator[Bars]:
+    """Bars of bytes, speed and time left; notes alone where standard error is no terminal."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with _bars(DownloadColumn(), TransferSpeedColumn(), transient=False) as bars:
+        yield bars
+
+
+@contextmanager
+def image_bars(silent: bool = False) -> Iterator[Bars]:
+    """Bars of images, erased at the end; notes alone if ``silent`` or standard error is no terminal."""
+    from rich.progress import MofNCompleteColumn
+
+    with _bars(MofNCompleteColumn(), transient=True, silent=silent) as bars:
+        yield bars
+
+
+@contextmanager
+def _bars(*columns: Any, transient: bool, silent: bool = False) -> Iterator[Bars]:
+    global _display
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    console = _console(stderr=True)
+    display = Display(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=transient,
+        redirect_stdout=False,
+        disable=silent or not console.is_terminal,
     )
-
-    console = _console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bars:
-        yield DownloadBars(bars)
-
-
-@contextmanager
-def counted(what: str, total: int) -> Iterator["CountBar"]:
-    """A bar that counts to ``total`` on standard error; silent for few, and where that is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = _console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=total < 5 or not console.is_terminal,
-    ) as bars:
-        yield CountBar(bars, bars.add_task(what, total=total))
-
-
-class CountBar:
-    """Counts one at a time."""
-
-    def __init__(self, bars: "Progress", task: "TaskID") -> None:
-        self._bars = bars
-        self._task = task
-
-    def step(self) -> None:
-        self._bars.advance(self._task)
-
-
-@contextmanager
-def image_bars() -> Iterator[DownloadBars]:
-    """Bars that count images on standard error; nothing but notes where that is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = _console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        yield DownloadBars(bars)
+    with display:
+        _display = None if display.disable else display
+        try:
+            yield Bars(display)
+        finally:
+            _display = None

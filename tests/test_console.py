@@ -148,9 +148,10 @@ def test_the_traceback_is_there_for_those_who_ask(capsys: Captured, monkeypatch:
 
 
 def test_bars_are_silent_where_nobody_watches(capsys: Captured):
-    with console.counted("predicting", 100) as bar:
+    with console.image_bars() as bars:
+        bars.start("predicting", 100, 0)
         for _ in range(100):
-            bar.step()
+            bars.advance("predicting")
     with console.download_bars() as bars:
         bars.start("a", 100, 0)
         bars.advance("a", 100)

@@ -90,9 +90,10 @@ def predict(
         load_font()  # a wrong PDSERVE_FONT is reported now, not after a thousand answers
     what = "objects" if kind == "recognition" else "labels"
     bad = 0
-    with asked as ask, console.counted("predicting", len(sources)) as bar:
+    with asked as ask, console.image_bars(silent=len(sources) < 5) as bars:
+        bars.start("predicting", len(sources), 0)
         for outcome in predicting.predict_all(sources, ask, jobs, what):
-            bar.step()
+            bars.advance("predicting")
             picture = predicting.draw(outcome, draw) if draw else None
             bad += isinstance(outcome.answer, PdserveError)
             console.outcome(outcome, picture, as_json)
