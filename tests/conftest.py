@@ -18,6 +18,13 @@ GOLDEN = DATA / "golden"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # What needs the mirror, a GPU or Paddle Serving is no part of the quick tests, where there is one too.
+    needs = {mark.name for mark in item.iter_markers()} | set(getattr(item, "fixturenames", ()))
+    if needs & {"mirror", "gpu", "paddle_serving", "paddle_serving_python"}:
+        item.add_marker(pytest.mark.full)
+
+
 @pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder in the layout of the public model host, or a skip that says how to bring one."""
