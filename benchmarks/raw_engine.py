@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from pdserve import settings
+from pdserve.answers import Objects
 from pdserve.engines import Device, load
 from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import open_serving_model
@@ -33,7 +34,7 @@ from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
-from pdserve.pipelines.recognition import Answer, open_index, open_recognition
+from pdserve.pipelines.recognition import open_recognition
 
 HOME = Home.from_environ(os.environ)
 
@@ -63,16 +64,10 @@ def recognition_settings(device: str, precision: str) -> settings.ServiceSetting
     return SERVICES["recognition"].settings({"devices": (device,), "precision": precision}, {})
 
 
-@lru_cache(maxsize=1)
-def gallery(device: str, precision: str) -> Any:
-    """The index."""
-    return open_index(recognition_settings(device, precision), HOME, recogniser(device, precision).embedder)
-
-
-def recognise(data: bytes, device: str, precision: str) -> Answer:
+def recognise(data: bytes, device: str, precision: str) -> Objects:
     """All of recognition, without a server."""
-    (found,) = recogniser(device, precision).predict([data], gallery(device, precision))
-    if not isinstance(found, Answer):
+    (found,) = recogniser(device, precision).predict([data])
+    if not isinstance(found, Objects):
         raise found
     return found
 

@@ -18,7 +18,7 @@ def _doc(description: str) -> dict[str, str]:
     return {"description": description}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Label:
     """A class: its number, its name, its score in [0, 1]."""
 
@@ -27,7 +27,7 @@ class Label:
     score: float = field(metadata=_doc("between 0 and 1"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FoundMatch:
     """A gallery entry near to an object: its label, its image's path in the gallery, the similarity."""
 
@@ -36,7 +36,7 @@ class FoundMatch:
     score: float = field(metadata=_doc("similarity"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Detection:
     """A detector's own box: corners x1, y1, x2, y2 in pixels and fractions of them, score in [0, 1]."""
 
@@ -44,7 +44,7 @@ class Detection:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FoundObject:
     """A recognised object: its box in whole pixels, the gallery's label, the similarity of the best match.
 
@@ -61,7 +61,7 @@ class FoundObject:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Labels:
     """The answer of classification for one image: its labels, best first."""
 
@@ -74,7 +74,7 @@ class Labels:
         return [cls((Label(UNKNOWN_CLASS, str(n), float(s)),)) for n, s in zip(names, scores, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Objects:
     """The answer of recognition for one image: its objects, the most similar first.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from pdserve.answers import FoundMatch, FoundObject, Label
+from pdserve.answers import FoundObject, Label
 from pdserve.clients.address import is_this_machine
 from pdserve.clients.answers import items, single
 from pdserve.clients.credentials import NO_ACCESS, Access
@@ -17,7 +17,6 @@ from pdserve.errors import ImageError, KeyRefusedError, PdserveError, Unreachabl
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.vision.image_files import SUFFIXES, find_images
-from pdserve.vision.postprocess import score_of
 
 Result = TypeVar("Result")
 
@@ -146,55 +145,21 @@ def local(service: str, flags: Mapping[str, Any], environ: Mapping[str, str], ho
 
     Raises what is wrong with a model, its description, the index or the device.
     """
-    with (
-        _local_recognition(flags, environ, home)
-        if service == "recognition"
-        else _local_classification(flags, environ, home) as ask
-    ):
-        yield ask
 
+    entry = SERVICES[service]
+    pipeline = entry.open(entry.settings(flags, environ), home)
 
-@contextmanager
-def _local_classification(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
-    from pdserve.pipelines.classification import open_classification
+    def ask(image: bytes) -> Answer:
+        (answer,) = pipeline.predict([image])
+        if isinstance(answer, PdserveError):
+            raise answer
+        items: Answer = list(getattr(answer, entry.items))
+        return items
 
-    pipeline = open_classification(SERVICES["classification"].settings(flags, environ), home)
     try:
-        yield lambda image: _raised(pipeline.predict([image])[0])
-    finally:
-        pipeline.close()
-
-
-@contextmanager
-def _local_recognition(flags: Mapping[str, Any], environ: Mapping[str, str], home: Home) -> Iterator[Ask]:
-    from pdserve.pipelines.recognition import open_index, open_recognition
-
-    wanted = SERVICES["recognition"].settings(flags, environ)
-    pipeline = open_recognition(wanted, home)
-    try:
-        index = open_index(wanted, home, pipeline.embedder)
-
-        def ask(image: bytes) -> list[FoundObject]:
-            answer = _raised(pipeline.predict([image], index)[0])
-            return [
-                FoundObject(
-                    each.bbox,
-                    each.label,
-                    score_of(each.score),
-                    tuple(FoundMatch(m.label, m.image, score_of(m.similarity)) for m in each.matches),
-                )
-                for each in answer.objects
-            ]
-
         yield ask
     finally:
         pipeline.close()
-
-
-def _raised(answer: Result | PdserveError) -> Result:
-    if isinstance(answer, PdserveError):
-        raise answer
-    return answer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
-from pdserve.pipelines.recognition import choose, open_index, open_recognition, regions
+from pdserve.pipelines.recognition import choose, open_recognition, regions
 from pdserve.services.http.base64_json import from_base64
 
 MODEL = os.environ.get("RIVAL_MODEL", "ResNet50_vd")
@@ -73,7 +73,6 @@ class Recognition:
         home = Home.from_environ(os.environ)
         self._pipeline = open_recognition(chosen, home)
         self._detector = self._pipeline.detectors[0]
-        self._index = open_index(chosen, home, self._pipeline.embedder)
 
     def prepare(self, data: bytes) -> Any:
         """An image file -> the image, and what the detector takes of it."""
@@ -92,7 +91,7 @@ class Recognition:
             for (decoded, _), parts in zip(prepared, found, strict=True)
             for crop in self._pipeline.crops(decoded, parts)
         ]
-        matches = iter(self._index.search(np.stack(self._pipeline.embedder.infer(crops)), 1))
+        matches = iter(self._pipeline.index.search(np.stack(self._pipeline.embedder.infer(crops)), 1))
         return [self._fields(parts, [next(matches) for _ in parts]) for parts in found]
 
     def _fields(self, parts: Any, near: Any) -> dict[str, str]:

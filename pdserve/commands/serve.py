@@ -149,5 +149,4 @@ def _serve(kind: str, settle: Callable[[], Any], runtime: o.Runtime, python: Pat
         raise UsageError("--python goes with --runtime paddle-serving; pdserve's own runtime is this Python.")
     from pdserve.services import server
 
-    serve = server.serve_classification if kind == "classification" else server.serve_recognition
-    serve(settle, o.home())
+    server.serve(SERVICES[kind], settle, o.home())

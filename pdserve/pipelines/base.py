@@ -4,17 +4,21 @@ A pipeline says in `Pipeline.answer` which steps an image takes; how a step is r
 it is given: a server's, with threads and batches across requests, or `Direct`, one step after the other.
 """
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pdserve.engines import Engine
-from pdserve.errors import PdserveError
+from pdserve.errors import DeadlineError, PdserveError
 from pdserve.formats.serving_model import ServingModel
+from pdserve.pipelines.loading import models_signature
 from pdserve.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from pdserve.index.search import LoadedIndex
+    from pdserve.pipelines.embedder import Embedder
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -53,10 +57,16 @@ class Steps(Protocol):
 
 
 class Pipeline(ABC, Generic[Answer]):
-    """Models loaded and warm. ``loaded``: the signature of the models' files when they were loaded."""
+    """Models loaded and warm.
 
-    kind: ClassVar[str]
+    ``loaded``: the signature of the models' files when they were loaded. ``index``: the version of the
+    index that is searched, None for a pipeline without one; a newer one may be put in its place at any
+    time. ``embedder``: what made that index.
+    """
+
     loaded: Hashable
+    index: "LoadedIndex | None" = None
+    embedder: "Embedder | None" = None
 
     @property
     @abstractmethod
@@ -73,6 +83,14 @@ class Pipeline(ABC, Generic[Answer]):
     def fields(self, answers: Sequence[Answer]) -> Mapping[str, str]:
         """All images' answers as keys and values of Paddle Serving's pipeline protocol."""
 
+    def load_index(self) -> "LoadedIndex":
+        """Load the index that is published now. Raises IndexFolderError, OtherEmbedderError."""
+        raise NotImplementedError("a pipeline without an index")
+
+    def signature(self) -> Hashable:
+        """The signature of the models' files as they are now."""
+        return models_signature(each.model for each in self.models.values())
+
     @abstractmethod
     def check(self) -> None:
         """Run every engine once. Raises EngineError; where outputs do not fit, ModelError, SettingsError."""
@@ -84,8 +102,31 @@ class Pipeline(ABC, Generic[Answer]):
                 engine.close()
 
     def predict(self, images: Sequence[bytes], top_k: int | None = None) -> list[Answer | PdserveError]:
-        """Answer image files in this thread, one step after the other; see `answer`."""
-        return asyncio.run(self.answer(images, Direct(self.models), top_k))
+        """Answer image files in this thread, one after the other; see `answer`."""
+        answers: list[Answer | PdserveError] = []
+        for image in images:
+            way = self.answer([image], Direct(self.models), top_k)
+            try:
+                way.send(None)  # nothing in it waits for anything
+            except StopIteration as done:
+                answers += done.value
+            except PdserveError as error:
+                answers.append(error)
+        return answers
+
+
+async def attempt(
+    steps: Steps, work: Callable[[bytes], Result], image: bytes | PdserveError
+) -> Result | PdserveError:
+    """Do one image's work; an error of its own becomes its result. Raises DeadlineError."""
+    if isinstance(image, PdserveError):
+        return image
+    try:
+        return await steps.work(work, image)
+    except DeadlineError:
+        raise
+    except PdserveError as error:
+        return error
 
 
 class Direct:

@@ -1,45 +1,66 @@
-"""The classification pipeline: image files in, labels out. It knows engines, and nothing of sockets."""
+"""Classification: image files in, labels out."""
 
+import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from pdserve.answers import Label
+from pdserve.answers import Label, Labels
 from pdserve.engines import Engine
 from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
-from pdserve.formats.serving_model import ServingModel, open_serving_model
-from pdserve.models.find import find_serving_model
+from pdserve.formats.serving_model import ServingModel
 from pdserve.models.home import Home
-from pdserve.pipelines.loading import load_engines, stamp
-from pdserve.pipelines.model_config import Description, describe
-from pdserve.settings import ServiceSettings
+from pdserve.pipelines.base import Pipeline, PipelineModel, Steps, attempt
+from pdserve.pipelines.loading import load_engines, open_model
+from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
+from pdserve.settings import ModelSettings, ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")
 
-
 # The aliases that the guide gives a classifier, and that a caller of the model may count on.
 FEED = "image"
 FETCH = "prediction"
 
+# Postprocessings whose labels are alternatives, of which the old protocol carries the best alone. Attribute
+# models answer with several labels that belong together.
+_ALTERNATIVES = ("Topk", "ThreshOutput")
 
-@dataclass(frozen=True)
-class ClassificationPipeline:
-    """Three stages, each its own method, so that a server can put queues between them.
+
+class _Prepared(NamedTuple):
+    """An image ready for the engine; durations in seconds, ``ended`` on time.perf_counter's clock."""
+
+    tensor: Tensor
+    decode_s: float
+    preprocess_s: float
+    ended: float
+
+
+@dataclass(eq=False)
+class ClassificationPipeline(Pipeline[Labels]):
+    """A classifier. ``fetch``: the alias of the scores.
 
     ``prepare`` and ``read`` may run in any number of threads; ``infer`` as the engine allows.
     """
 
     model: ServingModel
     engines: tuple[Engine, ...]
-    description: Description
+    config: ClassifierConfig
+    settings: ModelSettings
     fetch: str = FETCH
     max_pixels: int = MAX_PIXELS
-    stamp: Hashable = None  # of the model's files, when they were loaded
+    loaded: Hashable = None
+
+    @cached_property
+    def models(self) -> Mapping[str, PipelineModel]:
+        return {"model": PipelineModel("classifier", self.model, self.engines, self.settings, self.infer)}
 
     def decode(self, data: bytes) -> Image8:
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
@@ -47,7 +68,7 @@ class ClassificationPipeline:
 
     def preprocess(self, image: Image8) -> Tensor:
         """H×W×3 uint8 RGB -> C×H×W float32. Raises ImageError."""
-        return self.description.chain(image)
+        return self.config.chain(image)
 
     def prepare(self, data: bytes) -> Tensor:
         """An image file's bytes -> C×H×W float32. Raises ImageError."""
@@ -67,57 +88,75 @@ class ClassificationPipeline:
                     f"The model's {self.fetch!r} has the shape {scores.shape}, not (images, classes)."
                 )
             if not np.isfinite(scores).all():
-                raise EngineError(f"The model's {self.fetch!r} has values that are no numbers.")
+                raise EngineError(f"The model's {self.fetch!r} has values that are not numbers.")
             for i, row in zip(among, scores, strict=True):
                 rows[i] = row
         return [row for row in rows if row is not None]
 
     def read(self, scores: Tensor, top_k: int | None = None) -> list[Label]:
         """A row of scores -> labels, best first."""
-        return self.description.postprocess.read(scores, top_k)
+        return self.config.postprocess.read(scores, top_k)
 
-    def predict(self, images: Sequence[bytes], top_k: int | None = None) -> list[list[Label] | PdserveError]:
-        """All three stages for several image files; a bad image gets its error in its place."""
-        out: list[list[Label] | PdserveError] = []
-        good: list[int] = []
-        tensors: list[Tensor] = []
-        for i, data in enumerate(images):
-            try:
-                tensors.append(self.prepare(data))
-                good.append(i)
-                out.append([])
-            except PdserveError as error:
-                out.append(error)
-        for i, row in zip(good, self.infer(tensors), strict=True):
-            out[i] = self.read(row, top_k)
-        return out
+    async def answer(
+        self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
+    ) -> list[Labels | PdserveError]:
+        if len(images) == 1:  # a gather would make a task of it
+            prepared = [await attempt(steps, self._prepare, images[0])]
+        else:
+            prepared = await asyncio.gather(*(attempt(steps, self._prepare, image) for image in images))
+        name = self.model.name
+        for each in prepared:
+            if not isinstance(each, PdserveError):
+                steps.record("decode", each.decode_s, name, each.ended - each.preprocess_s)
+                steps.record("preprocess", each.preprocess_s, name, each.ended)
+        tensors = [each.tensor for each in prepared if not isinstance(each, PdserveError)]
+        rows = iter(await steps.infer("model", tensors))
+        started = time.perf_counter()
+        answers: list[Labels | PdserveError] = []
+        for each in prepared:
+            row = each if isinstance(each, PdserveError) else next(rows)
+            answers.append(row if isinstance(row, PdserveError) else Labels(tuple(self.read(row, top_k))))
+        steps.record("postprocess", time.perf_counter() - started, name)
+        return answers
+
+    def _prepare(self, data: bytes) -> _Prepared:
+        started = time.perf_counter()
+        image = self.decode(data)
+        decoded = time.perf_counter()
+        tensor = self.preprocess(image)
+        ended = time.perf_counter()
+        return _Prepared(tensor, decoded - started, ended - decoded, ended)
+
+    def fields(self, answers: Sequence[Labels]) -> Mapping[str, str]:
+        """``label`` and ``prob``, each the repr of a list with an entry per image."""
+        labels = [[each.label.strip().replace(",", "") for each in answer.labels] for answer in answers]
+        scores = [[float(np.float32(each.score)) for each in answer.labels] for answer in answers]
+        if self.config.postprocess.kind in _ALTERNATIVES:
+            return {"label": repr([row[0] for row in labels]), "prob": repr([row[0] for row in scores])}
+        return {"label": repr(labels), "prob": repr(scores)}
 
     def check(self) -> None:
-        """Run every engine once and see that what comes out fits. Raises ModelError, SettingsError."""
-        size = self.description.chain.size or (224, 224)
+        """Run every engine once and see that its outputs fit the labels. Raises ModelError, SettingsError."""
+        size = self.config.chain.size or (224, 224)
         for i in range(len(self.engines)):
             rows = self.infer([np.zeros((3, *size), np.float32)], i)
-            width, wanted = len(rows[0]), self.description.postprocess.width
+            width, wanted = len(rows[0]), self.config.postprocess.width
             if wanted is not None and width != wanted:
-                names = self.description.names
+                names = self.config.names
                 what = (
                     f"{len(names)} labels"
                     if names
-                    else f"{self.description.postprocess.kind} for {wanted} outputs"
+                    else f"{self.config.postprocess.kind} for {wanted} outputs"
                 )
                 raise SettingsError(
                     f"The model has {width} outputs and there are {what}; give the right --labels."
                 )
 
-    def close(self) -> None:
-        for engine in self.engines:
-            engine.close()
-
 
 def check_aliases(model: ServingModel, fetch: str = FETCH) -> None:
     """See that a serving model has the feed and fetch of this service, before anything is loaded.
 
-    Raises AliasError with the command that mends it.
+    Raises AliasError with the command that fixes it.
     """
     config = model.config
     feeds, fetches = [v.alias for v in config.feeds], [v.alias for v in config.fetches]
@@ -136,9 +175,9 @@ def check_aliases(model: ServingModel, fetch: str = FETCH) -> None:
         )
 
 
-def check_size(model: ServingModel, description: Description) -> None:
+def check_size(model: ServingModel, config: ClassifierConfig) -> None:
     """See that the preprocessing gives the size that the model's feed declares. Raises ModelError."""
-    shape, size = model.config.feeds[0].shape, description.chain.size
+    shape, size = model.config.feeds[0].shape, config.chain.size
     if len(shape) == 3 and size and shape[1:] != size:
         raise ModelError(
             f"{model.name} takes images of {shape[2]}×{shape[1]} and the preprocessing gives "
@@ -147,25 +186,16 @@ def check_size(model: ServingModel, description: Description) -> None:
 
 
 def open_classification(settings: ServiceSettings, home: Home) -> ClassificationPipeline:
-    """Find, check, load and warm up a classifier.
-
-    Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any door
-    is open; every engine has run once when this returns.
-    """
-    model = open_serving_model(find_serving_model(settings.models["model"].model, home, settings.config_dir))
-    loaded = stamp([model])
-    fetch = settings.models["model"].fetch_list[0] if settings.models["model"].fetch_list else FETCH
+    """Find, check, load and warm up a classifier; see `ServiceEntry.open`."""
+    wanted = settings.models["model"]
+    model, loaded = open_model(wanted, home, settings.config_dir)
+    fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
-    description = describe(model, settings.options)
-    check_size(model, description)
+    config = classifier_config(model, settings.options)
+    check_size(model, config)
     pipeline = ClassificationPipeline(
-        model,
-        load_engines(model, settings.models["model"]),
-        description,
-        fetch,
-        settings.server.max_pixels,
-        loaded,
+        model, load_engines(model, wanted), config, wanted, fetch, settings.server.max_pixels, loaded
     )
-    log.info("preprocessing of %s from %s", model.name, description.origin)
+    log.info("preprocessing of %s from %s", model.name, config.origin)
     pipeline.check()
     return pipeline

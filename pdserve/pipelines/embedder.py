@@ -17,8 +17,8 @@ from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
-from pdserve.pipelines.inference_yml import read_inference_yml
 from pdserve.pipelines.loading import load_engines
+from pdserve.pipelines.model_config import read_inference_yml
 from pdserve.settings import ModelSettings
 from pdserve.vision import preprocess
 from pdserve.vision.types import Image8, Tensor, Vectors

@@ -1,15 +1,29 @@
-"""Loads a serving model's engines as the settings say, one for each device."""
+"""Open a serving model and load its engines, one per device, as the settings say."""
 
 import logging
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 
 from pdserve import engines
 from pdserve.engines import Engine
 from pdserve.files import signature
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.models.find import find_serving_model
+from pdserve.models.home import Home
 from pdserve.settings import ModelSettings
 
 log = logging.getLogger("pdserve")
+
+
+def open_model(
+    settings: ModelSettings, home: Home, config_dir: Path
+) -> tuple[ServingModel, frozenset[Hashable]]:
+    """Find and open the model that the settings name, and the signature of its files before it is loaded.
+
+    Raises ModelError.
+    """
+    model = open_serving_model(find_serving_model(settings.model, home, config_dir))
+    return model, models_signature([model])
 
 
 def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, ...]:
@@ -25,8 +39,8 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
                     model,
                     engine=settings.engine,
                     device=engines.Device.parse(device),
-                    threads=_said(settings.threads),
-                    instances=_said(settings.instances),
+                    threads=_number(settings.threads),
+                    instances=_number(settings.instances),
                     precision=settings.precision,
                     options=engines.Options(settings.ir_optim, settings.use_mkldnn, settings.tensorrt),
                 )
@@ -39,18 +53,18 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
     return tuple(loaded)
 
 
-def _said(number: int | str) -> int | None:
+def _number(number: int | str) -> int | None:
     return None if isinstance(number, str) else number
 
 
-def stamp(models: Iterable[ServingModel]) -> frozenset[Hashable]:
-    """What tells the files of these models from those that were there before: names, sizes, times, inodes.
+def models_signature(models: Iterable[ServingModel]) -> frozenset[Hashable]:
+    """The names, sizes, times and inodes of these models' files: what changes when a model is published.
 
-    A file that goes while one looks counts as not there.
+    A file that is removed meanwhile counts as absent.
     """
     found: list[Hashable] = []
     for model in models:
-        # Optimised forms of the model are kept below.
+        # Optimised forms of the model are in subfolders.
         for pattern in ("*", ".pdserve/*/*.json"):
             for path in model.path.glob(pattern):
                 seen = signature(path)

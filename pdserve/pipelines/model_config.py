@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.errors import SettingsError
+from pdserve.errors import ModelError, SettingsError
+from pdserve.formats import yaml_file
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import catalog, labels
-from pdserve.pipelines.inference_yml import read_inference_yml
 from pdserve.settings import ClassificationOptions
 from pdserve.vision import postprocess as scores
 from pdserve.vision import preprocess
 
 
 @dataclass(frozen=True)
-class Description:
+class ClassifierConfig:
     """A classifier's two ends. ``origin`` says where the chain came from, for the log.
 
     ``params`` are the parameters of the postprocessing, as they are written.
@@ -32,7 +32,7 @@ class Description:
     params: Mapping[str, Any]
 
 
-def describe(model: ServingModel, wanted: ClassificationOptions) -> Description:
+def classifier_config(model: ServingModel, wanted: ClassificationOptions) -> ClassifierConfig:
     """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
     entry = catalog.load().get(model.name)
     in_yml = read_inference_yml(model)
@@ -52,7 +52,7 @@ def describe(model: ServingModel, wanted: ClassificationOptions) -> Description:
     names = _names(postprocess, entry, wanted)
     compiled = scores.build(postprocess, names)
     params = postprocess.get(compiled.kind) or {}
-    return Description(preprocess.build(wanted_ops), compiled, names, " and ".join(origins), params)
+    return ClassifierConfig(preprocess.build(wanted_ops), compiled, names, " and ".join(origins), params)
 
 
 # Where an operator belongs that a chain does not have.
@@ -142,3 +142,29 @@ def _names(
         if isinstance(params, Mapping) and isinstance(params.get("label_list"), list):
             return tuple(str(name) for name in params["label_list"])
     return labels.read_labels(labels.FOLDER / entry.labels) if entry and entry.labels else None
+
+
+def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
+    """The sections PreProcess and PostProcess, each a mapping that compiles; both empty without a file.
+
+    Raises ModelError with the path.
+    """
+    path = model.inference_yml
+    if path is None:
+        return {"PreProcess": {}, "PostProcess": {}}
+    try:
+        content = yaml_file.read(path)
+    except (OSError, yaml_file.YamlError) as error:
+        raise ModelError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
+    sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ModelError(f"{path}: {name} is {section!r}; it must be a mapping.")
+    try:
+        preprocess.build(sections["PreProcess"].get("transform_ops") or ())
+        scores.build(sections["PostProcess"], None)
+    except SettingsError as error:
+        raise ModelError(f"{path}: {error.message}") from error
+    return sections

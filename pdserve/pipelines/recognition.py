@@ -1,61 +1,38 @@
-"""The recognition pipeline (PP-ShiTu): image files in, recognised objects out.
+"""Recognition (PP-ShiTu): image files in, recognised objects out.
 
 Detector → boxes, and the whole image → crops → embedder → index → score threshold → suppression across
-boxes. It knows engines and an index, and nothing of sockets.
+boxes.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from pdserve.answers import Detection, FoundMatch, FoundObject, Objects
+from pdserve.engines import Device
 from pdserve.errors import PdserveError
-from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.formats.serving_model import ServingModel
+from pdserve.index import faiss_gpu, search
 from pdserve.index import store as index_folder
-from pdserve.index.search import LoadedIndex, Match, load
-from pdserve.models.find import find_serving_model
+from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
-from pdserve.pipelines.detector import Detector, DetectorSettings, Prepared, check_aliases, open_detector
+from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps, attempt
+from pdserve.pipelines.detector import Detector, DetectorSettings, check_aliases, open_detector
 from pdserve.pipelines.embedder import Embedder, open_embedder
-from pdserve.pipelines.loading import load_engines, stamp
+from pdserve.pipelines.loading import load_engines, open_model
 from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
 from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.postprocess import score_of
 from pdserve.vision.types import Floats, Image8, Tensor
 
 log = logging.getLogger("pdserve")
-
-
-@dataclass(frozen=True)
-class Recognized:
-    """One object: the whole pixels ``bbox`` (x1, y1, x2, y2; x2 and y2 outside) and the gallery's nearest.
-
-    ``matches``, best first, is never empty. ``detection`` is the detector's own box, None for the whole
-    image.
-    """
-
-    bbox: tuple[int, int, int, int]
-    matches: tuple[Match, ...]
-    detection: Box | None
-
-    @property
-    def label(self) -> str:
-        return self.matches[0].label
-
-    @property
-    def score(self) -> float:
-        return self.matches[0].similarity
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is in an image, the most similar first; the version of the index that says so; ms per stage."""
-
-    objects: tuple[Recognized, ...]
-    index_version: int
-    timings_ms: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ def regions(image: Image8, boxes: Sequence[Box]) -> list[Region]:
 
 def choose(
     found: Sequence[Region], matches: Sequence[Sequence[Match]], options: RecognitionOptions
-) -> tuple[Recognized, ...]:
+) -> tuple[FoundObject, ...]:
     """Keep what is similar enough, and of overlapping boxes the most similar."""
     enough = [
         (region, near)
@@ -83,37 +60,53 @@ def choose(
     ]
     corners = [crop_corners(region.box) for region, _ in enough]
     kept = suppress_results(corners, [near[0].similarity for _, near in enough], options.nms_threshold)
-    return tuple(
-        Recognized(corners[i], tuple(enough[i][1]), enough[i][0].box if enough[i][0].detected else None)
-        for i in kept
-    )
+    return tuple(_object(corners[i], *enough[i]) for i in kept)
 
 
-@dataclass(frozen=True)
-class RecognitionPipeline:
-    """The models and the options; the index comes with each call, since a newer one may be published.
+def _object(corners: tuple[int, int, int, int], region: Region, near: Sequence[Match]) -> FoundObject:
+    matches = tuple(FoundMatch(m.label, m.image, score_of(m.similarity)) for m in near)
+    detection = None
+    if region.detected:
+        x1, y1, x2, y2 = (round(x, 4) for x in (region.box.x1, region.box.y1, region.box.x2, region.box.y2))
+        detection = Detection((x1, y1, x2, y2), score_of(region.box.score))
+    return FoundObject(corners, matches[0].label, matches[0].score, matches, detection)
 
-    ``detectors``: one per device, none to recognise whole images. ``stamp``: of the models' files, when
-    they were loaded.
+
+@dataclass(eq=False, kw_only=True)
+class RecognitionPipeline(Pipeline[Objects]):
+    """Detector, embedder and index.
+
+    ``detectors``: one per device, none to recognise whole images. ``settings``: of the models by role.
     """
 
     detector_model: ServingModel | None
     detectors: tuple[Detector, ...]
     embedder: Embedder
     options: RecognitionOptions
+    settings: Mapping[str, ModelSettings]
+    index: LoadedIndex
     max_pixels: int = MAX_PIXELS
-    stamp: Hashable = None
+    loaded: Hashable = None
 
-    @property
-    def models(self) -> tuple[ServingModel, ...]:
-        """The models that run."""
-        return (*((self.detector_model,) if self.detector_model else ()), self.embedder.model)
+    @cached_property
+    def models(self) -> Mapping[str, PipelineModel]:
+        models = {}
+        if self.detector_model:
+            engines = tuple(detector.engine for detector in self.detectors)
+            models["detector"] = PipelineModel(
+                "detector", self.detector_model, engines, self.settings["detector"], self.detect
+            )
+        embedder, settings = self.embedder, self.settings["embedder"]
+        models["embedder"] = PipelineModel(
+            "embedder", embedder.model, embedder.engines, settings, embedder.infer
+        )
+        return models
 
     def decode(self, data: bytes) -> Image8:
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
         return decode(data, self.max_pixels)
 
-    def detect(self, prepared: Sequence[Prepared], engine: int = 0) -> list[Floats]:
+    def detect(self, prepared: Sequence[Mapping[str, Floats]], engine: int = 0) -> list[Floats]:
         """Prepared images -> the detector's rows of each, on one of its devices. Raises EngineError."""
         return self.detectors[engine].infer(prepared)
 
@@ -125,34 +118,85 @@ class RecognitionPipeline:
         """The regions, as the embedder takes them."""
         return [self.embedder.prepare(part) for part in self.crop_images(image, found)]
 
-    def predict(
-        self, images: Sequence[bytes], index: LoadedIndex, top_k: int | None = None
-    ) -> list[Answer | PdserveError]:
-        """All stages for several image files, one after the other; a bad one gets its error in its place."""
-        out: list[Answer | PdserveError] = []
-        for data in images:
-            try:
-                out.append(self._one(data, index, top_k))
-            except PdserveError as error:
-                out.append(error)
-        return out
+    async def answer(
+        self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
+    ) -> list[Objects | PdserveError]:
+        """See `Pipeline.answer`. Each image goes its own way; the batches bring them together again."""
+        if len(images) == 1:
+            return [await self._one(images[0], steps, top_k)]
+        tasks = [asyncio.ensure_future(self._one(image, steps, top_k)) for image in images]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # where one has failed for all
+                task.cancel()
 
-    def _one(self, data: bytes, index: LoadedIndex, top_k: int | None) -> Answer:
+    async def _one(
+        self, data: bytes | PdserveError, steps: Steps, top_k: int | None
+    ) -> Objects | PdserveError:
         clock = Clock()
-        image = self.decode(data)
-        clock.lap("decode")
-        boxes: list[Box] = []
-        if self.detectors:
-            height, width = image.shape[:2]
-            (rows,) = self.detect([self.detectors[0].prepare(image)])
-            boxes = self.detectors[0].read(rows, width, height)
-            clock.lap("detect")
+        image = await attempt(steps, self.decode, data)
+        if isinstance(image, PdserveError):
+            return image
+        steps.record("decode", clock.lap("decode"))
+        boxes = await self._boxes(image, clock, steps)
+        if isinstance(boxes, PdserveError):
+            return boxes
         found = regions(image, boxes)
-        vectors = self.embedder.infer(self.crops(image, found))
+        crops = await steps.work(self.crops, image, found)
+        steps.record("preprocess", clock.lap("preprocess"), self.embedder.name)
+        vectors: list[Tensor] = []
+        for vector in await steps.infer("embedder", crops):
+            if isinstance(vector, PdserveError):
+                return vector
+            vectors.append(vector)
         clock.lap("embed")
+        answer = await steps.work(self._look_up, found, vectors, top_k, clock)
+        steps.record("search", answer.timings_ms["search"] / 1000)
+        return answer
+
+    async def _boxes(self, image: Image8, clock: Clock, steps: Steps) -> list[Box] | PdserveError:
+        if not self.detectors:
+            return []
+        detector, name = self.detectors[0], self.models["detector"].name  # all do the same but run
+        prepared = await steps.work(detector.prepare, image)
+        steps.record("preprocess", clock.lap("preprocess"), name)
+        (rows,) = await steps.infer("detector", [prepared])
+        if isinstance(rows, PdserveError):
+            return rows
+        height, width = image.shape[:2]
+        started = time.perf_counter()
+        boxes = detector.read(rows, width, height)
+        steps.record("postprocess", time.perf_counter() - started, name)
+        clock.lap("detect")
+        return boxes
+
+    def _look_up(
+        self, found: Sequence[Region], vectors: Sequence[Tensor], top_k: int | None, clock: Clock
+    ) -> Objects:
+        index = self.index  # one version for the whole of the image
         matches = index.search(np.stack(vectors), top_k or self.options.top_k)
+        objects = choose(found, matches, self.options)
         clock.lap("search")
-        return Answer(choose(found, matches, self.options), index.version, clock.laps)
+        return Objects(objects, index.version, clock.laps)
+
+    def fields(self, answers: Sequence[Objects]) -> Mapping[str, str]:
+        """``result``: the repr of a list of objects, or of such a list per image where there are several."""
+        lists = [
+            [
+                {"bbox": list(each.bbox), "rec_docs": each.label, "rec_scores": float(np.float32(each.score))}
+                for each in answer.objects
+            ]
+            for answer in answers
+        ]
+        return {"result": repr(lists[0] if len(lists) == 1 else lists)}
+
+    def load_index(self) -> LoadedIndex:
+        """The index that is published now, on the embedder's device where faiss can search there.
+
+        Raises IndexFolderError, OtherEmbedderError.
+        """
+        return load_index(self.index.folder, self.embedder, self.settings["embedder"])
 
     def check(self) -> None:
         """Run every engine once. Raises ModelError, EngineError."""
@@ -162,52 +206,37 @@ class RecognitionPipeline:
         for detector in self.detectors:
             detector.check()
 
-    def close(self) -> None:
-        for detector in self.detectors:
-            detector.engine.close()
-        self.embedder.close()
-
-
-class Clock:
-    """Laps in milliseconds by name; laps of one name add up."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, name: str) -> float:
-        """Close a lap; its seconds."""
-        now = time.perf_counter()
-        seconds = now - self._since
-        self.laps[name] = round(self.laps.get(name, 0) + seconds * 1000, 3)
-        self._since = now
-        return seconds
-
 
 def open_recognition(settings: ServiceSettings, home: Home) -> RecognitionPipeline:
-    """Find, check, load and warm up detector and embedder.
-
-    Raises ModelError, AliasError, SettingsError, DeviceError or EngineError, each before any port is open.
-    """
-    wanted = settings.models["embedder"]
-    embedder_model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
-    loaded = stamp([embedder_model])
+    """Find, check, load and warm up detector, embedder and index; see `ServiceEntry.open`."""
+    wanted, options = settings.models["embedder"], settings.options
+    _, loaded = open_model(wanted, home, settings.config_dir)
     embedder = open_embedder(wanted, home, settings.config_dir)
     detector_model: ServingModel | None = None
     detectors: tuple[Detector, ...] = ()
     try:
         if detector := settings.models.get("detector"):
-            found = find_serving_model(detector.model, home, settings.config_dir)
-            detector_model = open_serving_model(found)
-            loaded |= stamp([detector_model])
-            detectors = _open_detectors(detector_model, detector, settings.options)
+            detector_model, files = open_model(detector, home, settings.config_dir)
+            loaded |= files
+            detectors = _open_detectors(detector_model, detector, options)
+        folder = index_folder.find(_index_name(settings), home)
+        pipeline = RecognitionPipeline(
+            detector_model=detector_model,
+            detectors=detectors,
+            embedder=embedder,
+            options=options,
+            settings=settings.models,
+            index=load_index(folder, embedder, wanted),
+            max_pixels=settings.server.max_pixels,
+            loaded=loaded,
+        )
+        pipeline.check()
     except BaseException:
+        for each in detectors:
+            each.engine.close()
         embedder.close()
         raise
-    pipeline = RecognitionPipeline(
-        detector_model, detectors, embedder, settings.options, settings.server.max_pixels, loaded
-    )
-    pipeline.check()
+    log.info("index %s: %d entries", folder, pipeline.index.count)
     return pipeline
 
 
@@ -216,15 +245,20 @@ def _open_detectors(
 ) -> tuple[Detector, ...]:
     check_aliases(model.config.feeds, str(model.path))
     if settings.fetch_list:
-        log.warning("the detector's fetch_list has no effect: its outputs are told by what they hold")
+        log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
     wanted = DetectorSettings(threshold=options.det_threshold, max_results=options.max_det_results)
     return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings))
 
 
-def open_index(settings: ServiceSettings, home: Home, embedder: Embedder) -> LoadedIndex:
-    """Find and load the index, which must be this embedder's. Raises UsageError, IndexFolderError."""
+def _index_name(settings: ServiceSettings) -> str:
+    """A folder beside the configuration file, else what was named."""
     beside = settings.config_dir / settings.options.index
-    wanted = str(beside) if beside.is_dir() else settings.options.index
-    index = load(index_folder.find(wanted, home))
+    return str(beside) if beside.is_dir() else settings.options.index
+
+
+def load_index(folder: Path, embedder: Embedder, settings: ModelSettings) -> LoadedIndex:
+    """Load an index, which must be this embedder's. Raises UsageError, IndexFolderError."""
+    index = search.load(folder)
     index.require(embedder)
-    return index
+    device = Device.parse(settings.devices[0])
+    return index if device.kind != "gpu" else faiss_gpu.moved(index, device.index)

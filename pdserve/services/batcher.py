@@ -1,33 +1,77 @@
-"""Batching: images that wait, of whichever requests, go through an engine together.
+"""Dynamic batching: queued images of all requests go through an engine together.
 
-One queue before one or more workers; a worker is an engine instance. Idle workers share what waits
-between them, up to ``max_batch_size`` each. With a delay of 0 they take what is there and never wait for
-more. A batch that fails is tried again image by image, so that only the bad one fails.
+One queue before one or more workers; a worker is an engine instance with a thread. Idle workers share what
+is queued, up to ``max_batch_size`` each. With a delay of 0 they take what is there and never wait for more.
+A batch that fails is run again image by image, so that only the bad one fails.
 """
 
 import asyncio
 import functools
 import math
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from pdserve.engines import Engine
+from pdserve.engines.device import cores
 from pdserve.errors import ClosedError, DeadlineError, EngineError, PdserveError
-from pdserve.services.engine_thread import EngineThread
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.stages import Stages
+from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# So many failures in a row, each of an image by itself, and the engine is under suspicion.
+# After so many failures in a row, each of an image by itself, the engine is checked.
 MAX_FAILURES = 3
 
 
 class RetiredError(ClosedError):
-    """The engines behind this queue were given up before the request's turn came; ask their successors."""
+    """The engines behind this queue were retired before the request's turn came; ask their successors."""
+
+
+class EngineThread(Generic[Item, Result]):
+    """Runs ``work`` on one batch at a time, away from the event loop.
+
+    A daemon thread: concurrent.futures would wait at the process's end for one that never returns.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._batches: queue.SimpleQueue[
+            tuple[Sequence[Item], Callable[[Sequence[Result] | Exception], None]] | None
+        ] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="pdserve-engine", daemon=True)
+        self._thread.start()
+
+    def run(self, items: Sequence[Item], done: "Callable[[Sequence[Result] | Exception], None]") -> None:
+        """Run a batch; ``done`` is called on the event loop with its results or its error."""
+        self._batches.put((items, done))
+
+    def stop(self) -> None:
+        """End after the batch under way, if that ever ends. Waits for nothing."""
+        self._batches.put(None)
+
+    def _serve(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            items, done = batch
+            outcome: Sequence[Result] | Exception
+            try:
+                outcome = self._work(items)
+                if len(outcome) != len(items):
+                    outcome = RuntimeError(f"{len(outcome)} results came of {len(items)} items")
+            except Exception as error:
+                outcome = error
+            try:
+                self._loop.call_soon_threadsafe(done, outcome)
+            except RuntimeError:  # the loop has closed: nobody waits any more
+                return
+            del batch, items, done, outcome  # or the last batch would be kept until the next comes
 
 
 class _Group(Generic[Result]):
@@ -78,10 +122,10 @@ class _Worker(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """A queue before one or more workers.
 
-    ``workers``: each a function from a batch of items to as many results, run in a thread of its own.
+    ``workers``: each a function from a batch of items to as many results, run in its own thread.
     ``timeout_ms`` None means no limit. A worker that takes more than ``hang_s`` seconds over a batch is
-    given up. ``on_broken`` is told, on the event loop, of "hanging" and of "failing" engines. ``model``
-    is the name under which ``metrics`` keep the stages queue and infer and the batches.
+    abandoned. ``on_broken`` is called on the event loop with "hanging" or "failing". ``model`` labels the
+    stages queue and infer and the batches in ``metrics``.
     """
 
     def __init__(
@@ -115,8 +159,8 @@ class Batcher(Generic[Item, Result]):
         self._done: asyncio.Event = asyncio.Event()
 
     @property
-    def room(self) -> int:
-        """How many items the workers hold or would take at once; a delay makes all others wait."""
+    def capacity(self) -> int:
+        """How many items the workers run or would take at once; with a delay, only those that run."""
         if self._delay_s:
             return sum(len(worker.batch) for worker in self._busy)
         return len(self._functions) * self._max_batch_size
@@ -163,7 +207,7 @@ class Batcher(Generic[Item, Result]):
         return [result for result in group.results if result is not None]
 
     def retire(self) -> None:
-        """Give the engines up: who waits gets a RetiredError, what runs may end or not."""
+        """Abandon the engines: queued requests get a RetiredError; what runs may finish or not."""
         self._retired = True
         for waiting in self._queue:
             waiting.group.fail(RetiredError("The engine is being rebuilt; ask again in a moment."))
@@ -224,7 +268,7 @@ class Batcher(Generic[Item, Result]):
     def _ran(self, worker: _Worker[Item, Result], outcome: Sequence[Result] | Exception) -> None:
         """A worker is through with its batch."""
         if worker not in self._busy:
-            return  # it had been given up
+            return  # it had been abandoned
         if worker.alarm:
             worker.alarm.cancel()
         self._metrics.batch(self._model, len(worker.batch), time.perf_counter() - worker.since)
@@ -280,3 +324,44 @@ def _expire(group: _Group[Result]) -> None:
 
 def _translated(error: Exception) -> PdserveError:
     return error if isinstance(error, PdserveError) else EngineError(f"The engine failed: {error}.")
+
+
+def for_engines(
+    infer: Callable[..., Sequence[Result]],
+    engines: Sequence[Engine],
+    model: ModelSettings,
+    on_broken: Callable[[str], None],
+    metrics: Metrics,
+    name: str,
+) -> Batcher[Item, Result]:
+    """A batcher for a model's engines: a worker for each instance on each device.
+
+    ``name`` is the model's, for the metrics. ``infer(items, engine=N)`` runs a batch on the N-th device's
+    engine.
+    """
+    return Batcher(
+        [
+            functools.partial(infer, engine=number)
+            for number, engine in enumerate(engines)
+            for _ in range(engine.instances)
+        ],
+        max_batch_size=batch_size(engines[0], model),
+        max_queue_delay_ms=model.max_queue_delay_ms,
+        timeout_ms=model.timeout_ms,
+        hang_s=model.hang_s,
+        on_broken=on_broken,
+        metrics=metrics,
+        model=name,
+    )
+
+
+def batch_size(engine: Engine, model: ModelSettings) -> int:
+    """The batch size that was set; for "auto", 32 on a GPU, and on a CPU what keeps its cores busy.
+
+    A delay is set so that batches fill: then a CPU takes 8, too.
+    """
+    if model.max_batch_size != "auto":
+        return model.max_batch_size
+    if engine.device.kind == "gpu":
+        return 32
+    return 8 if model.max_queue_delay_ms else min(8, max(1, cores() // 2))

@@ -23,7 +23,7 @@ from pdserve.errors import ImageError, PackageError, PdserveError, RequestError,
 from pdserve.formats.protos import pipeline
 from pdserve.services.http.base64_json import from_base64
 from pdserve.services.http.responses import log_failures, message, result
-from pdserve.services.service import Service
+from pdserve.services.service import Answering
 from pdserve.services.telemetry.request import current
 
 log = logging.getLogger("pdserve.pipeline")
@@ -71,7 +71,7 @@ class PipelineResponse:
 
 
 async def answer(
-    service: Service,
+    service: Answering,
     request: PipelineRequest,
     *,
     full: bool = False,
@@ -110,7 +110,7 @@ async def answer(
     return response
 
 
-def _response(service: Service, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
+def _response(service: Answering, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
     extra = {}
     if full:
         results = {"results": [result(service, answer) for answer in answers]}

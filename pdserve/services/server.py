@@ -1,4 +1,4 @@
-"""A server process: check everything, load, warm up, open the doors, and close them in order."""
+"""The server process: check everything, load models, open the listeners, handle signals, stop in order."""
 
 import asyncio
 import contextlib
@@ -8,20 +8,19 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
-from pdserve.pipelines.classification import ClassificationPipeline, open_classification
-from pdserve.pipelines.recognition import RecognitionPipeline, open_index, open_recognition
+from pdserve.pipelines import ServiceEntry
 from pdserve.services.auth import Keys, KeysOnCalls, exposed_to, guarded
-from pdserve.services.classification_service import ClassificationService
 from pdserve.services.http.app import build_app
 from pdserve.services.http.gallery import add_gallery
 from pdserve.services.http.server import http_door
 from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import check_tls
-from pdserve.services.recognition_service import RecognitionService
+from pdserve.services.replica import Pool, Replica
+from pdserve.services.service import Service
 from pdserve.services.sockets import bind, shown
 from pdserve.services.telemetry.logs import open_log
 from pdserve.services.telemetry.metrics import Metrics
@@ -32,66 +31,43 @@ from pdserve.settings import ServerSettings, ServiceSettings
 
 log = logging.getLogger("pdserve")
 
-Settings = TypeVar("Settings", bound=ServiceSettings)
-AnyService = ClassificationService | RecognitionService
 
+def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], home: Home) -> None:
+    """Run a service until SIGINT or SIGTERM, then finish what is running and return.
 
-def serve_classification(settle: Callable[[], ServiceSettings], home: Home) -> None:
-    """Run the service until SIGINT or SIGTERM, then finish what is running and return.
-
-    ``settle`` says what the settings are: now, and again at each SIGHUP. Raises what is wrong before a
+    ``read_settings`` resolves the settings: now, and again at each SIGHUP. Raises what is wrong before a
     port is opened.
     """
-    in_force = _InForce(settle)
+    active = _ActiveSettings(read_settings)
+    with _prepared(active.settings.server, active.settings.notes) as server:
+        pool = Pool()
 
-    def open_pipeline(anew: bool) -> tuple[ClassificationPipeline, ServiceSettings]:
-        settings = in_force.read(anew)
-        pipeline = open_classification(settings, home)
-        in_force.settings = settings
-        return pipeline, settings
+        def build(read_again: bool) -> Replica:
+            settings = active.read(read_again)
+            pipeline = entry.open(settings, home)
+            active.settings = settings
+            return Replica(pipeline, settings, pool, server.metrics)
 
-    with _prepared(in_force.settings.server, in_force.settings.notes) as server:
-        service = ClassificationService(open_pipeline, server.metrics)
-        server.run(service, build_app(service, server.settings))
-
-
-def serve_recognition(settle: Callable[[], ServiceSettings], home: Home) -> None:
-    """The same for recognition."""
-    in_force = _InForce(settle)
-
-    def open_pipeline(anew: bool) -> tuple[RecognitionPipeline, Any, ServiceSettings]:
-        settings = in_force.read(anew)
-        pipeline = open_recognition(settings, home)
-        try:
-            index = open_index(settings, home, pipeline.embedder)
-        except BaseException:
-            pipeline.close()
-            raise
-        in_force.settings = settings
-        log.info("index %s: %d entries", index.folder, index.count)
-        return pipeline, index, settings
-
-    settings = in_force.settings
-    with _prepared(settings.server, settings.notes) as server:
-        service = RecognitionService(open_pipeline, server.metrics)
-        app = build_app(service, settings.server, lambda app: add_gallery(app, service, settings))
+        service = Service(entry, build, server.metrics)
+        app = build_app(service, server.settings, lambda app: add_gallery(app, service, active.settings))
         server.run(service, app)
+        pool.close()
 
 
-class _InForce(Generic[Settings]):
-    """The settings in force. Those of the doors stay what they were at the start."""
+class _ActiveSettings:
+    """The settings that are active. Those of the listeners stay what they were at the start."""
 
-    def __init__(self, settle: Callable[[], Settings]) -> None:
-        self._settle = settle
-        self.settings = settle()
+    def __init__(self, read_settings: Callable[[], ServiceSettings]) -> None:
+        self._read = read_settings
+        self.settings = read_settings()
 
-    def read(self, anew: bool) -> Settings:
-        """The settings in force, or those that a reload is to put in force."""
-        if not anew:
+    def read(self, again: bool) -> ServiceSettings:
+        """The active settings, or those that a reload is to make active."""
+        if not again:
             return self.settings
-        newer = self._settle()
+        newer = self._read()
         if newer.server != self.settings.server:
-            log.warning("settings of the doors, limits among them, have changed; they wait for a restart")
+            log.warning("settings of the listeners, limits among them, have changed: they need a restart")
         return newer
 
 
@@ -121,7 +97,7 @@ class _Server:
         self._keys = keys
         self._stuck = False
 
-    def run(self, service: AnyService, app: Any) -> None:
+    def run(self, service: Service, app: Any) -> None:
         """Serve until told to stop. Raises EngineError where the engines hang for good."""
         with open_tracing(service.kind, os.environ) as tracer:
             access = self.settings.log_format == "json"
@@ -130,14 +106,14 @@ class _Server:
                 app = guarded(app, self._keys, self.settings.cors_origins)
             app = observed(app, service.kind, self.metrics, access=access, tracer=tracer)
             _run(self._serve(service, app, tracer))
-        if service.generations.hangs or self._stuck:
+        if service.reloader.hangs or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
             log.warning("stopped, with an engine that had not finished")
             logging.shutdown()
-            os._exit(EngineError.exit_code if service.generations.given_up.is_set() else 0)
+            os._exit(EngineError.exit_code if service.reloader.failed.is_set() else 0)
         log.info("stopped")
 
-    async def _serve(self, service: AnyService, app: Any, tracer: Tracer | None) -> None:
+    async def _serve(self, service: Service, app: Any, tracer: Tracer | None) -> None:
         stop = asyncio.Event()
         with self._on_signals(service, stop.set):
             service.start()
@@ -146,7 +122,7 @@ class _Server:
                 for door in opened:
                     await door.open()
                 log.info("ready: %s at %s", service.kind, " and ".join(door.address for door in opened))
-                await _first(stop.wait(), service.generations.given_up.wait())
+                await _first(stop.wait(), service.reloader.failed.wait())
             finally:
                 stop.set()
                 service.stop()
@@ -159,7 +135,7 @@ class _Server:
                     self._stuck = True
 
     def _doors(
-        self, service: AnyService, app: Any, tracer: Tracer | None, stop: asyncio.Event
+        self, service: Service, app: Any, tracer: Tracer | None, stop: asyncio.Event
     ) -> Iterator[tuple[str, AbstractAsyncContextManager[int]]]:
         settings = self.settings
         host = shown(settings.host)
@@ -174,7 +150,7 @@ class _Server:
             yield f"metrics on {host}:%d", metrics_door(self.metrics, settings, stop)
 
     @contextlib.contextmanager
-    def _on_signals(self, service: AnyService, stop: Callable[[], object]) -> Iterator[None]:
+    def _on_signals(self, service: Service, stop: Callable[[], object]) -> Iterator[None]:
         """SIGINT and SIGTERM (and Ctrl-Break) stop, SIGHUP reloads; called on the event loop."""
         loop = asyncio.get_running_loop()
         tasks: set[asyncio.Task[None]] = set()
@@ -201,14 +177,14 @@ class _Server:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    async def _reload(self, service: AnyService) -> None:
+    async def _reload(self, service: Service) -> None:
         try:
             if self._keys:
                 self._keys.reload()
         except PdserveError as error:
             log.error("not reloaded, the keys that were read before stay in force: %s", error)
             return
-        await service.generations.reload(resettle=True)
+        await service.reloader.reload(read_settings=True)
 
 
 class _Door:
@@ -241,7 +217,7 @@ class _Door:
 
 @contextlib.asynccontextmanager
 async def _rpc_door(
-    service: AnyService, settings: ServerSettings, port: int, interceptors: tuple[Any, ...]
+    service: Service, settings: ServerSettings, port: int, interceptors: tuple[Any, ...]
 ) -> AsyncIterator[int]:
     from pdserve.services.grpc.server import build_server
 

@@ -1,34 +1,113 @@
-"""What both doors, HTTP and gRPC, know of the service behind them."""
+"""A service: a pipeline that many callers may ask at once, over any protocol."""
 
 import asyncio
-import contextvars
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, Protocol
 
-from pdserve.engines.device import cores
-from pdserve.errors import BodyTooLargeError, DeadlineError, PdserveError
+from pdserve.errors import (
+    BodyTooLargeError,
+    ClosedError,
+    EngineError,
+    OverloadedError,
+    PdserveError,
+)
+from pdserve.pipelines import ServiceEntry
+from pdserve.pipelines.embedder import Embedder
+from pdserve.services.batcher import RetiredError
+from pdserve.services.memory import give_back_freed_memory
+from pdserve.services.reload import MAX_HANGS, Reloader
+from pdserve.services.replica import Replica
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
+from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 
-Result = TypeVar("Result")
 
+class Answering(Protocol):
+    """What a protocol needs of a service: `Service`, or a stand-in for it.
 
-class Service(Protocol):
-    """A running service.
-
-    ``kind`` is its name in pdserve's own routes, ``names`` those it answers to in the pipeline
-    protocol. It is ready between ``start`` and ``close``, except while its engines are being rebuilt. An
-    answer is the service's own, or the error of an image that has none.
+    ``kind`` is its name in pdserve's own routes, ``names`` those it answers to in the pipeline protocol.
     """
 
-    kind: str
-    names: frozenset[str]
-
+    @property
+    def kind(self) -> str: ...
+    @property
+    def names(self) -> frozenset[str]: ...
     @property
     def ready(self) -> bool: ...
 
+    async def answer(
+        self,
+        images: Sequence[bytes | PdserveError],
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Any]:
+        """See `Service.answer`."""
+
+    def result(self, answer: Any) -> Mapping[str, Any]:
+        """One image's answer, which is no error, as JSON."""
+
+    def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
+        """All images' answers, none an error, as keys and values of the pipeline protocol."""
+
+
+class Service:
+    """Answers requests from its active replica, within limits; ready between ``start`` and ``stop``.
+
+    ``build`` opens a replica; see `Reloader`. An answer is an instance of the entry's answer type, or the
+    error of an image that has none.
+    """
+
+    def __init__(self, entry: ServiceEntry, build: Callable[[bool], Replica], metrics: Metrics) -> None:
+        def built(read_settings: bool) -> Replica:
+            replica = build(read_settings)
+            give_back_freed_memory()
+            return replica
+
+        first = built(False)
+        model = first.settings.first_model
+        self.entry = entry
+        self.kind = entry.kind
+        self.names = frozenset({first.settings.server.name, entry.kind})
+        self.reloader: Reloader[Replica] = Reloader(first, built, model.hang_s, metrics)
+        self.inside = 0  # images between their arrival and their answer
+        self._limits = first.settings.server
+        self._max_waiting = model.max_queue_size
+        self._stages = Stages(metrics)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        return self.reloader.ready
+
+    @property
+    def replica(self) -> Replica:
+        """The active replica."""
+        return self.reloader.active
+
+    @property
+    def index(self) -> IndexWatch | None:
+        """The active index; None for a service without one."""
+        return self.replica.index
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """What made the index; None for a service without one."""
+        return self.replica.pipeline.embedder
+
     def start(self) -> None:
         """Take requests from now on; called on the running event loop."""
+        self.reloader.start()
+
+    def stop(self) -> None:
+        """Stop being ready, and answer what is inside."""
+        self.reloader.stop()
+
+    async def close(self) -> None:
+        """Finish what is queued and free the engines."""
+        await self.reloader.close()
 
     async def answer(
         self,
@@ -38,67 +117,42 @@ class Service(Protocol):
     ) -> list[Any]:
         """Answer the images of one request, in order.
 
-        An image that the door could not even get at comes as its error and stays in its place, as one
+        An image that the protocol could not even read comes as its error and stays in its place, as one
         that cannot be decoded does. ``timeout_s``: how long the caller will wait. Cancelling the call
         takes its images out of the queues. Raises what concerns the request as a whole:
         BodyTooLargeError, OverloadedError, DeadlineError, ClosedError, EngineError.
         """
+        check_count(images, self._limits)
+        return await self._stages.answers(len(images), self._answer(images, top_k, timeout_s))
 
-    def result(self, answer: Any) -> Mapping[str, Any]:
-        """One image's answer, which is no error, as JSON."""
+    async def _answer(
+        self, images: Sequence[bytes | PdserveError], top_k: int | None, timeout_s: float | None
+    ) -> list[Any]:
+        reloader = self.reloader
+        if not reloader.ready and not reloader.closing:
+            raise ClosedError("The engine is being rebuilt; ask again in a moment.")
+        if self.inside and self.inside + len(images) > self._max_waiting + reloader.active.capacity:
+            raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        self.inside += len(images)
+        try:
+            # Once more than engines may hang: who waited for engines that were retired asks the next.
+            for _ in range(MAX_HANGS):
+                replica = reloader.active
+                with contextlib.suppress(RetiredError), replica.requests:
+                    return await replica.answer(images, top_k, deadline)
+                await reloader.wait_until_rebuilt(deadline)
+        finally:
+            self.inside -= len(images)
+        raise EngineError("The engine failed again and again.")
 
     def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
         """All images' answers, none an error, as keys and values of the pipeline protocol."""
+        return self.replica.pipeline.fields(answers)
 
-    def stop(self) -> None:
-        """Be ready no more, and answer what is under way."""
-
-    async def close(self) -> None:
-        """Finish what is queued and free the engines."""
-
-
-class Pool:
-    """Threads for the work around the engines: decoding and resizing release the GIL, so one per core."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="pdserve-image")
-
-    async def run(
-        self, work: Callable[..., Result], *arguments: Any, deadline: float | None = None
-    ) -> Result:
-        """Call a function in one of the threads, unless nobody waits for it any more by then.
-
-        Raises DeadlineError where the ``deadline``, on the loop's clock, passes first, and what the
-        function raises.
-        """
-        loop = asyncio.get_running_loop()
-
-        def in_time() -> Result:
-            if deadline is not None and loop.time() >= deadline:
-                raise DeadlineError("The time was up before the image's turn came.")
-            return work(*arguments)
-
-        # With the request's context, so that what is logged there has its id.
-        return await loop.run_in_executor(self._threads, contextvars.copy_context().run, in_time)
-
-    async def attempt(
-        self,
-        work: Callable[[bytes], Result],
-        image: bytes | PdserveError,
-        deadline: float | None = None,
-    ) -> "Result | PdserveError":
-        """Do one image's work; an error of its own becomes its result. Raises DeadlineError."""
-        if isinstance(image, PdserveError):
-            return image
-        try:
-            return await self.run(work, image, deadline=deadline)
-        except DeadlineError:
-            raise
-        except PdserveError as error:
-            return error
-
-    def close(self) -> None:
-        self._threads.shutdown()
+    def result(self, answer: Any) -> Mapping[str, Any]:
+        """One image's answer, which is no error, as JSON."""
+        return asdict(answer)
 
 
 def check_count(images: Sequence[object], limits: ServerSettings) -> None:

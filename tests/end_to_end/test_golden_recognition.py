@@ -17,7 +17,7 @@ import pytest
 from pdserve.clients import RpcClient
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.pipelines.recognition import open_index, open_recognition, regions
+from pdserve.pipelines.recognition import open_recognition, regions
 from tests.running import Server, pdserve, start
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -65,7 +65,6 @@ def test_every_stage_agrees(home: Path, images: dict[str, Path]) -> None:
     wanted = SERVICES["recognition"].settings({}, {})
     pipeline = open_recognition(wanted, Home(home))
     try:
-        index = open_index(wanted, Home(home), pipeline.embedder)
         for name, path in images.items():
             image = pipeline.decode(path.read_bytes())
             height, width = image.shape[:2]
@@ -77,7 +76,7 @@ def test_every_stage_agrees(home: Path, images: dict[str, Path]) -> None:
                 corners = (region.box.x1, region.box.y1, region.box.x2, region.box.y2)
                 assert corners == pytest.approx(box["bbox"], abs=0.01)
                 assert region.box.score == pytest.approx(box["score"], abs=1e-4)
-            near = index.search(pipeline.embedder.embed(pipeline.crop_images(image, found)), 1)
+            near = pipeline.index.search(pipeline.embedder.embed(pipeline.crop_images(image, found)), 1)
             for (match,), (entry, similarity) in zip(near, expected["nearest"], strict=True):
                 assert f"{match.image}\t{match.label}" == entry
                 assert match.similarity == pytest.approx(similarity, abs=1e-4)

@@ -10,7 +10,7 @@ from pdserve.answers import Label
 from pdserve.errors import ModelError, SettingsError
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
-from pdserve.pipelines.model_config import describe
+from pdserve.pipelines.model_config import classifier_config
 from pdserve.settings import ClassificationOptions
 from pdserve.vision import preprocess
 from tests.tiny import build_serving_model
@@ -58,7 +58,7 @@ def replaced(name: str, **params: object) -> list[dict[str, Any]]:
 
 
 def test_inference_yml_comes_before_the_catalog(model: Model):
-    found = describe(model("ResNet50_vd", OWN), ClassificationOptions())
+    found = classifier_config(model("ResNet50_vd", OWN), ClassificationOptions())
     assert same(found.chain, OWN_CHAIN)
     assert found.names == ("x", "y", "z")
     assert found.origin == "inference.yml"
@@ -69,7 +69,7 @@ def test_inference_yml_comes_before_the_catalog(model: Model):
 
 
 def test_the_catalog_knows_a_model_by_its_name(model: Model):
-    found = describe(model("EfficientNet_lite0"), ClassificationOptions())
+    found = classifier_config(model("EfficientNet_lite0"), ClassificationOptions())
     entry = catalog.get("EfficientNet_lite0")
     assert entry.transforms is not None
     assert same(found.chain, list(entry.transforms))
@@ -81,7 +81,9 @@ def test_the_catalog_knows_a_model_by_its_name(model: Model):
 
 def test_each_half_is_looked_for_on_its_own(model: Model):
     """An inference.yml of an old exporter may have either half only, and labels in no file of ours."""
-    only_before = describe(model("ResNet50_vd", {"PreProcess": OWN["PreProcess"]}), ClassificationOptions())
+    only_before = classifier_config(
+        model("ResNet50_vd", {"PreProcess": OWN["PreProcess"]}), ClassificationOptions()
+    )
     assert same(only_before.chain, OWN_CHAIN)
     assert only_before.names is not None
     assert only_before.names[0] == "tench, Tinca tinca"
@@ -89,7 +91,7 @@ def test_each_half_is_looked_for_on_its_own(model: Model):
 
 def test_only_the_postprocessing_is_in_the_file(model: Model):
     in_yml = {"PostProcess": {"Topk": {"topk": 1, "class_id_map_file": "../imagenet1k_label_list.txt"}}}
-    found = describe(model("ResNet50_vd", in_yml), ClassificationOptions())
+    found = classifier_config(model("ResNet50_vd", in_yml), ClassificationOptions())
     assert found.origin == "catalog"
     assert len(found.postprocess.read(np.zeros(1000, np.float32), None)) == 1
     assert found.names is not None
@@ -97,7 +99,7 @@ def test_only_the_postprocessing_is_in_the_file(model: Model):
 
 
 def test_pulc(model: Model):
-    found = describe(model("safety_helmet"), ClassificationOptions())
+    found = classifier_config(model("safety_helmet"), ClassificationOptions())
     assert found.postprocess.read(np.array([0.1, 0.9], np.float32), None) == [
         Label(1, "unwearing_helmet", 0.9)
     ]
@@ -105,7 +107,7 @@ def test_pulc(model: Model):
 
 
 def test_pulc_attributes(model: Model):
-    found = describe(model("vehicle_attribute"), ClassificationOptions())
+    found = classifier_config(model("vehicle_attribute"), ClassificationOptions())
     assert (found.postprocess.kind, found.postprocess.width) == ("VehicleAttribute", 19)
     assert found.chain.size == (192, 256)
 
@@ -113,7 +115,7 @@ def test_pulc_attributes(model: Model):
 @pytest.mark.parametrize("name", ["mine", "RegNetX_4GF"])
 def test_nobody_describes_the_model(model: Model, name: str):
     with pytest.raises(SettingsError, match=f"Nothing says how {name} wants its images; give --resize-short"):
-        describe(model(name), ClassificationOptions())
+        classifier_config(model(name), ClassificationOptions())
 
 
 @pytest.mark.parametrize(
@@ -121,11 +123,11 @@ def test_nobody_describes_the_model(model: Model, name: str):
 )
 def test_settings_that_give_no_size_are_not_enough(model: Model, wanted: dict[str, Any]):
     with pytest.raises(SettingsError, match="Nothing says how mine wants its images"):
-        describe(model(), ClassificationOptions(**wanted))
+        classifier_config(model(), ClassificationOptions(**wanted))
 
 
 def test_settings_alone(model: Model):
-    found = describe(model(), ClassificationOptions(resize_short=40, crop=32))
+    found = classifier_config(model(), ClassificationOptions(resize_short=40, crop=32))
     assert same(
         found.chain,
         [{"ResizeImage": {"resize_short": 40}}, {"CropImage": {"size": 32}}, {"NormalizeImage": {}}],
@@ -135,7 +137,7 @@ def test_settings_alone(model: Model):
 
 
 def test_settings_alone_with_a_size(model: Model):
-    found = describe(model(), ClassificationOptions(resize=(30, 20), mean=(0, 0, 0), std=(1, 1, 1)))
+    found = classifier_config(model(), ClassificationOptions(resize=(30, 20), mean=(0, 0, 0), std=(1, 1, 1)))
     ops = [{"ResizeImage": {"size": [30, 20]}}, {"NormalizeImage": {"mean": [0, 0, 0], "std": [1, 1, 1]}}]
     assert same(found.chain, ops)
 
@@ -169,7 +171,7 @@ def test_settings_alone_with_a_size(model: Model):
 def test_settings_change_what_they_name_and_nothing_else(
     model: Model, wanted: dict[str, Any], ops: list[dict[str, Any]]
 ):
-    found = describe(model("mine", OWN), ClassificationOptions(**wanted))
+    found = classifier_config(model("mine", OWN), ClassificationOptions(**wanted))
     assert same(found.chain, ops)
     assert found.origin == "inference.yml and settings"
 
@@ -178,7 +180,7 @@ def test_settings_leave_the_order_of_a_chain(model: Model):
     """The text line model pads after normalising."""
     ops = catalog.get("ch_ppocr_mobile_v2_cls").transforms
     assert ops is not None
-    found = describe(model("ch_ppocr_mobile_v2_cls"), ClassificationOptions(mean=(0.1, 0.2, 0.3)))
+    found = classifier_config(model("ch_ppocr_mobile_v2_cls"), ClassificationOptions(mean=(0.1, 0.2, 0.3)))
     expected = [
         {"NormalizeImage": {**op["NormalizeImage"], "mean": [0.1, 0.2, 0.3]}}
         if "NormalizeImage" in op
@@ -202,22 +204,22 @@ def test_settings_leave_the_order_of_a_chain(model: Model):
 def test_a_new_size_ends_the_old_one_and_its_filling(
     model: Model, name: str, wanted: dict[str, Any], shape: tuple[int, ...]
 ):
-    assert describe(model(name), ClassificationOptions(**wanted)).chain(IMAGE).shape == shape
+    assert classifier_config(model(name), ClassificationOptions(**wanted)).chain(IMAGE).shape == shape
 
 
 def test_two_sizes(model: Model):
     with pytest.raises(SettingsError, match="resize and resize_short contradict each other"):
-        describe(model("mine", OWN), ClassificationOptions(resize=(9, 9), resize_short=9))
+        classifier_config(model("mine", OWN), ClassificationOptions(resize=(9, 9), resize_short=9))
 
 
 def test_labels_of_the_settings_come_first(model: Model, tmp_path: Path):
     path = tmp_path / "labels.txt"
     path.write_text("a\nb\nc\n", "utf-8")
-    found = describe(model("mine", OWN), ClassificationOptions(labels=path))
+    found = classifier_config(model("mine", OWN), ClassificationOptions(labels=path))
     assert found.names == ("a", "b", "c")
     two = tmp_path / "two.txt"
     two.write_text("bare\nhelmet\n", "utf-8")
-    helmet = describe(model("safety_helmet"), ClassificationOptions(labels=two))
+    helmet = classifier_config(model("safety_helmet"), ClassificationOptions(labels=two))
     assert helmet.postprocess.read(np.array([0.1, 0.9], np.float32), None) == [Label(1, "helmet", 0.9)]
 
 
@@ -225,28 +227,28 @@ def test_labels_where_they_have_no_meaning(model: Model, tmp_path: Path):
     path = tmp_path / "labels.txt"
     path.write_text("a\nb\n", "utf-8")
     with pytest.raises(SettingsError, match="labels have no meaning for the postprocessing TableAttribute"):
-        describe(model("table_attribute"), ClassificationOptions(labels=path))
+        classifier_config(model("table_attribute"), ClassificationOptions(labels=path))
 
 
 def test_no_labels_at_all(model: Model):
     in_yml = {"PreProcess": OWN["PreProcess"], "PostProcess": {"Topk": {"topk": 1}}}
-    found = describe(model("mine", in_yml), ClassificationOptions())
+    found = classifier_config(model("mine", in_yml), ClassificationOptions())
     assert found.names is None
     assert found.postprocess.read(np.array([0.1, 0.9], np.float32), None) == [Label(1, "1", 0.9)]
 
 
 def test_top_k_of_the_settings(model: Model):
-    found = describe(model("mine", OWN), ClassificationOptions(top_k=1))
+    found = classifier_config(model("mine", OWN), ClassificationOptions(top_k=1))
     assert len(found.postprocess.read(np.array([0.1, 0.2, 0.7], np.float32), None)) == 1
     several = {**OWN, "PostProcess": {"MultiLabelThreshOutput": {"threshold": 0.1}}}
-    bounded = describe(model("other", several), ClassificationOptions(top_k=2))
+    bounded = classifier_config(model("other", several), ClassificationOptions(top_k=2))
     assert len(bounded.postprocess.read(np.array([0.1, 0.2, 0.7], np.float32), None)) == 2
 
 
 def test_threshold_of_the_settings(model: Model):
-    found = describe(model("person_exists"), ClassificationOptions(threshold=0.2))
+    found = classifier_config(model("person_exists"), ClassificationOptions(threshold=0.2))
     assert found.postprocess.read(np.array([0.7, 0.3], np.float32), None)[0].label == "someone"
-    person = describe(model("person_attribute"), ClassificationOptions(threshold=0.9))
+    person = classifier_config(model("person_attribute"), ClassificationOptions(threshold=0.9))
     assert person.postprocess.read(np.full(26, 0.8, np.float32), None)[0].label == "Male"
 
 
@@ -254,7 +256,7 @@ def test_postprocessing_of_the_settings(model: Model):
     wanted = ClassificationOptions(
         postprocess={"MultiLabelThreshOutput": {"threshold": 0.6, "label_list": ["p", "q", "r"]}}
     )
-    found = describe(model("mine", OWN), wanted)
+    found = classifier_config(model("mine", OWN), wanted)
     assert found.postprocess.read(np.array([0.1, 0.2, 0.7], np.float32), None) == [Label(2, "r", 0.7)]
 
 
@@ -272,7 +274,7 @@ def test_postprocessing_of_the_settings(model: Model):
 )
 def test_settings_that_do_not_fit(model: Model, name: str, wanted: dict[str, Any], words: str):
     with pytest.raises(SettingsError, match=words):
-        describe(model(name), ClassificationOptions(**wanted))
+        classifier_config(model(name), ClassificationOptions(**wanted))
 
 
 @pytest.mark.parametrize(
@@ -291,5 +293,5 @@ def test_settings_that_do_not_fit(model: Model, name: str, wanted: dict[str, Any
 )
 def test_an_inference_yml_that_does_not_fit_is_named(model: Model, in_yml: object, words: str):
     with pytest.raises(ModelError, match=words) as caught:
-        describe(model("ResNet50_vd", in_yml), ClassificationOptions())
+        classifier_config(model("ResNet50_vd", in_yml), ClassificationOptions())
     assert "inference.yml" in caught.value.message

@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 
 from pdserve.errors import ClosedError, DeadlineError, EngineError, ModelError, OverloadedError
+from pdserve.pipelines import SERVICES
 from pdserve.services import reload
 from pdserve.services.batcher import RetiredError
-from pdserve.services.reload import Generations
+from pdserve.services.replica import Requests
+from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
+from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 
 
 class Models:
     """Builds stand-ins, numbered from 1; ``files`` are on the disk, ``broken`` fails building, ``unseen``
     looking at the files."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int = 10) -> None:
+        self.max_waiting = max_waiting
         self.files: Hashable = "first"
         self.broken: str | None = None
         self.unseen: str | None = None
@@ -36,9 +40,13 @@ class Models:
 
 
 class Standin:
-    room = 2
+    capacity = 2
 
     def __init__(self, models: Models, number: int) -> None:
+        model = ModelSettings(model="m", max_queue_size=models.max_waiting, hang_s=5)
+        server = ServerSettings(name="imagenet", max_images=100)
+        self.settings = ServiceSettings("classification", server, {"model": model}, None)
+        self.requests = Requests()
         self.models = models
         self.number = number
         self.loaded = models.files
@@ -47,7 +55,7 @@ class Standin:
         self.retired = asyncio.Event()
         self.told: list[str] = []
 
-    def start(self) -> None:
+    def start(self, owner: object) -> None:
         self.told.append("start")
 
     async def answer(self, images: Sequence[Any], top_k: int | None, deadline: float | None) -> list[int]:
@@ -60,7 +68,7 @@ class Standin:
             raise RetiredError("given up")
         return [self.number] * len(images)
 
-    def stamp(self) -> Hashable:
+    def signature(self) -> Hashable:
         if self.models.unseen:
             raise OSError(self.models.unseen)
         return self.models.files
@@ -79,11 +87,10 @@ class Standin:
         self.told.append("abandon")
 
 
-def serving(models: Models, max_waiting: int = 10) -> Generations[Standin]:
-    first = models.build()
-    served = Generations(first, models.build, max_waiting, 5, Metrics())
-    served.start()
-    return served
+def serving(models: Models, build: Any = None) -> Service:
+    service = Service(SERVICES["classification"], build or models.build, Metrics())
+    service.start()
+    return service
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -102,11 +109,11 @@ def test_a_reload_swaps_when_the_next_is_built_and_fails_nobody() -> None:
     async def test() -> None:
         models = Models()
         served = serving(models)
-        first = served.current
+        first = served.replica
         first.gate.clear()
         under_way = asyncio.create_task(served.answer([b""], None, None))
         await asyncio.sleep(0)
-        await served.reload(resettle=True)
+        await served.reloader.reload(read_settings=True)
         assert models.anew == [False, True]
         assert served.ready
         assert await served.answer([b"", b""], None, None) == [2, 2]
@@ -115,7 +122,7 @@ def test_a_reload_swaps_when_the_next_is_built_and_fails_nobody() -> None:
         assert await under_way == [1]
         await until(lambda: first.told == ["start", "close"])
         await served.close()
-        assert served.current.told == ["start", "close"]
+        assert served.replica.told == ["start", "close"]
 
     run(test)
 
@@ -125,7 +132,7 @@ def test_what_cannot_be_loaded_leaves_the_old_in_force(caplog: pytest.LogCapture
         models = Models()
         served = serving(models)
         models.broken = "a file is missing"
-        await served.reload()
+        await served.reloader.reload()
         assert await served.answer([b""], None, None) == [1]
         assert "a file is missing" in caplog.text
         await served.close()
@@ -140,7 +147,7 @@ def test_changed_files_are_loaded_once_they_have_come_to_rest(monkeypatch: pytes
         models = Models()
         served = serving(models)
         models.files = "second"
-        await until(lambda: served.current.number == 2)
+        await until(lambda: served.replica.number == 2)
         models.broken = "half a file"
         models.files = "third"
         await until(lambda: len(models.anew) == 3)
@@ -148,7 +155,7 @@ def test_changed_files_are_loaded_once_they_have_come_to_rest(monkeypatch: pytes
         assert len(models.anew) == 3  # it is not tried again and again
         models.broken = None
         models.files = "fourth"
-        await until(lambda: served.current.number == 3)
+        await until(lambda: served.replica.number == 3)
         await served.close()
 
     run(test)
@@ -166,7 +173,7 @@ def test_files_that_cannot_be_looked_at_for_a_while_are_watched_on(
         await until(lambda: "cannot be looked at" in caplog.text)
         models.files = "second"
         models.unseen = None
-        await until(lambda: served.current.number == 2)
+        await until(lambda: served.replica.number == 2)
         assert caplog.text.count("too many open files") == 1
         await served.close()
 
@@ -181,16 +188,16 @@ def test_a_hanging_engine_is_replaced_and_who_waits_gets_the_next(
     async def test() -> None:
         models = Models()
         served = serving(models)
-        first = served.current
+        first = served.replica
         first.gate.clear()
         waiting = asyncio.create_task(served.answer([b""], None, None))
         await asyncio.sleep(0)
-        served.broken(first, "hanging")
-        served.broken(first, "hanging")  # as its other instances may say, too
-        await until(lambda: served.current is not first)
+        served.reloader.broken(first, "hanging")
+        served.reloader.broken(first, "hanging")  # as its other instances may say, too
+        await until(lambda: served.replica is not first)
         assert await waiting == [2]
         assert first.told == ["start", "abandon"]
-        assert served.hangs == 1
+        assert served.reloader.hangs == 1
         assert served.ready
         await served.close()
         assert "rebuilt" in caplog.text
@@ -202,20 +209,21 @@ def test_nothing_is_ready_while_an_engine_is_rebuilt() -> None:
     async def test() -> None:
         models = Models()
         hold = threading.Event()
-        first = models.build()
+        hold.set()
 
         def build(anew: bool) -> Standin:
             hold.wait(10)
             return models.build(anew)
 
-        served = Generations(first, build, 10, 5, Metrics())
-        served.start()
+        served = serving(models, build)
+        first = served.replica
+        hold.clear()
         models.works = False
         first.gate.clear()
         patient = asyncio.create_task(served.answer([b""], None, None))
         hurried = asyncio.create_task(served.answer([b""], None, 0.3))
         await asyncio.sleep(0)
-        served.broken(first, "failing")
+        served.reloader.broken(first, "failing")
         await until(lambda: not served.ready)
         with pytest.raises(ClosedError, match="rebuilt"):
             await served.answer([b""], None, None)
@@ -234,9 +242,9 @@ def test_an_engine_that_works_on_a_blank_image_is_not_rebuilt() -> None:
     async def test() -> None:
         models = Models()
         served = serving(models)
-        served.broken(served.current, "failing")
+        served.reloader.broken(served.replica, "failing")
         await asyncio.sleep(0.2)
-        assert served.current.number == 1
+        assert served.replica.number == 1
         assert served.ready
         await served.close()
 
@@ -250,7 +258,7 @@ def test_rebuilding_is_tried_until_it_works(monkeypatch: pytest.MonkeyPatch) -> 
         models = Models()
         served = serving(models)
         models.works, models.broken = False, "no memory"
-        served.broken(served.current, "failing")
+        served.reloader.broken(served.replica, "failing")
         await until(lambda: len(models.anew) > 3)
         assert not served.ready
         models.broken = None
@@ -266,20 +274,20 @@ def test_engines_that_hang_again_and_again_end_the_server() -> None:
         models = Models()
         served = serving(models)
         for number in range(1, reload.MAX_HANGS + 1):
-            await until(lambda number=number: served.ready and served.current.number == number)
-            served.broken(served.current, "hanging")
-        await asyncio.wait_for(served.given_up.wait(), 5)
+            await until(lambda number=number: served.ready and served.replica.number == number)
+            served.reloader.broken(served.replica, "hanging")
+        await asyncio.wait_for(served.reloader.failed.wait(), 5)
         assert not served.ready
         await served.close()
-        assert "close" not in served.current.told
+        assert "close" not in served.replica.told
 
     run(test)
 
 
 def test_more_images_than_may_wait_are_refused_at_once() -> None:
     async def test() -> None:
-        served = serving(Models(), max_waiting=3)  # and two in the engine
-        served.current.gate.clear()
+        served = serving(Models(max_waiting=3))  # and two in the engine
+        served.replica.gate.clear()
         inside = [asyncio.create_task(served.answer([b""] * 2, None, None)) for _ in range(2)]
         await asyncio.sleep(0)
         assert served.inside == 4
@@ -287,7 +295,7 @@ def test_more_images_than_may_wait_are_refused_at_once() -> None:
             await served.answer([b""] * 2, None, None)
         inside.append(asyncio.create_task(served.answer([b""], None, None)))
         await asyncio.sleep(0)
-        served.current.gate.set()
+        served.replica.gate.set()
         await asyncio.gather(*inside)
         assert served.inside == 0
         assert await served.answer([b""] * 20, None, None) == [1] * 20  # alone, however many
@@ -299,7 +307,7 @@ def test_more_images_than_may_wait_are_refused_at_once() -> None:
 def test_who_is_cancelled_makes_room() -> None:
     async def test() -> None:
         served = serving(Models())
-        served.current.gate.clear()
+        served.replica.gate.clear()
         gone = asyncio.create_task(served.answer([b""], None, None))
         await asyncio.sleep(0)
         gone.cancel()

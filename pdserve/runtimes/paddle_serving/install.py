@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pdserve.engines import PROBE_MODEL
-from pdserve.errors import EngineError, EngineMissingError, FetchError, UsageError
+from pdserve.errors import EngineError, EngineMissingError, FetchError, PdserveError, UsageError
 from pdserve.files import file_lock, replace_folder
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
@@ -74,11 +74,12 @@ def check(python: Path, home: Home, environ: Mapping[str, str]) -> None:
         (own,) = pipeline.predict([launch.grey_image()], 1)
     finally:
         pipeline.close()
-    if isinstance(own, Exception):
+    if isinstance(own, PdserveError):
         raise own
+    best = own.labels[0]
     answer = {key: ast.literal_eval(value) for key, value in (fields or {}).items()}
-    if answer.get("label") != [own[0].label] or abs(answer["prob"][0] - own[0].score) > _TOLERANCE:
-        raise EngineError(f"The environment answers {fields} where pdserve's own engine answers {own[0]}.")
+    if answer.get("label") != [best.label] or abs(answer["prob"][0] - best.score) > _TOLERANCE:
+        raise EngineError(f"The environment answers {fields} where pdserve's own engine answers {best}.")
 
 
 def _base(given: Path | None, environ: Mapping[str, str]) -> Interpreter:

@@ -35,7 +35,7 @@ from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection
 from pdserve.pipelines.classification import FETCH, check_aliases, check_size
 from pdserve.pipelines.embedder import Embedder, describe_embedder
-from pdserve.pipelines.model_config import Description, describe
+from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
 from pdserve.runtimes.paddle_serving import config, unsupported
 from pdserve.runtimes.paddle_serving.config import Operator, Ports
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
@@ -134,7 +134,7 @@ def _classification(
     model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
-    description = describe(model, settings.options)
+    description = classifier_config(model, settings.options)
     check_size(model, description)
     kind = description.postprocess.kind
     if kind not in _POSTPROCESSES:
@@ -157,7 +157,7 @@ def _classification(
     return content, [operator]
 
 
-def _names(description: Description) -> tuple[str, ...] | None:
+def _names(description: ClassifierConfig) -> tuple[str, ...] | None:
     """The labels by class; those of two outputs may stand in the postprocessing itself."""
     pair = [description.params.get(key) for key in ("label_0", "label_1")]
     if description.postprocess.kind == "ThreshOutput" and pair != [None, None]:

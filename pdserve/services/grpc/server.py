@@ -15,7 +15,7 @@ import grpc.aio
 from pdserve.errors import DeadlineError, OverloadedError, SettingsError
 from pdserve.formats.protos import pipeline
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
-from pdserve.services.service import Service
+from pdserve.services.service import Answering
 from pdserve.services.sockets import shown
 from pdserve.settings import ServerSettings
 
@@ -29,7 +29,7 @@ _STREAMS = 256
 
 
 def build_server(
-    service: Service,
+    service: Answering,
     settings: ServerSettings,
     port: int,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -83,7 +83,7 @@ def _ms(seconds: float) -> int:
     return min(max(1, round(seconds * 1000)), 2**31 - 1)
 
 
-def _inference(service: Service) -> Any:
+def _inference(service: Answering) -> Any:
     response_class = pipeline.response_class()
 
     async def inference(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:

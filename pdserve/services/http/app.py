@@ -21,7 +21,7 @@ from pdserve.services.http import openapi, pipeline_json
 from pdserve.services.http.bodies import SlowBodyError, read_body, read_images
 from pdserve.services.http.disconnect import unless_gone
 from pdserve.services.http.responses import described, json_response, log_failures, result
-from pdserve.services.service import Service
+from pdserve.services.service import Answering
 from pdserve.services.telemetry.middleware import App, Receive, Scope, Send
 from pdserve.services.telemetry.request import HEADER
 from pdserve.settings import ServerSettings
@@ -32,7 +32,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def build_app(
-    service: Service, settings: ServerSettings, more: Callable[[FastAPI], None] = lambda app: None
+    service: Answering, settings: ServerSettings, more: Callable[[FastAPI], None] = lambda app: None
 ) -> App:
     """The ASGI application of one service; ``more`` adds routes of the service's own under /v1."""
     app = FastAPI(

@@ -15,8 +15,8 @@ from pdserve.index.gallery import GalleryImage
 from pdserve.services.http import openapi
 from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
 from pdserve.services.http.responses import json_response
-from pdserve.services.recognition_service import RecognitionService
-from pdserve.services.service import check_count
+from pdserve.services.service import Service, check_count
+from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings, ServiceSettings
 
 
@@ -28,14 +28,21 @@ class WritesOffError(RequestError):
     grpc_status = "PERMISSION_DENIED"
 
 
-def add_gallery(app: FastAPI, service: RecognitionService, settings: ServiceSettings) -> None:
-    """Add the routes to a recognition service's application."""
+def add_gallery(app: FastAPI, service: Service, settings: ServiceSettings) -> None:
+    """Add the routes to the application of a service with an index; to another nothing."""
+    if service.index is None:
+        return
     one_at_a_time = asyncio.Lock()
+
+    def active() -> IndexWatch:
+        if service.index is None:
+            raise RuntimeError("a reload has taken the index away")
+        return service.index
 
     async def change(work: Any, *arguments: Any, **named: Any) -> Response:
         async with one_at_a_time:
             made: Change = await asyncio.to_thread(work, *arguments, **named)
-            await service.index.refresh()
+            await active().refresh()
         return json_response(described(made))
 
     def check_writes() -> None:
@@ -46,7 +53,7 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: ServiceSett
 
     @app.get("/v1/gallery", tags=["gallery"], summary="The index in force")
     async def show() -> dict[str, Any]:
-        index = service.index.loaded
+        index = active().loaded
         return {
             "index_version": index.version,
             "count": index.count,
@@ -63,7 +70,7 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: ServiceSett
         body = await read_body(request, settings.server)
         images = _labelled(request, body, settings.server)
         check_count(images, settings.server)
-        return await change(append, images, service.index.folder, service.embedder, strict=True)
+        return await change(append, images, active().folder, service.embedder, strict=True)
 
     @app.delete("/v1/gallery", tags=["gallery"], **openapi.gallery_remove())
     async def drop(request: Request) -> Response:
@@ -75,7 +82,7 @@ def add_gallery(app: FastAPI, service: RecognitionService, settings: ServiceSett
         if not all(each.isdecimal() and len(each) < 19 for each in ids):
             raise RequestError(f"id is {ids!r}; it must be whole numbers of 63 bits.")
         numbers = [int(each) for each in ids]
-        return await change(remove, service.index.folder, labels=labels, images=images, ids=numbers)
+        return await change(remove, active().folder, labels=labels, images=images, ids=numbers)
 
 
 def described(change: Change) -> dict[str, Any]:

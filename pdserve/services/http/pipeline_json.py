@@ -14,7 +14,7 @@ from pdserve.formats.protos import message
 from pdserve.services.http import base64_json
 from pdserve.services.http.responses import encode
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
-from pdserve.services.service import Service
+from pdserve.services.service import Answering
 
 # gRPC's numbers, which the gateway gives in the body beside the HTTP status.
 _CODES = {400: 3, 401: 16, 404: 5, 408: 4, 413: 8, 500: 13, 503: 14, 504: 4}
@@ -25,7 +25,7 @@ class _MalformedError(Exception):
     """The body is no JSON, or a field has the wrong type; the text goes to the caller."""
 
 
-async def handle(service: Service, name: str, body: bytes) -> Response:
+async def handle(service: Answering, name: str, body: bytes) -> Response:
     """Answer one request to ``/{name}/{method}``."""
     try:
         request = parse(name, body)

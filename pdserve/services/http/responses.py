@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError
-from pdserve.services.service import Service
+from pdserve.services.service import Answering
 
 log = logging.getLogger("pdserve")
 
@@ -28,7 +28,7 @@ def described(error: PdserveError) -> Mapping[str, str]:
     return {"code": error.code, "message": message(error)}
 
 
-def result(service: Service, answer: Any) -> Mapping[str, Any]:
+def result(service: Answering, answer: Any) -> Mapping[str, Any]:
     """One image's answer in the service's own form, or ``{"error": …}``."""
     if isinstance(answer, PdserveError):
         return {"error": described(answer)}

@@ -13,10 +13,9 @@ from pdserve.errors import ModelError, PdserveError
 from pdserve.formats.serving_model import open_serving_model
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
-from pdserve.pipelines.classification import open_classification
-from pdserve.pipelines.recognition import open_index, open_recognition
-from pdserve.services.classification_service import ClassificationService
-from pdserve.services.recognition_service import RecognitionService
+from pdserve.pipelines import SERVICES
+from pdserve.services.replica import Pool, Replica
+from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServiceSettings
 
@@ -84,28 +83,18 @@ def summed_up(asked: Sequence[tuple[float, float]], begin: float, end: float) ->
     return Round(done / (end - begin), 1000 * float(p50), 1000 * float(p99))
 
 
-async def _ask(service: ClassificationService | RecognitionService, image: bytes) -> None:
+async def _ask(service: Service, image: bytes) -> None:
     (answer,) = await service.answer([image])
     if isinstance(answer, PdserveError):
         raise answer
 
 
-def _open(settings: ServiceSettings, home: Home) -> tuple[ClassificationService | RecognitionService, str]:
-    service: ClassificationService | RecognitionService
-    if settings.kind == "classification":
-        classifier = open_classification(settings, home)
-        engines = [classifier.engines[0]]
-        service = ClassificationService(lambda anew: (classifier, settings), Metrics())
-    else:
-        recogniser = open_recognition(settings, home)
-        engines = [*(d.engine for d in recogniser.detectors[:1]), recogniser.embedder.engines[0]]
-        try:
-            index = open_index(settings, home, recogniser.embedder)
-        except BaseException:
-            recogniser.close()
-            raise
-        service = RecognitionService(lambda anew: (recogniser, index, settings), Metrics())
-    return service, ", ".join(dict.fromkeys(engine.name for engine in engines))
+def _open(settings: ServiceSettings, home: Home) -> tuple[Service, str]:
+    entry, metrics = SERVICES[settings.kind], Metrics()
+    pipeline = entry.open(settings, home)
+    service = Service(entry, lambda _: Replica(pipeline, settings, Pool(), metrics), metrics)
+    engines = [model.engines[0].name for model in pipeline.models.values()]
+    return service, ", ".join(dict.fromkeys(engines))
 
 
 def _check_compared(settings: ServiceSettings, home: Home) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pdserve.engines import Device
 from pdserve.engines.device import cores
-from pdserve.services.engine_queue import batch_size
+from pdserve.services.batcher import batch_size
 from pdserve.settings import ModelSettings
 
 

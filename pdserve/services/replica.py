@@ -1,0 +1,194 @@
+"""A replica: a pipeline with a batcher before each of its models, and the index that it searches.
+
+States::
+
+    LOADING ──start──► READY ──retire──► REBUILDING ──close──► CLOSED
+                         └──────────────close───────────────────►┘
+
+LOADING: models are loaded and warm, no requests yet. READY: it answers. REBUILDING: its engines have failed
+or hung; queued requests go to the replica that is being built in its place. CLOSED: its engines are freed, or
+left to a thread that hangs in them.
+"""
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+from pdserve.engines.device import cores
+from pdserve.errors import DeadlineError, PdserveError
+from pdserve.pipelines.base import Pipeline
+from pdserve.services.batcher import Batcher, for_engines
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.stages import Stages
+from pdserve.services.watch import IndexWatch
+from pdserve.settings import ServiceSettings
+
+Result = TypeVar("Result")
+
+
+class State(Enum):
+    """See the module's docstring."""
+
+    LOADING = "loading"
+    READY = "ready"
+    REBUILDING = "rebuilding"
+    CLOSED = "closed"
+
+
+class Owner(Protocol):
+    """Whom a replica reports to."""
+
+    def broken(self, replica: "Replica", cause: str) -> None:
+        """An engine is ``failing`` or ``hanging``."""
+
+    def reload_soon(self) -> None:
+        """An index of another embedder was published: there may be a model for it."""
+
+
+class Requests:
+    """Counts the requests inside a replica: ``with requests: …``; `none` waits until there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def none(self) -> None:
+        """Wait until no request is inside."""
+        await self._none.wait()
+
+
+class Pool:
+    """Threads for the work around the engines: decoding and resizing release the GIL, so one per core."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="pdserve-image")
+
+    async def run(self, deadline: float | None, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in one of the threads, unless its deadline has passed when its turn comes.
+
+        ``deadline``: on the loop's clock, None for none. Raises DeadlineError, and what the function raises.
+        """
+        loop = asyncio.get_running_loop()
+
+        def in_time() -> Result:
+            if deadline is not None and loop.time() >= deadline:
+                raise DeadlineError("The deadline passed before the image's turn came.")
+            return work(*arguments)
+
+        # With the request's context, so that what is logged there has its id.
+        return await loop.run_in_executor(self._threads, contextvars.copy_context().run, in_time)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+class Replica:
+    """See the module. ``requests`` counts those inside; ``loaded`` is the signature of the files loaded."""
+
+    def __init__(
+        self, pipeline: Pipeline[Any], settings: ServiceSettings, pool: Pool, metrics: Metrics
+    ) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.loaded = pipeline.loaded
+        self.requests = Requests()
+        self.state = State.LOADING
+        self.index = IndexWatch(pipeline, metrics, self._other_embedder) if pipeline.index else None
+        self._owner: Owner | None = None
+        self._pool = pool
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._batchers: dict[str, Batcher[Any, Any]] = {
+            role: for_engines(each.infer, each.engines, each.settings, self._broken, metrics, each.name)
+            for role, each in pipeline.models.items()
+        }
+
+    @property
+    def capacity(self) -> int:
+        """Images that its engines run, or would take at once."""
+        return next(iter(self._batchers.values())).capacity
+
+    def start(self, owner: Owner) -> None:
+        """Take requests; called on the running event loop."""
+        self._owner = owner
+        self.state = State.READY
+        for role, model in self.pipeline.models.items():
+            batcher, settings = self._batchers[role], model.settings
+            batcher.start()
+            self._metrics.queue(model.name, functools.partial(getattr, batcher, "waiting"))
+            devices = ",".join(settings.devices)
+            self._metrics.model(model.role, model.name, model.engines[0].name, devices, settings.precision)
+        if self.index:
+            self.index.start()
+
+    async def answer(
+        self, images: Sequence[bytes | PdserveError], top_k: int | None, deadline: float | None
+    ) -> list[Any]:
+        """See Service.answer; ``deadline`` on the loop's clock, in seconds. Raises RetiredError too."""
+        return await self.pipeline.answer(images, _Steps(self, deadline), top_k)
+
+    def signature(self) -> Hashable:
+        """The signature of the models' files as they are now; called in a thread. Raises OSError."""
+        return self.pipeline.signature()
+
+    def check(self) -> None:
+        """Run every engine once; called in a thread. Raises EngineError, ModelError, SettingsError."""
+        self.pipeline.check()
+
+    def retire(self) -> None:
+        """Abandon the engines: whoever waits for them gets RetiredError."""
+        self.state = State.REBUILDING
+        for batcher in self._batchers.values():
+            batcher.retire()
+
+    async def close(self) -> None:
+        """Finish what is queued; free the engines."""
+        for batcher in self._batchers.values():
+            await batcher.close()
+        await self.abandon()
+        self.pipeline.close()
+
+    async def abandon(self) -> None:
+        """Stop watching the index; leave the engines to the thread that hangs in one."""
+        self.state = State.CLOSED
+        if self.index:
+            await self.index.close()
+
+    def _broken(self, cause: str) -> None:
+        if self._owner:
+            self._owner.broken(self, cause)
+
+    def _other_embedder(self) -> None:
+        if self._owner:
+            self._owner.reload_soon()
+
+
+class _Steps:
+    """Runs one request's steps: work in the pool's threads, models in batches across requests."""
+
+    __slots__ = ("_deadline", "_replica", "record")
+
+    def __init__(self, replica: Replica, deadline: float | None) -> None:
+        self._replica = replica
+        self._deadline = deadline
+        self.record = replica._stages.record
+
+    async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await self._replica._pool.run(self._deadline, function, *arguments)
+
+    async def infer(self, role: str, items: Sequence[Any]) -> list[Any]:
+        return await self._replica._batchers[role].submit(items, self._deadline)
