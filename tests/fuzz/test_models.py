@@ -20,7 +20,7 @@ from pdserve.formats.protos import message
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import labels, record
 from pdserve.models.download import Partial
-from pdserve.pipelines.inference_yml import read_inference_yml
+from pdserve.pipelines.model_config import read_inference_yml
 from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.vision import preprocess
 from tests.conftest import DATA, GOLDEN

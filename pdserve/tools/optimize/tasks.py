@@ -128,7 +128,7 @@ def _classification(
     pipeline = open_classification(
         ServiceSettings("classification", server, {"model": settings}, options), home
     )
-    postprocess = pipeline.description.postprocess
+    postprocess = pipeline.config.postprocess
     top = 1 if postprocess.kind == "Topk" else None
 
     def prepare(data: bytes) -> Prepared:
@@ -146,7 +146,7 @@ def _classification(
         "classification",
         pipeline.model,
         pipeline.engines[0],
-        [dict(op) for op in pipeline.description.chain.ops],
+        [dict(op) for op in pipeline.config.chain.ops],
         prepare,
         answers,
         lambda floats, others: compare_labels(floats, others, labels),
