@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a Paddle inference model, from its PyTorch checkpoint.
+"""Builds EfficientNet-Lite0 as a Paddle inference model from its PyTorch checkpoint.
 
 The network (Tan and Le 2019; the Lite variant, Google 2020): a 3×3 stem, sixteen inverted residual
 blocks without squeeze-and-excitation, ReLU6, a 1×1 head to 1280 channels, average pooling, a linear
@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pdserve.errors import DiskError, ModelError
+from pdserve.errors import ModelError
+from pdserve.files import disk_errors
 from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.tools.zoo.program_builder import ProgramBuilder
 
@@ -82,7 +83,7 @@ class _Convolution:
 
 @dataclass(frozen=True)
 class _Block:
-    """Convolutions in a row; ``residual`` adds what came in to what goes out."""
+    """Convolutions in a row; ``residual`` adds the input to the output."""
 
     convolutions: tuple[_Convolution, ...]
     residual: bool = False
@@ -97,16 +98,11 @@ def build(checkpoint: Path, out: Path, fetch: Fetch = "softmax") -> None:
     few, too many, of another shape or not finite; DiskError where ``out`` cannot be written.
     """
     program = _program(_checked(read_checkpoint(checkpoint), checkpoint), fetch)
-    try:
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         program.write(out)
         text = PREPROCESS_YML + (POSTPROCESS_YML if fetch == "softmax" else "")
         (out / "inference.yml").write_text(text, "utf-8")
-    except OSError as error:
-        raise DiskError(
-            f"{out} cannot be written ({error.strerror}); "
-            "free some space, or set PDSERVE_HOME to another folder."
-        ) from error
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
@@ -147,7 +143,7 @@ def _inverted_residual(
 
 
 def _checked(state: Mapping[str, NDArray[Any]], path: Path) -> Mapping[str, NDArray[Any]]:
-    """Hand back ``state`` where it is that of an EfficientNet-Lite0, else raise ModelError."""
+    """Return ``state`` if it is that of an EfficientNet-Lite0, else raise ModelError."""
     shapes = expected_shapes()
     for name, shape in shapes.items():
         if name not in state:
@@ -191,7 +187,7 @@ def _program(state: Mapping[str, NDArray[Any]], fetch: Fetch) -> ProgramBuilder:
 def _folded(
     state: Mapping[str, NDArray[Any]], convolution: _Convolution
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight and bias of the one convolution that does what convolution and normalisation did."""
+    """Weight and bias of the one convolution equal to convolution and normalisation."""
     scale, shift, mean, variance = (
         state[f"{convolution.norm}.{part}"].astype(np.float64)
         for part in ("weight", "bias", "running_mean", "running_var")

@@ -1,7 +1,7 @@
 """Writes Paddle inference models: a ProgramDesc (``.pdmodel``) and its parameters (``.pdiparams``).
 
 Operators, their slots and attributes are those that Paddle 2's ``paddle.jit.save`` writes. Attributes
-are spelt out even at their defaults, so that no reader's own default (Paddle 2 and 3, OpenVINO,
+are spelt out even at their defaults, so that no reader's default (Paddle 2 and 3, OpenVINO,
 paddle2onnx) decides what the model computes. Extents that depend on the batch are -1.
 """
 
@@ -72,7 +72,7 @@ class ProgramBuilder:
         top, bottom = same_padding(height, kernel_height, stride)
         left, right = same_padding(width, kernel_width, stride)
         shape = (batch, outputs, -(-height // stride), -(-width // stride))
-        # Paddle has a kernel of its own where every channel is filtered alone, under another name.
+        # Paddle has another operator for convolutions that filter each channel alone.
         kind = "depthwise_conv2d" if groups == channels and groups > 1 else "conv2d"
         layer = self._layer("conv2d")
         y = self._apply(
@@ -88,13 +88,8 @@ class ProgramBuilder:
                 "strides": [stride, stride],
             },
         )
-        # Only the oneDNN kernel of conv2d heeds a bias of its own; an addition holds everywhere.
-        return self._apply(
-            "elementwise_add",
-            {"X": y, "Y": self._parameter(f"{layer}.b_0", bias)},
-            ("Out", f"{layer}.tmp_1", shape),
-            {"axis": 1},
-        )
+        # Only the oneDNN kernel of conv2d has a bias input; an addition works everywhere.
+        return self._add_bias(layer, y, bias, axis=1)
 
     def relu6(self, x: str) -> str:
         """Clamp to 0…6."""
@@ -144,12 +139,7 @@ class ProgramBuilder:
             ("Out", f"{layer}.tmp_0", shape),
             {"trans_x": False, "trans_y": False},
         )
-        return self._apply(
-            "elementwise_add",
-            {"X": y, "Y": self._parameter(f"{layer}.b_0", bias)},
-            ("Out", f"{layer}.tmp_1", shape),
-            {"axis": -1},
-        )
+        return self._add_bias(layer, y, bias, axis=-1)
 
     def softmax(self, x: str) -> str:
         """Softmax over the last axis."""
@@ -165,6 +155,11 @@ class ProgramBuilder:
             for name in sorted(self._parameters):
                 file.write(parameter_bytes(self._parameters[name]))
         (folder / MODEL_FILE).write_bytes(self._program.SerializeToString(deterministic=True))
+
+    def _add_bias(self, layer: str, x: str, bias: NDArray[Any], axis: int) -> str:
+        inputs = {"X": x, "Y": self._parameter(f"{layer}.b_0", bias)}
+        output = ("Out", f"{layer}.tmp_1", self.shape(x))
+        return self._apply("elementwise_add", inputs, output, {"axis": axis})
 
     def _layer(self, kind: str) -> str:
         """The next free layer name, numbered by kind as Paddle does: conv2d_0, conv2d_1…"""

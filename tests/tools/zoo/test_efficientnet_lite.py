@@ -163,7 +163,7 @@ def test_an_extra_misshapen_or_damaged_tensor_is_named(
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DiskError, match="cannot be written"):
+    with pytest.raises(DiskError, match="Cannot write"):
         build(checkpoint, tmp_path / "file" / "out")
 
 
