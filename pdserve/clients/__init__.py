@@ -18,17 +18,9 @@ if TYPE_CHECKING:
     from pdserve.clients.http import AsyncHttpClient, HttpClient
 
 __all__ = [
-    "AsyncHttpClient",
-    "AsyncRpcClient",
-    "Detection",
-    "FoundMatch",
-    "FoundObject",
-    "HttpClient",
-    "Label",
-    "Labels",
-    "Objects",
-    "RpcClient",
-]
+    "AsyncHttpClient", "AsyncRpcClient", "Detection", "FoundMatch", "FoundObject", "HttpClient", "Label",
+    "Labels", "Objects", "RpcClient",
+]  # fmt: skip
 
 # A program that uses HTTP need not load gRPC, nor the other way round.
 _MODULES = {"HttpClient": "http", "AsyncHttpClient": "http", "RpcClient": "grpc", "AsyncRpcClient": "grpc"}

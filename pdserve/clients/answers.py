@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pdserve.errors import ClientError
+
+Item = TypeVar("Item")
+# What ast.literal_eval and the readers raise for other content than they expect.
+_UNREADABLE = (LookupError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
 def from_results(content: Any, count: int, kind: Any) -> list[Any]:
@@ -25,7 +29,7 @@ def _result(result: Any, kind: Any) -> Any:
         if "error" in result:
             return ClientError(str(result["error"]["message"]))
         return json_reader(kind)(result)
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except _UNREADABLE:
         return ClientError(f"The server's answer cannot be read: {str(result)[:200]}")
 
 
@@ -37,26 +41,24 @@ def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int, kind: 
     given = dict(zip(keys, values, strict=False))
     try:
         answers: list[Any] = kind.from_fields(given, count)
-    except (
-        ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
-        ValueError,
-    ) as error:  # fmt: skip
+    except _UNREADABLE as error:
         raise ClientError(f"The server's answer cannot be read: {str(given)[:200]}") from error
     if len(answers) != count:
         raise ClientError(f"The server answered {len(answers)} images of {count}.")
     return answers
 
 
-def single(answers: Sequence[Any]) -> Any:
+def single(answers: Sequence[Item | ClientError]) -> Item:
     """The answer of a request with one image; raised if it is an error."""
-    if isinstance(answers[0], ClientError):
-        raise answers[0]
-    return answers[0]
+    answer = answers[0]
+    if isinstance(answer, ClientError):
+        raise answer
+    return answer
 
 
-def items(answer: Any) -> list[Any]:
-    """The items of an answer, labels or objects: its first field, as a list."""
-    return list(getattr(answer, fields(answer)[0].name))
+def items(answer: Any) -> Any:
+    """The items of an answer, labels or objects: its first field, as a list. An error stays one."""
+    return answer if isinstance(answer, ClientError) else list(getattr(answer, fields(answer)[0].name))
 
 
 @cache

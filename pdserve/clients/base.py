@@ -2,20 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from pdserve.answers import FoundObject, Label
 from pdserve.clients.address import Address
-from pdserve.clients.answers import items, single
+from pdserve.clients.answers import Item, items, single
 from pdserve.errors import BusyError, ClientError, UnreachableError, UsageError
 from pdserve.pipelines import SERVICES, ServiceEntry
+
+Batch: TypeAlias = list[list[Item] | ClientError]
+"""For each image of a request its labels or objects, or its error."""
 
 
 class Client(ABC):
     """A client that may be shared by threads. Raises UnreachableError and ClientError."""
 
-    @abstractmethod
+    service: str
+
     def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
         """Send image files' bytes in one request; return an answer, or a ClientError, for each.
 
@@ -23,26 +26,26 @@ class Client(ABC):
         service's type in pdserve.answers, ``Labels`` or ``Objects`` for instance. A published Paddle
         Serving server has no errors for single images: there the request fails as a whole.
         """
+        return self._ask(images, top_k, service_entry(service or self.service))
 
     def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """Labels of one image file's bytes, by a classification server."""
-        return items(single(self.ask([image], top_k, "classification")))
+        return single(self.predict_batch([image], top_k))
 
-    def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
+    def predict_batch(self, images: Sequence[bytes], top_k: int | None = None) -> Batch[Label]:
         """Labels of several image files in one request; a bad one gets its error in its place."""
-        return _items_of_each(self.ask(images, top_k, "classification"))
+        return [items(each) for each in self.ask(images, top_k, "classification")]
 
     def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
         """Objects in one image file, by a recognition server."""
-        return items(single(self.ask([image], top_k, "recognition")))
+        return single(self.recognize_batch([image], top_k))
 
-    def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
+    def recognize_batch(self, images: Sequence[bytes], top_k: int | None = None) -> Batch[FoundObject]:
         """Objects in several image files; see `predict_batch`."""
-        return _items_of_each(self.ask(images, top_k, "recognition"))
+        return [items(each) for each in self.ask(images, top_k, "recognition")]
+
+    @abstractmethod
+    def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]: ...
 
     @abstractmethod
     def close(self) -> None:
@@ -51,40 +54,39 @@ class Client(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class AsyncClient(ABC):
     """The same for asyncio; use it with ``async with``."""
 
-    @abstractmethod
+    service: str
+
     async def ask(
         self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
     ) -> list[Any]:
         """See `Client.ask`."""
+        return await self._ask(images, top_k, service_entry(service or self.service))
 
     async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """See `Client.predict`."""
-        return items(single(await self.ask([image], top_k, "classification")))
+        return single(await self.predict_batch([image], top_k))
 
-    async def predict_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[Label] | ClientError]:
+    async def predict_batch(self, images: Sequence[bytes], top_k: int | None = None) -> Batch[Label]:
         """See `Client.predict_batch`."""
-        return _items_of_each(await self.ask(images, top_k, "classification"))
+        return [items(each) for each in await self.ask(images, top_k, "classification")]
 
     async def recognize(self, image: bytes, top_k: int | None = None) -> list[FoundObject]:
         """See `Client.recognize`."""
-        return items(single(await self.ask([image], top_k, "recognition")))
+        return single(await self.recognize_batch([image], top_k))
 
-    async def recognize_batch(
-        self, images: Sequence[bytes], top_k: int | None = None
-    ) -> list[list[FoundObject] | ClientError]:
+    async def recognize_batch(self, images: Sequence[bytes], top_k: int | None = None) -> Batch[FoundObject]:
         """See `Client.recognize_batch`."""
-        return _items_of_each(await self.ask(images, top_k, "recognition"))
+        return [items(each) for each in await self.ask(images, top_k, "recognition")]
+
+    @abstractmethod
+    async def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]: ...
 
     @abstractmethod
     async def close(self) -> None:
@@ -93,14 +95,8 @@ class AsyncClient(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-
-def _items_of_each(answers: Sequence[Any]) -> list[Any]:
-    return [answer if isinstance(answer, ClientError) else items(answer) for answer in answers]
 
 
 def service_entry(kind: str) -> ServiceEntry:

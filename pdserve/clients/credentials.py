@@ -24,11 +24,9 @@ _KEY = re.compile(r"[!-~]+")
 
 # The words of OpenSSL, as Python's ssl gives them, and of gRPC, which builds on BoringSSL.
 _OTHER_NAMES = (
-    "Hostname mismatch",
-    "IP address mismatch",
-    "Hostname Verification Check failed",
+    "Hostname mismatch", "IP address mismatch", "Hostname Verification Check failed",
     "is not in peer certificate",
-)
+)  # fmt: skip
 _UNTRUSTED = re.compile(
     r"CERTIFICATE_VERIFY_FAILED\W+(?:certificate verify failed: )?(.*?)(?: \(_ssl|: OK|$)"
 )
@@ -76,13 +74,12 @@ def read_keys(file: Path) -> tuple[str, ...]:
             f"There is no such file of keys{known}; --api-key takes a file with one key a line, and a key "
             f"itself belongs in {VARIABLE}."
         ) from None
-    keys = {line: None for line in lines if line and not line.startswith("#")}
+    keys = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
     if not keys:
         raise SettingsError(f"The file of keys {file} has none; write one key a line into it.")
-    for number, line in enumerate(lines, 1):
-        if line in keys:
-            check_key(line, f"{file}, line {number}")
-    return tuple(keys)
+    for number, key in keys.items():
+        check_key(key, f"{file}, line {number}")
+    return tuple(dict.fromkeys(keys.values()))
 
 
 def _is_folder(path: Path) -> bool:
@@ -95,10 +92,7 @@ def _is_folder(path: Path) -> bool:
 def check_key(key: str, where: str) -> None:
     """Raise SettingsError for a key that cannot be sent as it is; ``where`` is what the message names."""
     if not _KEY.fullmatch(key):
-        raise SettingsError(
-            f"{where}: the key has other characters than letters, digits and signs of ASCII; "
-            "a blank is none of them."
-        )
+        raise SettingsError(f"{where}: the key has other characters than ASCII letters, digits and signs.")
 
 
 def key_to_send(file: Path | None, environ: Mapping[str, str]) -> str | None:
@@ -116,12 +110,8 @@ def key_to_send(file: Path | None, environ: Mapping[str, str]) -> str | None:
 
 def key_refused(address: Address, sent: bool) -> KeyRefusedError:
     """The error of a 401: what to give. ``sent``: whether the request had a key."""
-    if sent:
-        return KeyRefusedError(
-            f"{address} does not take the key that was sent; give another with --api-key FILE, or in "
-            f"{VARIABLE}."
-        )
-    return KeyRefusedError(f"{address} wants a key; give it with --api-key FILE, or in {VARIABLE}.")
+    what = "does not take the key that was sent; give another" if sent else "wants a key; give it"
+    return KeyRefusedError(f"{address} {what} with --api-key FILE, or in {VARIABLE}.")
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:

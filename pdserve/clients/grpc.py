@@ -63,20 +63,17 @@ class _Rpc:
             response_deserializer=pipeline.response_class().FromString,
         )
 
-    def _request(self, images: Sequence[bytes]) -> Any:
-        return pipeline.request_class()(
+    def _request(self, images: Sequence[bytes], top_k: int | None) -> dict[str, Any]:
+        request = pipeline.request_class()(
             name=self.name,
             method="prediction",
             key=[f"image_{i}" for i in range(len(images))],
             value=[base64.b64encode(image).decode("ascii") for image in images],
         )
-
-    def _metadata(self, top_k: int | None) -> tuple[tuple[str, str], ...]:
-        return (
-            *self._access.headers.items(),
-            (pipeline.RESULTS_METADATA, "1"),
-            *(((pipeline.TOP_K_METADATA, str(top_k)),) if top_k else ()),
-        )
+        metadata = self._access.headers | {pipeline.RESULTS_METADATA: "1"}
+        if top_k:
+            metadata[pipeline.TOP_K_METADATA] = str(top_k)
+        return {"request": request, "timeout": self.timeout, "metadata": tuple(metadata.items())}
 
     def _read(self, response: Any, count: int, entry: ServiceEntry) -> list[Any]:
         fields = dict(zip(response.key, response.value, strict=False))
@@ -114,10 +111,9 @@ class RpcClient(_Rpc, Client):
 
     _transport = grpc
 
-    def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
-        entry = service_entry(service or self.service)
+    def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = self._call(self._request(images), timeout=self.timeout, metadata=self._metadata(top_k))
+            response = self._call(**self._request(images, top_k))
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), entry)
@@ -131,14 +127,9 @@ class AsyncRpcClient(_Rpc, AsyncClient):
 
     _transport = grpc.aio
 
-    async def ask(
-        self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
-    ) -> list[Any]:
-        entry = service_entry(service or self.service)
+    async def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = await self._call(
-                self._request(images), timeout=self.timeout, metadata=self._metadata(top_k)
-            )
+            response = await self._call(**self._request(images, top_k))
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), entry)

@@ -63,32 +63,29 @@ class _Http:
         return request
 
     def _is_gateway(self, response: httpx.Response) -> bool:
-        """Whether this is Paddle Serving's own gateway, which takes /v1/… for a service's name and method.
+        """Whether Paddle Serving's own gateway answers, which takes /v1/… for a service's name and method.
 
-        The request is to be repeated then; from then on all go to its own route.
+        The request is to be repeated then; it and all later ones go to the gateway's own route.
         """
         if self._is_paddle_serving or response.status_code != 400:
             return False
-        content = _json(response)
-        gateways = {"code", "message", "details"}
-        self._is_paddle_serving = isinstance(content, dict) and gateways <= content.keys()
+        self._is_paddle_serving = {"code", "message", "details"} <= _json(response).keys()
         return self._is_paddle_serving
 
     def _read(self, response: httpx.Response, count: int, entry: ServiceEntry) -> list[Any]:
         content = _json(response)
-        if isinstance(content, dict) and "err_no" in content:
+        if "err_no" in content:
             if content["err_no"]:
                 raise ClientError(f"{self.address} answers error {content['err_no']}: {content['err_msg']}")
             return from_pipeline(content["key"], content["value"], count, entry.answer_type())
-        if isinstance(content, dict) and "results" in content:
+        if "results" in content:
             return from_results(content, count, entry.answer_type())
-        message, code = response.reason_phrase, ""
-        if isinstance(content, dict) and isinstance(content.get("error"), dict):
-            message = str(content["error"].get("message", message))
-            code = content["error"].get("code")
+        error = content.get("error")
+        error = error if isinstance(error, dict) else {}
+        message = str(error.get("message", response.reason_phrase))
         if response.status_code == UnauthorizedError.http_status:
             raise key_refused(self.address, self._sends_key)
-        if response.status_code == OverloadedError.http_status and code == OverloadedError.code:
+        if response.status_code == OverloadedError.http_status and error.get("code") == OverloadedError.code:
             raise busy(self.address, message)
         raise ClientError(f"{self.address} answers {response.status_code}: {message}")
 
@@ -111,8 +108,7 @@ class HttpClient(_Http, Client):
 
     _transport = httpx.Client
 
-    def ask(self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None) -> list[Any]:
-        entry = service_entry(service or self.service)
+    def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
             response = self._client.post(**self._request(images, top_k, entry))
             if self._is_gateway(response):
@@ -145,10 +141,7 @@ class AsyncHttpClient(_Http, AsyncClient):
 
     _transport = httpx.AsyncClient
 
-    async def ask(
-        self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
-    ) -> list[Any]:
-        entry = service_entry(service or self.service)
+    async def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
             response = await self._client.post(**self._request(images, top_k, entry))
             if self._is_gateway(response):
@@ -168,9 +161,10 @@ class AsyncHttpClient(_Http, AsyncClient):
         await self._client.aclose()
 
 
-def _json(response: httpx.Response) -> Any:
-    """The answer's content; None where it is no JSON."""
+def _json(response: httpx.Response) -> dict[str, Any]:
+    """The answer's JSON object; empty where it is something else."""
     try:
-        return response.json()
+        content = response.json()
     except ValueError:
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
