@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdserve.engines.openvino import import_openvino
 from pdserve.formats.protos import message
 from pdserve.tools.zoo.program_builder import ProgramBuilder, parameter_bytes, same_padding
 from pdserve.vision.types import Array
@@ -40,7 +41,7 @@ def softmax(x: Array) -> Array:
 
 
 def run_openvino(folder: Path, x: Array) -> list[Array]:
-    import openvino
+    openvino = import_openvino()
 
     model = openvino.Core().read_model(folder / "inference.pdmodel")
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
