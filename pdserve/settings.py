@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pdserve.errors import SettingsError
 
 
-class _Frozen(BaseModel):
+class SettingsGroup(BaseModel):
+    """A group of settings, frozen; a service's own options are one. Refuses names that it does not have."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -23,7 +25,7 @@ Auto = Literal["auto"]
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(SettingsGroup):
     """How one model is run.
 
     ``devices``: "cpu", or "gpu:0" for each GPU; ``threads`` per instance; ``instances`` per device.
@@ -49,7 +51,7 @@ class ModelSettings(_Frozen):
     hang_s: float = Field(default=60, gt=0)
 
 
-class PreprocessSettings(_Frozen):
+class PreprocessSettings(SettingsGroup):
     """The preprocessing of a classifier, where its own description is not enough or not wanted.
 
     The fields are those of one usual chain: resize, crop, normalise.
@@ -66,7 +68,7 @@ class PreprocessSettings(_Frozen):
     channel_order: Literal["rgb", "bgr"] | None = None
 
 
-class PostprocessSettings(_Frozen):
+class PostprocessSettings(SettingsGroup):
     """The labels of a classifier and how they are chosen, where its own description is not enough."""
 
     labels: Path | None = None
@@ -79,7 +81,7 @@ class ClassificationOptions(PreprocessSettings, PostprocessSettings):
     """The options of classification: preprocessing and postprocessing."""
 
 
-class ServerSettings(_Frozen):
+class ServerSettings(SettingsGroup):
     """The doors. A port of None keeps that door shut, 0 takes any free one.
 
     ``name`` is the service's name in the pipeline protocol. Limits: ``max_body_bytes`` per request,
@@ -117,7 +119,7 @@ class ServerSettings(_Frozen):
     log_format: Literal["text", "json"] = "text"
 
 
-class RecognitionOptions(_Frozen):
+class RecognitionOptions(SettingsGroup):
     """How a picture is recognised; the defaults are the guide's.
 
     ``index`` is a name or a folder. Of the detector's boxes over ``det_threshold`` the best
@@ -132,9 +134,6 @@ class RecognitionOptions(_Frozen):
     nms_threshold: float = Field(default=0.05, ge=0, le=1)
     top_k: int = Field(default=1, ge=1)
     gallery_writes: bool = False
-
-
-Options = PreprocessSettings | PostprocessSettings | RecognitionOptions
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class _Entry(Protocol):
     def options_type(self) -> type[Any]: ...
 
 
-_Group = TypeVar("_Group", bound=_Frozen)
+_Group = TypeVar("_Group", bound=SettingsGroup)
 
 
 def resolve(
@@ -233,7 +232,7 @@ class _Merged:
         flags: Mapping[str, Any],
         environ: Mapping[str, str],
         config: Path | None,
-        groups: Sequence[type[_Frozen]],
+        groups: Sequence[type[SettingsGroup]],
     ) -> None:
         from pdserve.config_yml import read_config
 

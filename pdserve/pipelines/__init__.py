@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pdserve.models.home import Home
     from pdserve.pipelines.base import Pipeline
-    from pdserve.settings import Options, ServiceSettings
+    from pdserve.settings import ServiceSettings, SettingsGroup
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class ServiceEntry:
         answer: type[Any] = _load(self.answer)
         return answer
 
-    def options_type(self) -> "type[Options]":
+    def options_type(self) -> "type[SettingsGroup]":
         """The settings model of the service's own options."""
-        options: type[Options] = _load(self.options)
+        options: type[SettingsGroup] = _load(self.options)
         return options
 
     def settings(
