@@ -36,12 +36,8 @@ COMMANDS: Mapping[str, Command] = {
     "optimize": Command(
         "pdserve.tools.optimize.command:optimize", "Make a faster int8, bf16 or fp16 model.", "Tools"
     ),
-    "export": Command(
-        "pdserve.runtimes.paddle_serving.command:export_app", "Write a service for another runtime.", "Tools"
-    ),
-    "runtime": Command(
-        "pdserve.runtimes.paddle_serving.command:runtime_app", "Install other runtimes.", "Tools"
-    ),
+    "export": Command("pdserve.runtimes.command:export_app", "Write a service for another runtime.", "Tools"),
+    "runtime": Command("pdserve.runtimes.command:runtime_app", "Install other runtimes.", "Tools"),
 }
 
 

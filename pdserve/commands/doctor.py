@@ -8,12 +8,12 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from pdserve import __version__, console, engines
 from pdserve.commands.options import Json
+from pdserve.commands.runtimes import RUNTIMES, load
 from pdserve.errors import PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
@@ -126,17 +126,14 @@ def _engines() -> Iterator[Finding]:
 
 
 def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether there is a Python that can run Paddle Serving; Linux only."""
-    if sys.platform != "linux":
-        return
-    interpreter = import_module("pdserve.runtimes.paddle_serving.interpreter")
-    name, needed = interpreter.RUNTIME, {**interpreter.NEEDED, **interpreter.FAISS}
-    try:
-        found = interpreter.choose(None, environ, Home.from_environ(environ), needed)
-        yield Finding("runtime", name, "ok", f"{found}: {', '.join(found.versions)}")
-    except PdserveError as error:
-        detail = error.message.partition(";")[0]
-        yield Finding("runtime", name, "missing", detail, interpreter.INSTALL)
+    """Each other runtime that this system can have."""
+    for name, entry in RUNTIMES.items():
+        try:
+            if found := load(entry.find)(Home.from_environ(environ), environ):
+                yield Finding("runtime", name, "ok", found)
+        except PdserveError as error:
+            detail = error.message.partition(";")[0]
+            yield Finding("runtime", name, "missing", detail, f"pdserve runtime install {name}")
 
 
 def _ports() -> Iterator[Finding]:

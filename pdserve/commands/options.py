@@ -1,12 +1,13 @@
 """Options that several commands share, each declared once, and what they mean as settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ class Engine(StrEnum):
     onnx = "onnx"
 
 
-class Runtime(StrEnum):
-    """What a service runs on."""
+def one_of(*names: str) -> Callable[[str], str]:
+    """A parser that takes one of some names, as of a table."""
 
-    native = "native"
-    paddle_serving = "paddle-serving"
+    def parse(text: str) -> str:
+        if text not in names:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(names)}.")
+        return text
+
+    return parse
 
 
 def _count(text: str) -> int | str:
@@ -197,7 +202,13 @@ KeepAliveOption = Annotated[
 
 
 RuntimeOption = Annotated[
-    Runtime, typer.Option("--runtime", help="pdserve's own, or the published Paddle Serving.")
+    str,
+    typer.Option(
+        "--runtime",
+        parser=one_of("native", *RUNTIMES),
+        metavar="|".join(("native", *RUNTIMES)),
+        help="native: pdserve's own" + "".join(f"; {name}: {each.help}" for name, each in RUNTIMES.items()),
+    ),
 ]
 PythonOption = Annotated[
     Path | None,

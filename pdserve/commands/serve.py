@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pdserve.commands import options as o
+from pdserve.commands.runtimes import RUNTIMES, load
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES
 
@@ -18,7 +19,7 @@ serve_app = typer.Typer(name="serve", help="Start a server.", no_args_is_help=Tr
 def serve_classification(
     model: o.ModelOption = None,
     config: o.ConfigOption = None,
-    runtime: o.RuntimeOption = o.Runtime.native,
+    runtime: o.RuntimeOption = "native",
     python: o.PythonOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -85,7 +86,7 @@ def serve_recognition(
     embedder: o.EmbedderOption = None,
     index: o.IndexOption = None,
     config: o.ConfigOption = None,
-    runtime: o.RuntimeOption = o.Runtime.native,
+    runtime: o.RuntimeOption = "native",
     python: o.PythonOption = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -139,11 +140,9 @@ def serve_recognition(
     )
 
 
-def _serve(kind: str, settle: Callable[[], Any], runtime: o.Runtime, python: Path | None) -> None:
-    if runtime is o.Runtime.paddle_serving:
-        from pdserve.runtimes.paddle_serving import launch
-
-        launch.serve(settle(), o.home(), python, os.environ)
+def _serve(kind: str, settle: Callable[[], Any], runtime: str, python: Path | None) -> None:
+    if other := RUNTIMES.get(runtime):
+        load(other.serve)(settle(), o.home(), python, os.environ)
         return
     if python:
         raise UsageError("--python goes with --runtime paddle-serving; pdserve's own runtime is this Python.")

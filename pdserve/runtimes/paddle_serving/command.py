@@ -1,7 +1,6 @@
-"""``pdserve export paddle-serving`` and ``pdserve runtime install paddle-serving``."""
+"""``pdserve export paddle-serving``: the folder of a service, for a machine that has Paddle Serving."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,27 +9,8 @@ import typer
 from pdserve import console
 from pdserve.commands import options as o
 
-export_app = typer.Typer(
-    name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode=None
-)
-runtime_app = typer.Typer(
-    name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode=None
-)
 
-
-class Installable(StrEnum):
-    """What can be installed."""
-
-    paddle_serving = "paddle-serving"
-
-
-@export_app.callback()
-def export() -> None:
-    """Write a service for another runtime."""
-
-
-@export_app.command("paddle-serving")
-def export_paddle_serving(
+def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     service: Annotated[
         o.Service, typer.Option("--service", help="Which service.")
@@ -73,11 +53,11 @@ def export_paddle_serving(
     """
     flags = dict(locals())
     from pdserve.pipelines import SERVICES
-    from pdserve.runtimes.paddle_serving.work_folder import export
+    from pdserve.runtimes.paddle_serving import work_folder
 
     options = {name: flags[name] for name in flags if name not in ("out", "service", "as_json")}
     given = o.service_flags(options, service.value)
-    made = export(SERVICES[service.value].settings(given, os.environ, config), o.home(), out)
+    made = work_folder.export(SERVICES[service.value].settings(given, os.environ, config), o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")
     if as_json:
@@ -85,34 +65,3 @@ def export_paddle_serving(
     else:
         console.line(f"{made.kind}: {made.path}")
         console.say(f"Next: copy it to where Paddle Serving is and type `python3 {made.script}` in there.")
-
-
-@runtime_app.callback()
-def runtime() -> None:
-    """Install other runtimes."""
-
-
-@runtime_app.command("install")
-def install(
-    name: Annotated[Installable, typer.Argument(help="The runtime.")],
-    python: Annotated[
-        Path | None,
-        typer.Option("--python", metavar="PATH", help="A Python 3.8 or 3.9; default: one that is found."),
-    ] = None,
-    as_json: o.Json = False,
-) -> None:
-    """Make a Python environment with Paddle Serving, from your package index, for --runtime paddle-serving.
-
-    It is checked by serving a tiny model, and replaces an installed one only when that succeeded.
-    """
-    from pdserve.runtimes.paddle_serving.install import install
-
-    with console.download_bars() as progress:
-        made = install(o.home(), python, os.environ, progress)
-    if as_json:
-        console.json_line(
-            {"name": name.value, "python": str(made.path), "version": made.python, "packages": made.versions}
-        )
-    else:
-        console.line(f"{name.value}: installed, {made}")
-        console.say(f"Next: pdserve serve classification --runtime {name.value}")

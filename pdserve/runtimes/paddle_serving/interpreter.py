@@ -7,6 +7,7 @@ installs, so they are installed without their dependencies.
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,14 @@ class Interpreter:
 
     def __str__(self) -> str:
         return f"{self.path} (Python {self.python})"
+
+
+def find(home: Home, environ: Mapping[str, str]) -> str | None:
+    """Describe the interpreter that `choose` would take without ``given``; None where it is not Linux."""
+    if sys.platform != "linux":
+        return None
+    found = choose(None, environ, home, {**NEEDED, **FAISS})
+    return f"{found}: {', '.join(found.versions)}"
 
 
 def choose(

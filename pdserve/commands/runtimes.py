@@ -1,0 +1,45 @@
+"""The RUNTIMES table: what other than pdserve itself can run a service.
+
+Adding a runtime is one file under ``pdserve/runtimes`` and one entry here; its parts are imported when used.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """Another runtime. All but ``help`` are import strings "module:function", loaded by `load`.
+
+    ``serve(settings, home, python, environ)`` runs a service until SIGINT or SIGTERM.
+    ``find(home, environ)`` describes what would run it; None where this system cannot. Raises PdserveError
+    with the reason where it is missing.
+    ``install(home, python, environ, progress)`` installs it: an object with path, python and versions.
+    ``export``: a command that writes a service's folder for it, `pdserve export NAME`.
+    """
+
+    help: str
+    serve: str
+    find: str
+    install: str
+    export: str
+
+
+RUNTIMES: Mapping[str, RuntimeEntry] = {
+    "paddle-serving": RuntimeEntry(
+        "the published Paddle Serving 0.9.0, in its own Python",
+        serve="pdserve.runtimes.paddle_serving.launch:serve",
+        find="pdserve.runtimes.paddle_serving.interpreter:find",
+        install="pdserve.runtimes.paddle_serving.install:install",
+        export="pdserve.runtimes.paddle_serving.command:export",
+    )
+}
+
+
+def load(target: str) -> Callable[..., Any]:
+    """Import what an entry names as "module:function"."""
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
