@@ -91,7 +91,7 @@ def read_program(files: ModelFiles) -> Program:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # the name may be a stranger's: too long, for instance
+    except OSError:  # the name comes from a file: it may be too long, for instance
         return False
 
 

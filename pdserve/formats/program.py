@@ -1,4 +1,4 @@
-"""Programs: what an inference model feeds, fetches, runs and keeps; read from ProgramDesc without Paddle.
+"""Programs: what an inference model feeds, fetches, runs and stores; read from ProgramDesc without Paddle.
 
 ProgramDesc is a protobuf message (``*.pdmodel``, ``__model__``; Paddle 1 and 2). Paddle 3's form, PIR, is
 read in ``pir.py`` into the same `Program`.

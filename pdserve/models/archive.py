@@ -142,29 +142,21 @@ def check_name(shown: str, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     odd = any(c in "\\:" or ord(c) < 32 for c in name)
     if odd or path.is_absolute() or ".." in path.parts:
-        raise ArchiveError(
-            f"{shown} has a member named {name!r}, which could be written outside its folder; "
-            "nothing was unpacked. Get the archive from a source you trust."
-        )
+        raise untrusted(shown, f"has a member named {name!r}, which could be written outside its folder")
     return path
 
 
 def check_limits(shown: str, size: int, count: int, limits: Limits = LIMITS) -> None:
     """Raise ArchiveError if so many bytes or files are more than allowed."""
     if size > limits.bytes:
-        raise _too_large(shown, limits)
+        raise untrusted(shown, f"unpacks to more than {files.format_size(limits.bytes)}, the limit")
     if count > limits.files:
-        raise ArchiveError(
-            f"{shown} holds more than {limits.files} files, the limit; nothing was unpacked. "
-            "Get the archive from a source you trust."
-        )
+        raise untrusted(shown, f"holds more than {limits.files} files, the limit")
 
 
-def _too_large(shown: str, limits: Limits) -> ArchiveError:
-    return ArchiveError(
-        f"{shown} unpacks to more than {files.format_size(limits.bytes)}, the limit; nothing was unpacked. "
-        "Get the archive from a source you trust."
-    )
+def untrusted(shown: str, problem: str) -> ArchiveError:
+    """The error for an archive that may be hostile."""
+    return ArchiveError(f"{shown} {problem}; nothing was unpacked. Get the archive from a source you trust.")
 
 
 class _Bounded:
@@ -182,7 +174,7 @@ class _Bounded:
 
     def seek(self, position: int) -> int:
         if position > self._end:
-            raise _too_large(self._shown, self._limits)
+            check_limits(self._shown, position, 0, self._limits)
         return self._file.seek(position)
 
     def tell(self) -> int:
@@ -227,10 +219,7 @@ def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
     for info in tar:
         path = check_name(shown, info.name)
         if not (info.isdir() or info.isreg()) or info.issparse():
-            raise ArchiveError(
-                f"{shown} has a member {info.name!r} that is a link, a device or a sparse file, "
-                "which pdserve does not unpack. Get the archive from a source you trust."
-            )
+            raise untrusted(shown, f"has {info.name!r}, which is a link, a device or a sparse file")
         if not info.isdir() and not path.parts:
             raise ArchiveError(f"{shown} has a file of no name, {info.name!r}; fetch it again.")
         if info.size < 0:
@@ -244,10 +233,7 @@ def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
         folders.update(path.parents)
         members.append((info, path))
     if len(files) + sum(info.isdir() for info, _ in members) < len(members) or files & folders:
-        raise ArchiveError(
-            f"{shown} has two members of one name; nothing was unpacked. "
-            "Get the archive from a source you trust."
-        )
+        raise untrusted(shown, "has two members of one name")
     if not files:
         raise ArchiveError(f"{shown} holds no files; fetch it again, or check its address.")
     return members

