@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.formats.protos import message
+from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 HEIGHT, WIDTH = 4, 8
 BOXES, CLASSES = 8, 4
@@ -78,10 +79,16 @@ class Program:
             self.columns["fetch"] += 1
 
     def scale(
-        self, x: str, out: str, factor: float, dtype: str = "FP32", shape: Sequence[int] = (-1,)
+        self,
+        x: str,
+        out: str,
+        factor: float,
+        dtype: str = "FP32",
+        shape: Sequence[int] = (-1,),
+        bias: float = 0.0,
     ) -> str:
         self.variable(out, shape, dtype)
-        self.operator("scale", {"X": x}, {"Out": out}, scale=factor, bias=0.0, bias_after_scale=True)
+        self.operator("scale", {"X": x}, {"Out": out}, scale=factor, bias=bias, bias_after_scale=True)
         return out
 
     def cast(self, x: str, out: str, before: str, after: str, shape: Sequence[int]) -> str:
@@ -139,17 +146,25 @@ def write_detector(
     counts: bool = True,
     suppression: bool = True,
     image: str = "image",
+    normalized: bool = False,
 ) -> Path:
-    """A detector on 8×4 pixels; its boxes are divided by ``scale_factor`` where it has that feed."""
+    """A detector on 8×4 pixels; its boxes are divided by ``scale_factor`` where it has that feed.
+
+    ``normalized``: it undoes ImageNet's normalisation first, which a service does.
+    """
     program = Program()
     if im_shape:
         program.feed("im_shape", (batch, 2))
     program.feed(image, (batch, 3, HEIGHT, WIDTH))
     numbers = _channel(program, image, 0, (batch, BOXES, 4))
+    if normalized:
+        factor, bias = 255 * IMAGENET_STD[0], 255 * IMAGENET_MEAN[0]
+        numbers = program.scale(numbers, "reds", factor, shape=(batch, BOXES, 4), bias=bias)
     if scale_factor:
         numbers = _divided(program, numbers, program.feed("scale_factor", (batch, 2)), batch)
     shape = (batch, CLASSES, BOXES)
-    scores = program.scale(_channel(program, image, 1, shape), "scores", 1 / 255, shape=shape)
+    factor, bias = (IMAGENET_STD[1], IMAGENET_MEAN[1]) if normalized else (1 / 255, 0.0)
+    scores = program.scale(_channel(program, image, 1, shape), "scores", factor, shape=shape, bias=bias)
     if not suppression:
         program.fetch(program.scale(numbers, "boxes", 1.0, shape=(batch, BOXES, 4)), scores)
         return program.write(folder)

@@ -144,6 +144,18 @@ _ENTRIES = (
         answer="pdserve.answers:Objects",
         items="objects",
     ),
+    ServiceEntry(
+        kind="detection",
+        help="Object detection: boxes with labels and scores.",
+        name="detection",
+        http_port=18082,
+        rpc_port=9995,
+        roles={"detector": Role("picodet_PPLCNet_x2_5_mainbody_lite_v1.0", "The detector.")},
+        pipeline="pdserve.pipelines.detection:open_detection",
+        options="pdserve.pipelines.detection:DetectionOptions",
+        answer="pdserve.pipelines.detection:Detections",
+        items="objects",
+    ),
 )
 
 SERVICES: Mapping[str, ServiceEntry] = {entry.kind: entry for entry in _ENTRIES}

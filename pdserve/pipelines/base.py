@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from pdserve.engines import Engine
 from pdserve.errors import DeadlineError, PdserveError
@@ -94,6 +94,15 @@ class Pipeline(ABC, Generic[Answer]):
     @abstractmethod
     def check(self) -> None:
         """Run every engine once. Raises EngineError; where outputs do not fit, ModelError, SettingsError."""
+
+    def checked(self) -> Self:
+        """This pipeline, after `check`; where that raises, its engines are freed."""
+        try:
+            self.check()
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def close(self) -> None:
         """Free the engines."""

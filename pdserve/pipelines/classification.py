@@ -197,5 +197,4 @@ def open_classification(settings: ServiceSettings, home: Home) -> Classification
         model, load_engines(model, wanted), config, wanted, fetch, settings.server.max_pixels, loaded
     )
     log.info("preprocessing of %s from %s", model.name, config.origin)
-    pipeline.check()
-    return pipeline
+    return pipeline.checked()

@@ -8,6 +8,7 @@ one image, the number of rows of each (N,); or, of a model exported without its 
 the image's size: its boxes are in pixels of its input, and are brought to the image's here.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,16 @@ import numpy as np
 from pdserve.engines import Engine
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats.prototxt import Variable
+from pdserve.formats.serving_model import ServingModel
+from pdserve.pipelines.loading import load_engines
+from pdserve.settings import ModelSettings
 from pdserve.vision import boxes
 from pdserve.vision.boxes import Box, Suppression
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from pdserve.vision.resize import resize_planes, resizer
 from pdserve.vision.types import Array, Floats, Image8
+
+log = logging.getLogger("pdserve")
 
 IMAGE = "image"
 SCALE_FACTOR = "scale_factor"
@@ -96,7 +102,7 @@ class Detector:
         real = rows[rows[:, 0] >= 0]  # where there is no box, some releases return one of class -1
         best = real[np.argsort(-real[:, 1], kind="stable")[: self.settings.max_results]]
         over = best[best[:, 1] >= np.float32(self.settings.threshold)].tolist()
-        found = [Box(x1, y1, x2, y2, score) for _, score, x1, y1, x2, y2 in over]
+        found = [Box(x1, y1, x2, y2, score, int(kind)) for kind, score, x1, y1, x2, y2 in over]
         return boxes.clamp(found, width, height)
 
     def detect(self, images: Sequence[Image8]) -> list[list[Box]]:
@@ -114,6 +120,23 @@ class Detector:
     def _batches(self) -> bool:
         free = all(shape[:1] == (-1,) for shape in self.engine.shapes.values())
         return free and len(self.engine.fetches) > 1
+
+
+def open_detectors(
+    model: ServingModel, settings: ModelSettings, threshold: float, max_results: int
+) -> tuple[Detector, ...]:
+    """Load a detector on each of its devices. Raises AliasError, ModelError, DeviceError, SettingsError."""
+    check_aliases(model.config.feeds, str(model.path))
+    if settings.fetch_list:
+        log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
+    wanted = DetectorSettings(threshold=threshold, max_results=max_results)
+    engines = load_engines(model, settings)
+    try:
+        return tuple(open_detector(engine, wanted) for engine in engines)
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
 
 
 def open_detector(engine: Engine, settings: DetectorSettings | None = None) -> Detector:

@@ -144,20 +144,21 @@ def _names(
     return labels.read_labels(labels.FOLDER / entry.labels) if entry and entry.labels else None
 
 
+def label_list(model: ServingModel) -> tuple[str, ...] | None:
+    """The labels by class id that a detector's ``inference.yml`` lists (PaddleDetection), None for none.
+
+    Raises ModelError.
+    """
+    names = _read(model).get("label_list")
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
 def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
     """The sections PreProcess and PostProcess, each a mapping that compiles; both empty without a file.
 
     Raises ModelError with the path.
     """
-    path = model.inference_yml
-    if path is None:
-        return {"PreProcess": {}, "PostProcess": {}}
-    try:
-        content = yaml_file.read(path)
-    except (OSError, yaml_file.YamlError) as error:
-        raise ModelError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
+    path, content = model.inference_yml, _read(model)
     sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
     for name, section in sections.items():
         if not isinstance(section, dict):
@@ -168,3 +169,17 @@ def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
     except SettingsError as error:
         raise ModelError(f"{path}: {error.message}") from error
     return sections
+
+
+def _read(model: ServingModel) -> Mapping[str, Any]:
+    """The content of a model's ``inference.yml``; empty without one. Raises ModelError."""
+    path = model.inference_yml
+    if path is None:
+        return {}
+    try:
+        content = yaml_file.read(path)
+    except (OSError, yaml_file.YamlError) as error:
+        raise ModelError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
+    return content

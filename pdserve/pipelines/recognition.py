@@ -23,9 +23,9 @@ from pdserve.index import store as index_folder
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps, attempt
-from pdserve.pipelines.detector import Detector, DetectorSettings, check_aliases, open_detector
+from pdserve.pipelines.detector import Detector, open_detectors
 from pdserve.pipelines.embedder import Embedder, open_embedder
-from pdserve.pipelines.loading import load_engines, open_model
+from pdserve.pipelines.loading import open_model
 from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
 from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
 from pdserve.vision.decode import MAX_PIXELS, decode
@@ -218,7 +218,9 @@ def open_recognition(settings: ServiceSettings, home: Home) -> RecognitionPipeli
         if detector := settings.models.get("detector"):
             detector_model, files = open_model(detector, home, settings.config_dir)
             loaded |= files
-            detectors = _open_detectors(detector_model, detector, options)
+            detectors = open_detectors(
+                detector_model, detector, options.det_threshold, options.max_det_results
+            )
         folder = index_folder.find(_index_name(settings), home)
         pipeline = RecognitionPipeline(
             detector_model=detector_model,
@@ -238,16 +240,6 @@ def open_recognition(settings: ServiceSettings, home: Home) -> RecognitionPipeli
         raise
     log.info("index %s: %d entries", folder, pipeline.index.count)
     return pipeline
-
-
-def _open_detectors(
-    model: ServingModel, settings: ModelSettings, options: RecognitionOptions
-) -> tuple[Detector, ...]:
-    check_aliases(model.config.feeds, str(model.path))
-    if settings.fetch_list:
-        log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
-    wanted = DetectorSettings(threshold=options.det_threshold, max_results=options.max_det_results)
-    return tuple(open_detector(engine, wanted) for engine in load_engines(model, settings))
 
 
 def _index_name(settings: ServiceSettings) -> str:

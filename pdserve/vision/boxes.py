@@ -24,13 +24,14 @@ _AT_A_TIME = 64  # the fastest on a thousand boxes of which a hundred stay
 
 @dataclass(frozen=True)
 class Box:
-    """A box in an image, corners in its pixels."""
+    """A box in an image, corners in its pixels; ``class_id``: the detector's number of what is in it."""
 
     x1: float
     y1: float
     x2: float
     y2: float
     score: float
+    class_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def clamp(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
             min(max(box.x2, 0.0), float(width)),
             min(max(box.y2, 0.0), float(height)),
             box.score,
+            box.class_id,
         )
         for box in boxes
         if all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
