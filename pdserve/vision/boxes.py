@@ -1,16 +1,17 @@
-"""Boxes: overlap, suppression, what they cut out of an image.
+"""Boxes: intersection over union (IoU), non-maximum suppression (NMS), cropping.
 
 A box is x1, y1, x2, y2 in pixels, x to the right and y down. Its corners are points (``whole_pixels``
 False) or whole pixels, both of which belong to it (True: a box from 3 to 5 is three wide; Paddle calls
 this ``normalized=False``).
 
-The suppression is that of Paddle's operator ``multiclass_nms3`` on a CPU, in float32 as there and in the
-same order of steps, so that scores that tie and overlaps at the very threshold fall out the same.
+NMS is that of Paddle's operator ``multiclass_nms3`` on a CPU, in float32 and in the same order of steps, so
+that scores that tie and overlaps at the very threshold give the same. ``cv2.dnn.NMSBoxes`` does not: it
+drops empty boxes that lie apart, and rounds overlaps otherwise.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def multiclass_nms(boxes: Floats, scores: Floats, settings: Suppression) -> Supp
 
 
 def suppress_results(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> list[int]:
-    """Recognised boxes that overlap are one thing: keep the most similar, as the published service does.
+    """NMS across recognised boxes: of overlapping ones keep the most similar, as the published service does.
 
     ``boxes`` (M, 4), whole pixels as from ``crop_corners``; ``scores`` (M,), similarities. Returns the
     places of those that stay, best first; of equal scores the last one comes first, as there.
@@ -131,19 +132,15 @@ def suppress_results(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: flo
 
 def clamp(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
     """Move corners that lie outside into an image of this size; drop boxes that then have no pixel."""
-    inside = [
-        Box(
-            min(max(box.x1, 0.0), float(width)),
-            min(max(box.y1, 0.0), float(height)),
-            min(max(box.x2, 0.0), float(width)),
-            min(max(box.y2, 0.0), float(height)),
-            box.score,
-            box.class_id,
-        )
-        for box in boxes
-        if all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
-    ]
-    return [box for box in inside if _has_pixels(crop_corners(box))]
+    inside = []
+    for box in boxes:
+        corners = (box.x1, box.y1, box.x2, box.y2)
+        if all(map(math.isfinite, corners)):
+            sides = (width, height, width, height)
+            x1, y1, x2, y2 = (min(max(at, 0.0), float(side)) for at, side in zip(corners, sides, strict=True))
+            if int(x2) > int(x1) and int(y2) > int(y1):
+                inside.append(replace(box, x1=x1, y1=y1, x2=x2, y2=y2))
+    return inside
 
 
 def crop_corners(box: Box) -> tuple[int, int, int, int]:
@@ -258,8 +255,3 @@ def _overlaps(a: Floats, areas_a: Floats, b: Floats, areas_b: Floats, whole_pixe
     shared[apart] = 0
     overlaps: Floats = shared
     return overlaps
-
-
-def _has_pixels(corners: tuple[int, int, int, int]) -> bool:
-    x1, y1, x2, y2 = corners
-    return x2 > x1 and y2 > y1

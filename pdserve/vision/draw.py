@@ -8,7 +8,7 @@ import colorsys
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,17 +139,15 @@ def _load(path: Path | None) -> Any:
 
 def _missing(font: Any, texts: Iterable[str]) -> str:
     """The characters that OpenCV would draw as question marks, or not at all; sorted."""
-    wanted = sorted({c for text in texts for c in text if not c.isspace() and c != "?"})
-    drawn = partial(_after_a_letter, font)
+
+    def drawn(character: str) -> bytes:
+        picture = np.zeros((40, 60, 3), np.uint8)
+        _write(picture, font, (4, 4), f"o{character}", 20, _WHITE)  # some combine with the letter before
+        return picture.tobytes()
+
     none = (drawn(""), drawn("?"))
+    wanted = sorted({c for text in texts for c in text if not c.isspace() and c != "?"})
     return "".join(c for c in wanted if drawn(c) in none)
-
-
-def _after_a_letter(font: Any, character: str) -> bytes:
-    """How a character is drawn: after a letter, for marks that combine with it."""
-    picture = np.zeros((40, 60, 3), np.uint8)
-    _write(picture, font, (4, 4), f"o{character}", 20, _WHITE)
-    return picture.tobytes()
 
 
 def _line(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Postprocessing: a model's row of scores -> labels.
+"""Postprocess a model's outputs: a row of scores -> labels.
 
 Written as PaddleClas writes ``PostProcess`` in ``inference.yml``: ``{"Topk": {"topk": 5}}``,
 ``{"ThreshOutput": {…}}``, ``{"MultiLabelThreshOutput": {…}}`` and the PULC attribute models'
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pdserve.answers import Label
 from pdserve.errors import SettingsError
+from pdserve.vision.preprocess import checked_parameters, whole_number
 from pdserve.vision.types import Floats
 
 # Where the exporter had its labels; the caller has resolved them into names.
@@ -47,21 +48,13 @@ def build(postprocess: Mapping[str, Any], names: Sequence[str] | None) -> Postpr
     maker = _MAKERS.get(kind)
     if maker is None:
         raise SettingsError(f"The postprocessing {kind!r} is unknown; known are {', '.join(_MAKERS)}.")
-    params = ops.get(kind)
-    if params is not None and not isinstance(params, Mapping):
-        raise SettingsError(f"The parameters of {kind} are {params!r}; they must be a mapping.")
-    params = {k: v for k, v in (params or {}).items() if k not in _LABEL_KEYS}
-    known = list(signature(maker).parameters)[1:]  # the first are the names
+    known = (*list(signature(maker).parameters)[1:], *_LABEL_KEYS)  # the first are the names
+    params = checked_parameters(kind, ops.get(kind), known)
     for key, value in params.items():
-        if key not in known:
-            raise SettingsError(f"{kind} has no parameter {key!r}; it has {', '.join(known)}.")
-        if key.endswith("threshold") and not _is_share(value):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key.endswith("threshold") and not (is_number and 0 <= value <= 1):
             raise SettingsError(f"{kind}.{key} is {value!r}; it must be a number from 0 to 1.")
-    return maker(names, **params)
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    return maker(names, **{key: value for key, value in params.items() if key not in _LABEL_KEYS})
 
 
 def score_of(value: np.floating[Any] | float) -> float:
@@ -79,18 +72,13 @@ def _name(names: Sequence[str] | None, class_id: int) -> str:
 
 
 def _topk(names: Sequence[str] | None, topk: int = 5) -> Postprocess:
-    _check_count("Topk.topk", topk)
+    whole_number("Topk.topk", topk)
 
     def read(scores: Floats, top_k: int | None) -> list[Label]:
         count = min(top_k or topk, len(scores))
         return [Label(int(i), _name(names, int(i)), score_of(scores[i])) for i in _best(scores, count)]
 
     return Postprocess("Topk", len(names) if names is not None else None, read)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0.")
 
 
 def _best(scores: Floats, count: int) -> npt.NDArray[np.intp]:
@@ -115,7 +103,7 @@ def _thresh_output(
     if threshold is None:
         raise SettingsError("ThreshOutput needs a threshold.")
     if default_label_index != 0:
-        _check_count("ThreshOutput.default_label_index", default_label_index)
+        whole_number("ThreshOutput.default_label_index", default_label_index)
     width = len(names) if names is not None else None
     if label_0 is not None or label_1 is not None:
         names, width = (str(label_0 or "0"), str(label_1 or "1")), 2
@@ -137,7 +125,7 @@ def _thresh_output(
 def _multi_label(names: Sequence[str] | None, threshold: float = 0.5, topk: int | None = None) -> Postprocess:
     """All from the threshold on, best first; ``topk`` is ours, and bounds them."""
     if topk is not None:
-        _check_count("MultiLabelThreshOutput.topk", topk)
+        whole_number("MultiLabelThreshOutput.topk", topk)
 
     def read(scores: Floats, top_k: int | None) -> list[Label]:
         best = (int(i) for i in _best(scores, min(top_k or topk or len(scores), len(scores))))

@@ -1,4 +1,4 @@
-"""Preprocessing: the chain of operators that turns an RGB image into a model's input.
+"""Preprocess images: the chain of operators that turns an RGB image into a model's input.
 
 A chain is written as PaddleClas writes ``PreProcess.transform_ops`` in ``inference.yml``: a list of
 one-key mappings, ``[{"ResizeImage": {"resize_short": 256}}, {"CropImage": {"size": 224}}, …]``.
@@ -24,6 +24,7 @@ from pdserve.vision.types import Array, Floats, Tensor
 
 TransformOps = Sequence[Mapping[str, Any]]
 Step = Callable[[Array], Array]
+Sizing = tuple[Step, tuple[int, int] | None]  # a step, and the (height, width) that it makes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,16 +119,10 @@ def build(ops: TransformOps) -> Chain:
                 # Decoding comes before the chain and gives RGB; a chain may ask for BGR.
                 if not _flag("DecodeImage.to_rgb", params.get("to_rgb", True)):
                     steps.append(_reverse_channels)
-            case "ResizeImage":
-                step, size = _resize(params, floating)
+            case "ResizeImage" | "CropImage" | "PadImage":
+                step, size = _SIZING[name](params, floating)
                 steps.append(step)
-            case "CropImage":
-                step, size = _crop(params)
-                steps.append(step)
-            case "PadImage":
-                step, size = _pad(params)
-                steps.append(step)
-                floating = True
+                floating |= name == "PadImage"
             case "NormalizeImage":
                 normalize = _normalize(params)  # by channel, so before ToCHWImage is as good as after
                 floating = True
@@ -149,12 +144,8 @@ def named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise SettingsError(
             f"The preprocessing operator {name!r} is unknown; known are {', '.join(_PARAMETERS)}."
         )
-    if params is not None and not isinstance(params, Mapping):
-        raise SettingsError(f"The parameters of {name} are {params!r}; they must be a mapping.")
-    params = dict(params or {})
+    params = checked_parameters(name, params, known)
     for key, value in params.items():
-        if key not in known:
-            raise SettingsError(f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.")
         only = _ONLY.get(f"{name}.{key}", value)
         if value != only:
             raise SettingsError(f"{name}.{key} is {value!r}; only {only!r} is supported.")
@@ -172,13 +163,24 @@ def named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, params
 
 
+def checked_parameters(name: str, params: object, known: Sequence[str]) -> dict[str, Any]:
+    """An operator's parameters. Raises SettingsError for one it does not have."""
+    if params is not None and not isinstance(params, Mapping):
+        raise SettingsError(f"The parameters of {name} are {params!r}; they must be a mapping.")
+    for key in params or ():
+        if key not in known:
+            raise SettingsError(f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.")
+    return dict(params or {})
+
+
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise SettingsError(f"{name} is {value!r}; it must be true or false.")
     return value
 
 
-def _whole(name: str, value: object) -> int:
+def whole_number(name: str, value: object) -> int:
+    """A whole number above 0. Raises SettingsError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0.")
     return value
@@ -187,19 +189,19 @@ def _whole(name: str, value: object) -> int:
 def _pair(name: str, value: object) -> tuple[int, int]:
     """One number for both, or two. Raises SettingsError for more than an image may have, too."""
     sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
-    first, second = _whole(name, sides[0]), _whole(name, sides[1])
+    first, second = whole_number(name, sides[0]), whole_number(name, sides[1])
     if first * second > MAX_PIXELS:
         raise SettingsError(f"{name} is {value!r}, more than {MAX_PIXELS} pixels.")
     return first, second
 
 
-def _resize(params: dict[str, Any], floating: bool) -> tuple[Step, tuple[int, int] | None]:
+def _resize(params: dict[str, Any], floating: bool) -> Sizing:
     """``floating``: whether the image is float32 by now, and bytes no longer."""
     resize = resizer(params.get("interpolation"), params.get("backend", "cv2"), floating)
     keep_ratio = _flag("ResizeImage.keep_ratio", params.get("keep_ratio", False))
     short = params.get("resize_short")
     if short is not None:
-        short = _whole("ResizeImage.resize_short", short)
+        short = whole_number("ResizeImage.resize_short", short)
         if keep_ratio:
             raise SettingsError("ResizeImage.keep_ratio goes with size; resize_short keeps the ratio anyway.")
 
@@ -228,7 +230,7 @@ def _resize(params: dict[str, Any], floating: bool) -> tuple[Step, tuple[int, in
     return (lambda image: resize(image, wide, high)), (high, wide)
 
 
-def _crop(params: dict[str, Any]) -> tuple[Step, tuple[int, int]]:
+def _crop(params: dict[str, Any], floating: bool) -> Sizing:
     wide, high = _pair("CropImage.size", params.get("size"))
 
     def centre(image: Array) -> Array:
@@ -241,7 +243,7 @@ def _crop(params: dict[str, Any]) -> tuple[Step, tuple[int, int]]:
     return centre, (high, wide)
 
 
-def _pad(params: dict[str, Any]) -> tuple[Step, tuple[int, int]]:
+def _pad(params: dict[str, Any], floating: bool) -> Sizing:
     """Fill up to size [width, height] at the right and below: text line models take them so."""
     wide, high = _pair("PadImage.size", params.get("size"))
     value = number(params.get("value", 0), "PadImage.value")
@@ -255,6 +257,9 @@ def _pad(params: dict[str, Any]) -> tuple[Step, tuple[int, int]]:
         return _pixels_of(filled)
 
     return pad, (high, wide)
+
+
+_SIZING = {"ResizeImage": _resize, "CropImage": _crop, "PadImage": _pad}
 
 
 def number(value: object, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Resizing, with OpenCV or Pillow.
+"""Resize images, with OpenCV or Pillow.
 
 They differ: Pillow's bilinear and bicubic average over the area when shrinking, OpenCV's do not. So the
 library is as much a part of a model's preprocessing as the interpolation.
@@ -31,7 +31,11 @@ def opencv() -> Any:
     return cv2
 
 
-# By each library's own numbers, which a chain may give instead of the name.
+# In pixels. The memory that a thread keeps for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080.
+_WHOLE = 1 << 21
+_BAND = 1 << 18
+
+# In the order of each library's own numbers, which a chain may give instead of the name.
 INTERPOLATIONS = {
     "cv2": ("nearest", "bilinear", "bicubic", "area", "lanczos"),
     "pil": ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"),
@@ -58,7 +62,13 @@ def resizer(interpolation: object, backend: object, floating: bool) -> Callable[
         raise SettingsError(
             f"ResizeImage.interpolation is {interpolation!r}; {back_end} has {', '.join(known)}."
         )
-    return _pil_resizer(name) if back_end == "pil" else _cv2_resizer(name)
+    number = known.index(name)
+    if back_end == "pil":
+        from PIL import Image
+
+        return lambda image, width, height: np.asarray(Image.fromarray(image).resize((width, height), number))
+    cv2 = opencv()
+    return lambda image, width, height: cv2.resize(image, (width, height), interpolation=number)
 
 
 def resize_planes(image: Image8, interpolation: str, out: Floats) -> None:
@@ -79,36 +89,28 @@ def resize_planes(image: Image8, interpolation: str, out: Floats) -> None:
         _resize_by_bands(image, out)
 
 
-# In pixels. The memory that a thread keeps for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080.
-_WHOLE = 1 << 21
-_BAND = 1 << 18
+class _Scratch(threading.local):
+    """Memory of each thread, written over by its next image: three planes of bytes, one of floats."""
+
+    bytes = np.empty(0, np.uint8)
+    floats = np.empty(0, np.float32)
 
 
-class _Kept(threading.local):
-    """The planes of a thread's last image, to be written over by its next."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-        self._floats = np.empty(0, np.float32)
-
-    def planes(self, height: int, width: int) -> tuple[Image8, Floats]:
-        """Three of bytes and one of floats."""
-        size = height * width
-        if size > len(self._floats):
-            self._bytes, self._floats = np.empty(3 * size, np.uint8), np.empty(size, np.float32)
-        return self._bytes[: 3 * size].reshape(3, height, width), self._floats[:size].reshape(height, width)
-
-
-_kept = _Kept()
+_scratch = _Scratch()
 
 
 def _resize_whole(image: Image8, out: Floats) -> None:
     cv2 = opencv()
-    planes, floats = _kept.planes(*image.shape[:2])
+    height, width = image.shape[:2]
+    size = height * width
+    if size > len(_scratch.floats):
+        _scratch.bytes, _scratch.floats = np.empty(3 * size, np.uint8), np.empty(size, np.float32)
+    planes = _scratch.bytes[: 3 * size].reshape(3, height, width)
+    floats = _scratch.floats[:size].reshape(height, width)
     cv2.split(image, list(planes))
     for plane, made in zip(planes, out, strict=True):
         np.copyto(floats, plane)
-        cv2.resize(floats, made.shape[::-1], dst=made, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(floats, made.shape[::-1], made)
 
 
 def _resize_by_bands(image: Image8, out: Floats) -> None:
@@ -136,41 +138,8 @@ def _resize_by_bands(image: Image8, out: Floats) -> None:
         cv2.split(pairs[:count].reshape(2 * count, width, 3), some)
         for plane, made in zip(some, out[:, band], strict=True):
             np.copyto(floats[: 2 * count], plane)
-            cv2.resize(
-                floats[: 2 * count],
-                (wide, 2 * count),
-                dst=narrow[: 2 * count],
-                interpolation=cv2.INTER_LINEAR,
-            )
+            cv2.resize(floats[: 2 * count], (wide, 2 * count), narrow[: 2 * count])
             upper, lower = narrow[0 : 2 * count : 2], narrow[1 : 2 * count : 2]
             np.subtract(lower, upper, out=made)
             made *= down[band]
             made += upper
-
-
-def _cv2_resizer(name: str) -> Callable[[Array, int, int], Array]:
-    cv2 = opencv()
-    flag = {
-        "nearest": cv2.INTER_NEAREST,
-        "bilinear": cv2.INTER_LINEAR,
-        "area": cv2.INTER_AREA,
-        "bicubic": cv2.INTER_CUBIC,
-        "lanczos": cv2.INTER_LANCZOS4,
-    }[name]
-
-    def resize(image: Array, width: int, height: int) -> Array:
-        out: Array = cv2.resize(image, (width, height), interpolation=flag)
-        return out
-
-    return resize
-
-
-def _pil_resizer(name: str) -> Callable[[Array, int, int], Array]:
-    from PIL import Image
-
-    resample = Image.Resampling[name.upper()]
-
-    def resize(image: Array, width: int, height: int) -> Array:
-        return np.asarray(Image.fromarray(image).resize((width, height), resample))
-
-    return resize
