@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pdserve.errors import DiskError, FetchError
+from pdserve.errors import DiskError, FetchError, PdserveError
 from pdserve.progress import SILENT, Progress
 
 CHUNK = 1 << 20
@@ -48,6 +48,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             else "check who may write there, or set PDSERVE_HOME to another folder"
         )
         raise DiskError(f"Cannot write {path}: {error.strerror or error}; {hint}.") from error
+
+
+@contextmanager
+def read_errors(kind: type[PdserveError], path: Path | None = None) -> Iterator[None]:
+    """Turn any OSError of the block into an error of this kind that names ``path``, else the error's file."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"Cannot read {path or error.filename}: {error.strerror}.") from error
 
 
 def free_space(path: Path) -> int:

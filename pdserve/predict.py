@@ -14,6 +14,7 @@ from pdserve.clients.address import is_this_machine
 from pdserve.clients.answers import items, single
 from pdserve.clients.credentials import NO_ACCESS, Access
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
+from pdserve.files import read_errors
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.vision.image_files import SUFFIXES, find_images
@@ -70,10 +71,8 @@ def find_sources(named: Sequence[str]) -> list[Source]:
 
 def _file_reader(path: Path) -> Callable[[], bytes]:
     def read() -> bytes:
-        try:
+        with read_errors(ImageError, path):
             return path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"Cannot read {path}: {error.strerror}.") from error
 
     return read
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pdserve.engines.base import LoadRequest
 from pdserve.errors import ModelError
-from pdserve.files import sha256
+from pdserve.files import read_errors, sha256
 from pdserve.formats.model_files import ModelFiles, parameter_files
 from pdserve.formats.program import Program
 from pdserve.formats.serving_model import ServingModel
@@ -37,10 +37,8 @@ class Optimized:
 
 def fingerprint(files: ModelFiles, program: Program) -> str:
     """SHA-256 (hex) of program and parameters: another one for an altered model. Raises ModelError."""
-    try:
+    with read_errors(ModelError):
         return sha256(files.model, *parameter_files(files, program))
-    except OSError as error:
-        raise ModelError(f"Cannot read {error.filename}: {error.strerror}.") from error
 
 
 def folder(model: ServingModel, precision: str) -> Path:
@@ -84,7 +82,5 @@ def read(request: LoadRequest) -> Optimized:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with read_errors(ModelError, path):
         return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error

@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from pdserve.errors import ModelError
+from pdserve.files import read_errors
 from pdserve.formats.pir import parse_pir
 from pdserve.formats.program import Program, parse_program_desc
 
@@ -71,11 +72,8 @@ def parameter_files(files: ModelFiles, program: Program) -> list[Path]:
 
 def read_program(files: ModelFiles) -> Program:
     """Parse the program. Raises ModelError for a file that is missing, broken or no program."""
-    try:
-        with files.model.open("rb") as file:
-            data = file.read(MAX_PROGRAM_BYTES + 1)
-    except OSError as error:
-        raise ModelError(f"Cannot read {files.model}: {error.strerror}.") from error
+    with read_errors(ModelError, files.model), files.model.open("rb") as file:
+        data = file.read(MAX_PROGRAM_BYTES + 1)
     if not data:
         raise ModelError(f"{files.model} is empty; fetch or export the model again.")
     if len(data) > MAX_PROGRAM_BYTES:
@@ -130,11 +128,8 @@ def _may_be_pir(path: Path, names: list[str]) -> bool:
 def _kind(model: Path) -> Kind:
     if model.suffix == ".json":
         return "PIR"
-    try:
-        with model.open("rb") as file:  # no ProgramDesc starts with a brace
-            return "PIR" if file.read(1) == b"{" else "ProgramDesc"
-    except OSError as error:
-        raise ModelError(f"Cannot read {model}: {error.strerror}.") from error
+    with read_errors(ModelError, model), model.open("rb") as file:
+        return "PIR" if file.read(1) == b"{" else "ProgramDesc"  # no ProgramDesc starts with a brace
 
 
 def _params_name(dirname: Path, model: Path, names: list[str]) -> str | None:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError
 
 from pdserve.errors import ModelError
+from pdserve.files import read_errors
 from pdserve.formats.model_files import ModelFiles, parameter_files
 from pdserve.formats.program import MAX_RANK, Program, TensorSpec, element
 from pdserve.formats.protos import message
@@ -22,10 +23,8 @@ from pdserve.formats.protos import message
 
 def read_parameters(files: ModelFiles, program: Program) -> bytes:
     """All parameters as ``save_combine`` would write them. Raises ModelError."""
-    try:
+    with read_errors(ModelError):
         return b"".join(path.read_bytes() for path in parameter_files(files, program))
-    except OSError as error:
-        raise ModelError(f"Cannot read {error.filename}: {error.strerror}.") from error
 
 
 def check_parameters(files: ModelFiles, program: Program) -> None:
@@ -37,10 +36,8 @@ def check_parameters(files: ModelFiles, program: Program) -> None:
     groups = [program.parameters] if files.params is not None else [(spec,) for spec in program.parameters]
     for path, specs in zip(paths, groups, strict=True):
         try:
-            with path.open("rb") as file:
+            with read_errors(ModelError, path), path.open("rb") as file:
                 _skip_tensors(file, specs)
-        except OSError as error:
-            raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
         except (ValueError, DecodeError) as error:
             raise ModelError(
                 f"{path} does not hold the parameters of {files.model.name}: {error}; "

@@ -15,6 +15,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from pdserve.errors import AliasError, ModelError
+from pdserve.files import read_errors
 from pdserve.formats.protos import message
 
 SERVER_TEXT = "serving_server_conf.prototxt"
@@ -130,10 +131,8 @@ def parse_stream(data: bytes, source: str = "stream.prototxt") -> ModelConfig:
 
 def read(path: Path) -> ModelConfig:
     """Read a ``.prototxt`` or ``.stream.prototxt`` file. Raises ModelError if missing or unreadable."""
-    try:
+    with read_errors(ModelError, path):
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
     if path.name.endswith(".stream.prototxt"):
         return parse_stream(data, str(path))
     try:

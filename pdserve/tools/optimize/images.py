@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.errors import ImageError, UsageError
+from pdserve.files import read_errors
 from pdserve.progress import Progress
 from pdserve.vision.image_files import find_images
 
@@ -24,10 +25,8 @@ class ImageFile:
 
     def read(self) -> bytes:
         """The file's bytes. Raises ImageError where it cannot be read any more."""
-        try:
+        with read_errors(ImageError, self.path):
             return self.path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"Cannot read {self.path}: {error.strerror}.") from error
 
 
 @dataclass(frozen=True)
