@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.runtimes.paddle_serving.unsupported import AnySettings
-from pdserve.settings import ModelSettings
+from pdserve.pipelines import SERVICES
+from pdserve.settings import ModelSettings, ServiceSettings
 
 _TRACER_S = 10
 
@@ -34,11 +34,11 @@ class Config:
     notes: list[str] = field(default_factory=list)
 
 
-def build(settings: AnySettings, operators: list[Operator], ports: Ports) -> Config:
+def build(settings: ServiceSettings, operators: list[Operator], ports: Ports) -> Config:
     """The configuration of a service."""
     given = settings.sources.content
     of_file: Mapping[str, Any] = given.get("op") or {}
-    if settings.kind == "classification":  # the file's only operator gives the service its name
+    if not SERVICES[settings.kind].operators:  # the file's only operator gives the service its name
         of_file = {settings.server.name: next(iter(of_file.values()), None)}
     notes: list[str] = []
     ops = {each.name: _op(of_file.get(each.name) or {}, each, notes) for each in operators}

@@ -21,11 +21,10 @@ from pdserve.models.home import Home
 from pdserve.runtimes.paddle_serving import interpreter, unsupported, work_folder
 from pdserve.runtimes.paddle_serving.interpreter import Interpreter
 from pdserve.runtimes.paddle_serving.process import Process
-from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.runtimes.paddle_serving.work_folder import WorkFolder
 from pdserve.services.sockets import bind
 from pdserve.services.telemetry.logs import open_log
-from pdserve.settings import ServerSettings
+from pdserve.settings import ServerSettings, ServiceSettings
 
 log = logging.getLogger("pdserve")
 
@@ -41,7 +40,7 @@ _AFTER_GRACE_S = 5  # for what the service does besides finishing its requests
 _MISFITS = ("ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")
 
 
-def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mapping[str, str]) -> None:
+def serve(settings: ServiceSettings, home: Home, python: Path | None, environ: Mapping[str, str]) -> None:
     """Run the service until SIGINT or SIGTERM, then let running requests finish, and return.
 
     Raises configuration errors before anything is started; EngineError where the service ends by itself.
@@ -65,12 +64,12 @@ def serve(settings: AnySettings, home: Home, python: Path | None, environ: Mappi
         log.info("stopped")
 
 
-def needed(settings: AnySettings) -> dict[str, str]:
+def needed(settings: ServiceSettings) -> dict[str, str]:
     """Module -> package of all that the service imports."""
     dag = settings.sources.content.get("dag") or {}
     return {
         **interpreter.NEEDED,
-        **(interpreter.FAISS if settings.kind == "recognition" else {}),
+        **(interpreter.FAISS if "index" in type(settings.options).model_fields else {}),
         **(interpreter.PROMETHEUS if dag.get("enable_prometheus") else {}),
     }
 

@@ -6,31 +6,13 @@ from collections.abc import Iterator
 from pdserve.errors import SettingsError, UsageError
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 
-AnySettings = ServiceSettings
-
-_NATIVE = frozenset(
-    {
-        "host",
-        "max_body_bytes",
-        "max_part_bytes",
-        "max_header_bytes",
-        "max_pixels",
-        "max_images",
-        "max_queue_size",
-        "header_timeout_s",
-        "body_timeout_s",
-        "keep_alive_s",
-        "hang_s",
-        "api_key",
-        "api_key_file",
-        "tls_cert",
-        "tls_key",
-        "cors_origins",
-        "prometheus_port",
-        "top_k",  # the old answer has the best label only
-        "gallery_writes",
-    }
-)
+_SUPPORTED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
+_NATIVE = (frozenset(ServerSettings.model_fields) - _SUPPORTED) | {
+    "max_queue_size",
+    "hang_s",
+    "top_k",  # the old answer has the best label only
+    "gallery_writes",
+}
 # Those that protect the server are rejected also in a file that both runtimes read.
 _PROTECTING = frozenset({"host", "api_key", "api_key_file", "tls_cert", "tls_key", "gallery_writes"})
 _OPTIONS = {"--api-key-file": "--api-key", "--cors-origins": "--cors-origin"}
@@ -38,7 +20,7 @@ _EVERYWHERE = ("0.0.0.0", "::")
 _ADVICE = "leave it out, or use --runtime native"
 
 
-def check(settings: AnySettings) -> list[str]:
+def check(settings: ServiceSettings) -> list[str]:
     """Notes on settings without effect. Raises UsageError and SettingsError for unsupported ones."""
     if sys.platform != "linux":
         raise UsageError("Paddle Serving runs on Linux only; use --runtime native.")
@@ -51,14 +33,9 @@ def check(settings: AnySettings) -> list[str]:
     for name in sorted(refused & given.block & _PROTECTING):
         raise SettingsError(f"Paddle Serving has no pdserve.{name}, which the configuration has; {_ADVICE}.")
     _check_ports(settings.server)
-    for model in models(settings):
+    for model in settings.models.values():
         _check_model(model)
     return list(_notes(settings, refused))
-
-
-def models(settings: AnySettings) -> list[ModelSettings]:
-    """The settings of the models that run."""
-    return list(settings.models.values())
 
 
 def _check_ports(server: ServerSettings) -> None:
@@ -78,7 +55,7 @@ def _check_model(model: ModelSettings) -> None:
         raise UsageError("Paddle Serving has the precision bf16 on a CPU only; use fp32, or --cpu.")
 
 
-def _notes(settings: AnySettings, refused: frozenset[str]) -> Iterator[str]:
+def _notes(settings: ServiceSettings, refused: frozenset[str]) -> Iterator[str]:
     for name in sorted(refused & settings.sources.block):
         yield f"pdserve.{name} of the configuration has no effect on Paddle Serving"
     if "host" in refused:

@@ -13,7 +13,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
 from pdserve.runtimes.paddle_serving import config, unsupported
 from pdserve.runtimes.paddle_serving.config import Operator, Ports
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
-from pdserve.runtimes.paddle_serving.unsupported import AnySettings
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 from pdserve.vision import preprocess
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -65,6 +64,9 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+_Parts = tuple[dict[str, Any], list[Operator]]
+
+
 @dataclass(frozen=True)
 class WorkFolder:
     """A written folder. ``script`` is to be run in it; ``notes`` say what differs from the settings."""
@@ -75,7 +77,7 @@ class WorkFolder:
     notes: tuple[str, ...]
 
 
-def export(settings: AnySettings, home: Home, folder: Path) -> WorkFolder:
+def export(settings: ServiceSettings, home: Home, folder: Path) -> WorkFolder:
     """Write a self-contained folder; it appears when it is complete.
 
     Raises UsageError where there is something else at ``folder``, and what `write` raises.
@@ -95,24 +97,23 @@ def export(settings: AnySettings, home: Home, folder: Path) -> WorkFolder:
     return replace(made, path=folder, notes=(*notes, *made.notes))
 
 
-def write(settings: AnySettings, home: Home, folder: Path, ports: Ports, place: Place) -> WorkFolder:
+def write(settings: ServiceSettings, home: Home, folder: Path, ports: Ports, place: Place) -> WorkFolder:
     """Fill an empty folder; big files come by ``place``.
 
-    Raises ModelError, AliasError, SettingsError, UnsupportedModelError, IndexFolderError for what Paddle
-    Serving could not run.
+    Raises UsageError, ModelError, AliasError, SettingsError, UnsupportedModelError, IndexFolderError for
+    what Paddle Serving could not run.
     """
-    if settings.kind == "classification":
-        kind, (content, operators) = "classification", _classification(settings, home, folder, place)
-    else:
-        kind, (content, operators) = "recognition", _recognition(settings, home, folder, place)
+    if settings.kind not in _PARTS:
+        raise UsageError(f"Paddle Serving has no service for {settings.kind}; use --runtime native.")
+    content, operators = _PARTS[settings.kind](settings, home, folder, place)
     made = config.build(settings, operators, ports)
-    script = f"{kind}_web_service.py"
+    script = f"{settings.kind}_web_service.py"
     for name in (script, *_SHARED):
         shutil.copyfile(SCRIPTS / name, folder / name)
     content = {"name": settings.server.name, **content}
     (folder / SERVICE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / CONFIG).write_text(yaml.safe_dump(made.content, sort_keys=False, allow_unicode=True), "utf-8")
-    return WorkFolder(folder, kind, script, tuple(made.notes))
+    return WorkFolder(folder, settings.kind, script, tuple(made.notes))
 
 
 def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
@@ -127,9 +128,7 @@ def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
     )
 
 
-def _classification(
-    settings: ServiceSettings, home: Home, folder: Path, place: Place
-) -> tuple[dict[str, Any], list[Operator]]:
+def _classification(settings: ServiceSettings, home: Home, folder: Path, place: Place) -> _Parts:
     wanted = settings.models["model"]
     model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
@@ -146,7 +145,7 @@ def _classification(
     if names:
         lines = "".join(f"{' '.join(name.splitlines())}\n" for name in names)
         (folder / _LABELS).write_text(lines, "utf-8")
-    operator, _ = _operator(settings.server.name, settings.models["model"], model, folder, place)
+    operator, _ = _operator(settings.server.name, wanted, model, folder, place)
     content = {
         "operator": operator.name,
         **_input(model, fetch, description.chain.ops),
@@ -165,9 +164,7 @@ def _names(description: ClassifierConfig) -> tuple[str, ...] | None:
     return description.names
 
 
-def _recognition(
-    settings: ServiceSettings, home: Home, folder: Path, place: Place
-) -> tuple[dict[str, Any], list[Operator]]:
+def _recognition(settings: ServiceSettings, home: Home, folder: Path, place: Place) -> _Parts:
     operators, detector = [], None
     if wanted := settings.models.get("detector"):
         model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
@@ -183,6 +180,13 @@ def _recognition(
     _index(settings, home, Embedder(model, (), chain, fetch), folder / "index")
     options = settings.options.model_dump(include=_OPTIONS)
     return {"detector": detector, "embedder": _input(model, fetch, chain.ops), **options}, operators
+
+
+# For each service that has a script: what the script reads, and its operators; writes the folder's files.
+_PARTS: Mapping[str, Callable[[ServiceSettings, Home, Path, Place], _Parts]] = {
+    "classification": _classification,
+    "recognition": _recognition,
+}
 
 
 def _input(model: ServingModel, fetch: str, ops: preprocess.TransformOps) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def optimize(
     _report(outcome, model, as_json)
 
 
+_ROLES = {"classification": "model", "detection": "detector", "embedding": "embedder"}
 # Settings of a model and its preprocessing, as with `serve`.
 _SETTINGS = (
     "precision", "engine", "threads", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
@@ -154,11 +155,14 @@ def _report(outcome: "Outcome", model: str, as_json: bool) -> None:
         rows.append((f"times as fast, batch {timed.batch}", f"{timed.ratio:.2f}"))
     console.table((f"{report.model} as {report.precision}", ""), rows)
     console.line(f"{report.model}: {report.precision} published, {outcome.folder}")
-    if report.task == "classification":
-        console.say(f"Next: pdserve serve classification --model {model} --precision {report.precision}")
-        return
-    operator = "det" if report.task == "detection" else "rec"
-    console.say(
-        f"Next: precision: {report.precision} in op.{operator}.local_service_conf of a config.yml, or, once "
-        f"both models are {report.precision}, pdserve serve recognition --precision {report.precision}"
+    role = _ROLES[report.task]
+    kind, operator = next(
+        (kind, entry.roles[role].operator) for kind, entry in SERVICES.items() if role in entry.roles
     )
+    if operator is None:
+        console.say(f"Next: pdserve serve {kind} --{role} {model} --precision {report.precision}")
+    else:
+        console.say(
+            f"Next: precision: {report.precision} in op.{operator}.local_service_conf of a config.yml, or, "
+            f"once both models are {report.precision}, pdserve serve {kind} --precision {report.precision}"
+        )
