@@ -17,19 +17,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
 
 from pdserve.clients.credentials import VARIABLE, check_key, read_keys
 from pdserve.errors import SettingsError, UnauthorizedError
-from pdserve.services.http import pipeline_json
-from pdserve.services.http.responses import described
-from pdserve.services.telemetry.middleware import App, Receive, Scope, Send
+from pdserve.services.http.responses import error_response
+from pdserve.services.protocols import App, Receive, Resource, Scope, Send, grpc_protocol
 from pdserve.settings import ServerSettings
 
 # Shorter ones can be guessed.
 SHORTEST = 16
-OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 _BEARER = b"bearer"
 
@@ -107,14 +103,23 @@ def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     return [key for key in keys if key]
 
 
-def guarded(app: App, keys: Keys, cors_origins: Sequence[str] = ()) -> App:
+def require_key(
+    app: App, keys: Keys, find: Callable[[str], Resource | None], cors_origins: Sequence[str] = ()
+) -> App:
     """The same ASGI application for callers with a key; others get a 401.
 
-    ``cors_origins``: the web pages that may ask, which are let see that they are refused.
+    ``find``: the resource at a path; those of open protocols (health) need no key. ``cors_origins``: the
+    web pages that may send requests, which are let see that they are refused.
     """
 
+    def is_open(scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            return False
+        resource = find(scope["path"])
+        return resource is not None and resource.protocol.open
+
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_probe(scope):
+        if scope["type"] == "lifespan" or is_open(scope):
             return await app(scope, receive, send)
         # A browser asks whether it may ask without any key.
         if cors_origins and _is_preflight(scope):
@@ -124,7 +129,12 @@ def guarded(app: App, keys: Keys, cors_origins: Sequence[str] = ()) -> App:
             return await app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        response = _refused(scope["path"], shown)
+        # RFC 6750 on the challenge.
+        challenge = 'Bearer error="invalid_token"' if shown else "Bearer"
+        error = _refusal(shown)
+        response = error_response(
+            scope["path"], error.http_status, error.code, error.message, {"WWW-Authenticate": challenge}
+        )
         origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
         if origin and ("*" in cors_origins or origin in cors_origins):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -134,10 +144,6 @@ def guarded(app: App, keys: Keys, cors_origins: Sequence[str] = ()) -> App:
     return application
 
 
-def _is_probe(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN
-
-
 def _is_preflight(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "OPTIONS":
         return False
@@ -145,16 +151,7 @@ def _is_preflight(scope: Scope) -> bool:
     return {b"origin", b"access-control-request-method"} <= names
 
 
-def _refused(path: str, shown: Sequence[bytes]) -> Response:
-    """A 401 in the form of the route (RFC 6750 on what to challenge with)."""
-    error = _refusal(shown)
-    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"' if shown else "Bearer"}
-    if path.count("/") == 2 and not path.startswith(("/v1/", "/v2/")):  # /{name}/{method}
-        return pipeline_json.failed(error.http_status, error.message, headers)
-    return JSONResponse({"error": described(error)}, error.http_status, headers)
-
-
-class KeysOnCalls(grpc.aio.ServerInterceptor):
+class KeyInterceptor(grpc.aio.ServerInterceptor):
     """The same for gRPC: the key is in the metadata of those names; others get UNAUTHENTICATED."""
 
     def __init__(self, keys: Keys) -> None:
@@ -166,6 +163,9 @@ class KeysOnCalls(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         """The method's handler, or one that refuses."""
+        protocol = grpc_protocol(details.method)
+        if protocol is not None and protocol.open:
+            return await continuation(details)
         metadata = details.invocation_metadata or ()
         shown = _shown((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
         if self._keys.admit(shown):
@@ -177,31 +177,6 @@ class KeysOnCalls(grpc.aio.ServerInterceptor):
 
         # One that takes a stream is called before the message is in, which may be large.
         return grpc.stream_unary_rpc_method_handler(refuse)
-
-
-def describe_keys(app: FastAPI) -> None:
-    """Let ``/openapi.json`` say how a key is shown, where none is wanted, and what a 401 holds."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
-        schemes["header"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-        schema["security"] = [{"bearer": []}, {"header": []}]
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                if path in OPEN:
-                    operation["security"] = []
-                else:
-                    operation["responses"]["401"] = {
-                        "description": "no key was shown, or a wrong one",
-                        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    }
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def exposed_to(settings: ServerSettings) -> str | None:

@@ -20,7 +20,7 @@ from pdserve.engines import Engine
 from pdserve.engines.device import cores
 from pdserve.errors import ClosedError, DeadlineError, EngineError, PdserveError
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.stages import Stages
+from pdserve.services.telemetry.request import Stages
 from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")

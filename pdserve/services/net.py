@@ -1,6 +1,8 @@
-"""The server's certificate, for both doors."""
+"""Listening: bound sockets, addresses as people read them, and the certificate for HTTP and gRPC."""
 
+import socket
 import ssl
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tls:
-    """What the doors need: ``context`` that of HTTP, ``credentials`` that of gRPC; None without TLS."""
+    """TLS for HTTP (``context``) and for gRPC (``credentials``); None without."""
 
     context: ssl.SSLContext | None = None
     _pem: tuple[bytes, bytes] | None = field(default=None, repr=False)  # the key, the certificates
@@ -66,3 +68,29 @@ def _read(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SettingsError(f"Cannot read {option} {path}: {error.strerror}.") from error
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises SettingsError for a port in use or an address that is not ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the codec's to refuse
+        reason = getattr(error, "strerror", None) or "it is no host name"
+        raise SettingsError(f"The host {host!r} is no address of this machine: {reason}.") from error
+    opened = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there the option would let two servers share the port
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise SettingsError(
+            f"Cannot listen on {host}:{port}: {error.strerror}; stop what runs there or give another port "
+            "with --http-port or --rpc-port."
+        ) from error
+    return opened
+
+
+def bracketed(host: str) -> str:
+    """A host as it is written before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

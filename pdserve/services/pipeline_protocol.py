@@ -1,5 +1,5 @@
 """Paddle Serving's pipeline protocol, as seen of the published server 0.9.0: what a request means and how
-it is answered, whichever door it came through.
+it is answered, over HTTP and gRPC alike.
 
 A request is keys with values, and tensors; every key but one is an image, its value the base64 of a file.
 An answer is keys with values again, each value the Python ``repr`` of a list with an entry per image.
@@ -8,7 +8,6 @@ An answer is keys with values again, each value the Python ``repr`` of a list wi
 import base64
 import binascii
 import io
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ import numpy as np
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.formats.protos import pipeline
 from pdserve.services.http.base64_json import from_base64
-from pdserve.services.http.responses import log_failures, message, result
+from pdserve.services.http.responses import encode, log_failures, message, to_json
 from pdserve.services.service import Answering
 from pdserve.services.telemetry.request import current
 
@@ -101,8 +100,8 @@ async def answer(
     except Exception:
         log.exception("log_id %d failed", request.logid)
         response = _failed(PdserveError("internal error"), request.logid)
-    if call := current.get():
-        call.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
+    if asked := current.get():
+        asked.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
     if profile:
         micros = (time.monotonic_ns() - started) // 1000
         text = f"PROFILE\tpid:{os.getpid()}\tcall_0:0 call_1:{micros} "
@@ -113,8 +112,7 @@ async def answer(
 def _response(service: Answering, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
     extra = {}
     if full:
-        results = {"results": [result(service, answer) for answer in answers]}
-        extra[pipeline.RESULTS_KEY] = json.dumps(results, ensure_ascii=False)
+        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(service, answer) for answer in answers]})
     for answer in answers:
         if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.

@@ -6,26 +6,24 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import ServiceEntry
-from pdserve.services.auth import Keys, KeysOnCalls, exposed_to, guarded
+from pdserve.services.auth import KeyInterceptor, Keys, exposed_to
 from pdserve.services.http.app import build_app
-from pdserve.services.http.gallery import add_gallery
-from pdserve.services.http.server import http_door
+from pdserve.services.http.about import metrics_listener
+from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
-from pdserve.services.net import check_tls
+from pdserve.services.net import bind, bracketed, check_tls
 from pdserve.services.replica import Pool, Replica
 from pdserve.services.service import Service
-from pdserve.services.sockets import bind, shown
 from pdserve.services.telemetry.logs import open_log
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.metrics_route import exposed, metrics_door
-from pdserve.services.telemetry.middleware import ObservedCalls, observed
+from pdserve.services.telemetry.middleware import TelemetryInterceptor
 from pdserve.services.telemetry.tracing import Tracer, open_tracing
 from pdserve.settings import ServerSettings, ServiceSettings
 
@@ -49,8 +47,7 @@ def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], hom
             return Replica(pipeline, settings, pool, server.metrics)
 
         service = Service(entry, build, server.metrics)
-        app = build_app(service, server.settings, lambda app: add_gallery(app, service, active.settings))
-        server.run(service, app)
+        server.run(service, active.settings.options)
         pool.close()
 
 
@@ -97,14 +94,12 @@ class _Server:
         self._keys = keys
         self._stuck = False
 
-    def run(self, service: Service, app: Any) -> None:
+    def run(self, service: Service, options: Any) -> None:
         """Serve until told to stop. Raises EngineError where the engines hang for good."""
         with open_tracing(service.kind, os.environ) as tracer:
-            access = self.settings.log_format == "json"
-            app = exposed(app, self.metrics)
-            if self._keys:
-                app = guarded(app, self._keys, self.settings.cors_origins)
-            app = observed(app, service.kind, self.metrics, access=access, tracer=tracer)
+            app = build_app(
+                service, self.settings, self.metrics, options=options, keys=self._keys, tracer=tracer
+            )
             _run(self._serve(service, app, tracer))
         if service.reloader.hangs or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
@@ -138,16 +133,19 @@ class _Server:
         self, service: Service, app: Any, tracer: Tracer | None, stop: asyncio.Event
     ) -> Iterator[tuple[str, AbstractAsyncContextManager[int]]]:
         settings = self.settings
-        host = shown(settings.host)
+        host = bracketed(settings.host)
         if settings.http_port is not None:
             scheme = "https" if settings.tls_cert else "http"
-            yield f"{scheme}://{host}:%d", http_door(app, settings, settings.http_port, stop)
+            yield f"{scheme}://{host}:%d", http_listener(app, settings, settings.http_port, stop)
         if settings.rpc_port is not None:
-            observing = ObservedCalls(self.metrics, access=settings.log_format == "json", tracer=tracer)
-            interceptors = (observing, *((KeysOnCalls(self._keys),) if self._keys else ()))
-            yield f"gRPC on {host}:%d", _rpc_door(service, settings, settings.rpc_port, interceptors)
+            from pdserve.services.grpc.server import grpc_listener
+
+            access = settings.log_format == "json"
+            telemetry = TelemetryInterceptor(self.metrics, access=access, tracer=tracer)
+            interceptors = (telemetry, *((KeyInterceptor(self._keys),) if self._keys else ()))
+            yield f"gRPC on {host}:%d", grpc_listener(service, settings, settings.rpc_port, interceptors)
         if settings.prometheus_port is not None:
-            yield f"metrics on {host}:%d", metrics_door(self.metrics, settings, stop)
+            yield f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)
 
     @contextlib.contextmanager
     def _on_signals(self, service: Service, stop: Callable[[], object]) -> Iterator[None]:
@@ -213,21 +211,6 @@ class _Door:
     async def closed(self) -> None:
         if self._task:
             await self._task
-
-
-@contextlib.asynccontextmanager
-async def _rpc_door(
-    service: Service, settings: ServerSettings, port: int, interceptors: tuple[Any, ...]
-) -> AsyncIterator[int]:
-    from pdserve.services.grpc.server import build_server
-
-    bind(settings.host, port).close()
-    server, bound = build_server(service, settings, port, interceptors, check_tls(settings).credentials)
-    await server.start()
-    try:
-        yield bound
-    finally:
-        await server.stop(settings.grace_s)
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:

@@ -20,7 +20,7 @@ from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
 from pdserve.services.replica import Replica
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.stages import Stages
+from pdserve.services.telemetry.request import Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 

@@ -25,7 +25,7 @@ from pdserve.errors import (
 from pdserve.predict import predict_all, remote
 from tests.certificates import Certificates, issue
 from tests.running import Server, pdserve, start
-from tests.services.doors import Doors, doors
+from tests.services.listeners import Listeners, listeners
 from tests.test_predict import sources
 from tests.tiny import picture
 
@@ -54,14 +54,14 @@ def server(tiny_home: Path, made: Certificates, key_file: Path) -> Iterator[Serv
 
 
 @pytest.fixture(scope="module")
-def keyed(key_file: Path) -> Iterator[Doors]:
-    with doors(api_key_file=key_file) as opened:
+def keyed(key_file: Path) -> Iterator[Listeners]:
+    with listeners(api_key_file=key_file) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Doors]:
-    with doors() as opened:
+def plain() -> Iterator[Listeners]:
+    with listeners() as opened:
         yield opened
 
 
@@ -108,14 +108,14 @@ def test_a_key_over_tls_async(server: Server, made: Certificates):
     asyncio.run(ask())
 
 
-def test_no_key(keyed: Doors):
+def test_no_key(keyed: Listeners):
     for client in clients(keyed.url, keyed.target):
         error = failure(client)
         assert isinstance(error, KeyRefusedError)
         assert "wants a key; give it with --api-key FILE, or in PDSERVE_API_KEY" in error.message
 
 
-def test_a_wrong_key(keyed: Doors):
+def test_a_wrong_key(keyed: Listeners):
     for client in clients(keyed.url, keyed.target, api_key=WRONG):
         error = failure(client)
         assert isinstance(error, KeyRefusedError)
@@ -153,14 +153,14 @@ def test_a_certificate_that_nobody_vouches_for(server: Server, tmp_path: Path):
 
 def test_a_certificate_for_another_name(tmp_path: Path):
     other = issue(tmp_path, "other.example")
-    with doors(tls_cert=other.cert, tls_key=other.key) as opened:
+    with listeners(tls_cert=other.cert, tls_key=other.key) as opened:
         for client in clients(opened.url, opened.target, ca=other.ca):
             error = failure(client)
             assert isinstance(error, UnreachableError)
             assert "is for other names" in error.message
 
 
-def test_tls_where_none_is_spoken(plain: Doors, made: Certificates):
+def test_tls_where_none_is_spoken(plain: Listeners, made: Certificates):
     for client in clients(plain.url.replace("http", "https"), plain.target, ca=made.ca):
         error = failure(client)
         assert isinstance(error, UnreachableError)
@@ -192,7 +192,7 @@ def test_an_authority_that_cannot_be_read(tmp_path: Path, content: bytes | None)
         assert "\n" not in caught.value.message
 
 
-def test_an_overloaded_server(plain: Doors):
+def test_an_overloaded_server(plain: Listeners):
     for client in clients(plain.url, plain.target):
         error = failure(client, b"full")
         assert isinstance(error, BusyError)
@@ -200,7 +200,7 @@ def test_an_overloaded_server(plain: Doors):
         assert "Log_id" not in error.message
 
 
-def test_the_servers_deadline_is_not_the_clients(plain: Doors):
+def test_the_servers_deadline_is_not_the_clients(plain: Listeners):
     for client in clients(plain.url, plain.target):
         error = failure(client, b"late")
         assert "The time was up." in error.message
@@ -293,7 +293,7 @@ def test_the_command_with_a_key_file(
 
 
 @pytest.mark.full
-def test_the_command_with_a_key_in_the_environment(keyed: Doors, image: str, tmp_path: Path):
+def test_the_command_with_a_key_in_the_environment(keyed: Listeners, image: str, tmp_path: Path):
     wrong = pdserve(tmp_path, "predict", image, "--url", keyed.url, PDSERVE_API_KEY=WRONG)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "does not take the key" in wrong.stderr

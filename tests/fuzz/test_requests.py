@@ -4,9 +4,9 @@ import base64
 import io
 
 import numpy as np
-from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from pdserve.errors import PackageError, RequestError
 from pdserve.formats.protos import message
@@ -54,7 +54,7 @@ ODD = (_TENSOR, [2**31, 2**31], [-1, 5], "AAAA=A", "Å", {"elem_type": 77}, [2**
 
 @given(mutated_json(REQUESTS, ODD))
 def test_json_of_the_pipeline_protocol(body: bytes) -> None:
-    request = outcome(lambda: pipeline_json.parse("x", body), pipeline_json._MalformedError)
+    request = outcome(lambda: pipeline_json.parse("x", body), pipeline_json.MalformedError)
     if request is not None:
         _take_apart(request)
 

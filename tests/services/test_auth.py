@@ -15,10 +15,11 @@ from pydantic import SecretStr
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
 from pdserve.pipelines import SERVICES
-from pdserve.services.auth import Keys, exposed_to, guarded
+from pdserve.services.auth import Keys, exposed_to, require_key
+from pdserve.services.http.app import RouteTable
 from pdserve.settings import ServerSettings
 from tests.running import Server, pdserve
-from tests.services.doors import Doors, doors
+from tests.services.listeners import Listeners, listeners
 from tests.services.watching import until
 from tests.tiny import picture
 
@@ -158,16 +159,16 @@ def test_reloading(key_file: Path):
 
 
 @pytest.fixture(scope="module")
-def guarded_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
     path = tmp_path_factory.mktemp("access") / "keys"
     path.write_text(f"{ONE}\n{TWO}\n", "utf-8")
-    with doors(api_key_file=path, cors_origins=(ORIGIN,)) as opened:
+    with listeners(api_key_file=path, cors_origins=(ORIGIN,)) as opened:
         yield opened
 
 
 @pytest.fixture
-def http(guarded_doors: Doors) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=guarded_doors.url, trust_env=False, timeout=30) as client:
+def http(keyed: Listeners) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=keyed.url, trust_env=False, timeout=30) as client:
         yield client
 
 
@@ -198,8 +199,8 @@ def test_with_a_key(http: httpx.Client, headers: dict[str, str]):
         ({"Cookie": f"api_key={ONE}"}, "Bearer"),
     ],
 )
-def test_without_one(http: httpx.Client, guarded_doors: Doors, headers: dict[str, str], challenge: str):
-    before = len(guarded_doors.service.asked)
+def test_without_one(http: httpx.Client, keyed: Listeners, headers: dict[str, str], challenge: str):
+    before = len(keyed.service.asked)
     response = http.post(f"/v1/classification?api_key={ONE}", content=b"an image", headers=headers)
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"] == challenge
@@ -207,7 +208,7 @@ def test_without_one(http: httpx.Client, guarded_doors: Doors, headers: dict[str
     assert error["code"] == "unauthorized"
     assert ONE not in error["message"]
     assert OTHER not in error["message"]
-    assert len(guarded_doors.service.asked) == before
+    assert len(keyed.service.asked) == before
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_other_kinds_of_requests(key_file: Path):
 
     keys = Keys.read(settings(api_key_file=key_file))
     assert keys
-    app = guarded(inside, keys)
+    app = require_key(inside, keys, RouteTable(()).find)
     preflight = [(b"origin", ORIGIN.encode()), (b"access-control-request-method", b"POST")]
     assert asked(app, method="OPTIONS", headers=preflight)[0]["status"] == 401  # no page may ask
     assert asked(app, type="websocket") == [{"type": "websocket.close", "code": 1008}]
@@ -315,8 +316,8 @@ def call(target: str, metadata: Any, value: str = "eA==", method: str = pipeline
     "metadata",
     [(("authorization", f"Bearer {ONE}"),), (("x-api-key", TWO),), (("authorization", f"BEARER {TWO}"),)],
 )
-def test_a_call_with_a_key(guarded_doors: Doors, metadata: Any):
-    assert call(guarded_doors.target, metadata).err_no == 0
+def test_a_call_with_a_key(keyed: Listeners, metadata: Any):
+    assert call(keyed.target, metadata).err_no == 0
 
 
 @pytest.mark.parametrize(
@@ -330,19 +331,19 @@ def test_a_call_with_a_key(guarded_doors: Doors, metadata: Any):
     ],
 )
 @pytest.mark.parametrize("method", [pipeline.METHOD, "/some.Other/method"])
-def test_a_call_without_one(guarded_doors: Doors, metadata: Any, method: str):
-    before = len(guarded_doors.service.asked)
+def test_a_call_without_one(keyed: Listeners, metadata: Any, method: str):
+    before = len(keyed.service.asked)
     with pytest.raises(grpc.RpcError) as caught:
-        call(guarded_doors.target, metadata, method=method)
+        call(keyed.target, metadata, method=method)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert "key" in caught.value.details()
     assert OTHER not in caught.value.details()
-    assert len(guarded_doors.service.asked) == before
+    assert len(keyed.service.asked) == before
 
 
-def test_a_large_call_without_a_key(guarded_doors: Doors):
+def test_a_large_call_without_a_key(keyed: Listeners):
     with pytest.raises(grpc.RpcError) as caught:
-        call(guarded_doors.target, (), "A" * 50_000_000)
+        call(keyed.target, (), "A" * 50_000_000)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -1,4 +1,4 @@
-"""The server's certificate: what is refused before a port opens, and both doors with it."""
+"""The server's certificate: what is refused before a port opens, and both listeners with it."""
 
 import shutil
 import ssl
@@ -14,7 +14,7 @@ from pdserve.formats.protos import pipeline
 from pdserve.services.net import check_tls
 from pdserve.settings import ServerSettings
 from tests.certificates import Certificates, issue
-from tests.services.doors import doors
+from tests.services.listeners import listeners
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_a_key_with_a_password(made: Certificates, tmp_path: Path):
         check_tls(settings(made.cert, locked))
 
 
-def test_both_doors(made: Certificates):
-    with doors(tls_cert=made.cert, tls_key=made.key) as opened:
+def test_both_listeners(made: Certificates):
+    with listeners(tls_cert=made.cert, tls_key=made.key) as opened:
         trusting = ssl.create_default_context(cafile=made.ca)
         with httpx.Client(base_url=opened.url, verify=trusting, trust_env=False) as client:
             assert client.get("/v2/health/live").status_code == 200
@@ -116,7 +116,7 @@ def test_versions(made: Certificates, version: str, spoken: bool):
     """The command speaks what Python's own module may be built without."""
     if not shutil.which("openssl"):
         pytest.skip("needs the openssl command")
-    with doors(tls_cert=made.cert, tls_key=made.key) as opened:
+    with listeners(tls_cert=made.cert, tls_key=made.key) as opened:
         address = opened.url.removeprefix("https://")
         done = subprocess.run(
             ["openssl", "s_client", "-connect", address, version, "-CAfile", str(made.ca)],

@@ -1,4 +1,4 @@
-"""A service that needs no model behind real doors, and what is seen of it from outside."""
+"""A service that needs no model behind real listeners, and what is seen of it from outside."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ import uvicorn
 
 from pdserve.errors import ImageError, OverloadedError, PdserveError
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.stages import Stages
+from pdserve.services.telemetry.request import Stages
 
 
 class FakeService:

@@ -22,7 +22,7 @@ from pdserve.runtimes.paddle_serving import interpreter, unsupported, work_folde
 from pdserve.runtimes.paddle_serving.interpreter import Interpreter
 from pdserve.runtimes.paddle_serving.process import Process
 from pdserve.runtimes.paddle_serving.work_folder import WorkFolder
-from pdserve.services.sockets import bind
+from pdserve.services.net import bind
 from pdserve.services.telemetry.logs import open_log
 from pdserve.settings import ServerSettings, ServiceSettings
 

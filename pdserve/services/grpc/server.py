@@ -1,22 +1,16 @@
-"""The gRPC door: the pipeline protocol's one method.
+"""The gRPC server: all gRPC protocols on one port, with bounds on size and time, and TLS."""
 
-A request that failed as a whole because the queue is full, or the time up, ends with the gRPC status that
-says so; all other failures are answers with an ``err_no``, as of the published server. Its client
-(paddle_serving_server 0.9.0, PipelineClient) has no deadline and no retries, and lets a status other than
-OK through to its caller as grpc.RpcError.
-"""
-
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
 
-from pdserve.errors import DeadlineError, OverloadedError, SettingsError
+from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
-from pdserve.services.pipeline_protocol import PipelineRequest, answer
+from pdserve.services.net import bind, bracketed, check_tls
+from pdserve.services.protocols import PROTOCOLS
 from pdserve.services.service import Answering
-from pdserve.services.sockets import shown
 from pdserve.settings import ServerSettings
 
 # A silent peer is pinged after the first, and taken for gone the second later.
@@ -26,6 +20,23 @@ _PING_TIMEOUT_S = 20
 _PINGED_EVERY_S = 10
 # Requests at once on one connection; more wait at the client.
 _STREAMS = 256
+
+
+@contextlib.asynccontextmanager
+async def grpc_listener(
+    service: Answering, settings: ServerSettings, port: int, interceptors: Sequence[grpc.aio.ServerInterceptor]
+) -> AsyncIterator[int]:
+    """Serve a service over gRPC; yields the port. On leaving, running requests have ``grace_s`` to finish.
+
+    Raises SettingsError for a port in use, or a certificate that cannot be read.
+    """
+    bind(settings.host, port).close()
+    server, bound = build_server(service, settings, port, interceptors, check_tls(settings).credentials)
+    await server.start()
+    try:
+        yield bound
+    finally:
+        await server.stop(settings.grace_s)
 
 
 def build_server(
@@ -40,15 +51,12 @@ def build_server(
     ``credentials`` make it speak TLS. Raises SettingsError where it cannot listen.
     """
     server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
-    handler = grpc.unary_unary_rpc_method_handler(
-        _inference(service),
-        request_deserializer=pipeline.request_class().FromString,
-        response_serializer=pipeline.response_class().SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(pipeline.SERVICE, {"inference": handler}),)
-    )
-    address = f"{shown(settings.host)}:{port}"
+    for protocol in PROTOCOLS.values():
+        if protocol.transport == "grpc":
+            handlers = protocol.function()(service)
+            generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
+            server.add_generic_rpc_handlers((generic,))
+    address = f"{bracketed(settings.host)}:{port}"
     try:
         if credentials:
             bound = server.add_secure_port(address, credentials)
@@ -81,33 +89,3 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 def _ms(seconds: float) -> int:
     """Whole milliseconds that fit into a C int."""
     return min(max(1, round(seconds * 1000)), 2**31 - 1)
-
-
-def _inference(service: Answering) -> Any:
-    response_class = pipeline.response_class()
-
-    async def inference(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-        metadata = dict(context.invocation_metadata() or ())
-        response = await answer(
-            service,
-            PipelineRequest(request.name, request.key, request.value, request.tensors, request.logid),
-            full=pipeline.RESULTS_METADATA in metadata,
-            top_k=_top_k(metadata.get(pipeline.TOP_K_METADATA)),
-            timeout_s=context.time_remaining(),
-        )
-        if isinstance(response.error, OverloadedError | DeadlineError):
-            status = grpc.StatusCode[response.error.grpc_status]
-            later = ((pipeline.RETRY_AFTER_METADATA, "1"),)
-            more = later if isinstance(response.error, OverloadedError) else ()
-            # An abort forgets the metadata that were set before it.
-            await context.abort(status, response.err_msg, (*context.trailing_metadata(), *more))
-        return response_class(
-            err_no=response.err_no, err_msg=response.err_msg, key=response.key, value=response.value
-        )
-
-    return inference
-
-
-def _top_k(text: object) -> int | None:
-    """What a client of ours asks for; None for what no client of ours sends."""
-    return int(text) or None if isinstance(text, str) and text.isdecimal() and len(text) < 10 else None

@@ -1,19 +1,23 @@
-"""Request bodies: read with limits before anything is parsed, then taken apart by their type."""
+"""Request bodies: read with limits before anything is parsed, then taken apart by their type.
+
+Also what happens when the caller stops sending, or goes away while its request is worked on.
+"""
 
 import asyncio
 import base64
 import binascii
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
 from pdserve.services.http import base64_json
-from pdserve.services.http.disconnect import Interrupt
 from pdserve.services.http.multipart import boundary_of, parts
 from pdserve.settings import ServerSettings
+
+Result = TypeVar("Result")
 
 # Who sends less than this within the time for a part is too slow.
 _PART_BYTES = 16 * 1024
@@ -40,12 +44,10 @@ async def read_body(request: Request, limits: ServerSettings) -> bytes:
     # Of a number with a thousand digits it is enough to know that it is large.
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limits.max_body_bytes):
         raise _too_large(limits)
-    loop = asyncio.get_running_loop()
     chunks: list[bytes] = []
     size = timed = 0
-    with Interrupt(lambda: _too_slow(limits)) as interrupt:
-        timer = loop.call_later(limits.body_timeout_s, interrupt.now)
-        try:
+    try:
+        async with asyncio.timeout(limits.body_timeout_s) as timer:
             more = True
             while more:
                 message = await request.receive()
@@ -58,11 +60,12 @@ async def read_body(request: Request, limits: ServerSettings) -> bytes:
                     raise _too_large(limits)
                 chunks.append(chunk)
                 if more and size - timed >= _PART_BYTES:
-                    timer.cancel()
-                    timer = loop.call_later(limits.body_timeout_s, interrupt.now)
+                    timer.reschedule(asyncio.get_running_loop().time() + limits.body_timeout_s)
                     timed = size
-        finally:
-            timer.cancel()
+    except TimeoutError:
+        raise SlowBodyError(
+            f"The rest of the body did not come within {limits.body_timeout_s:g} s; send it again."
+        ) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -73,10 +76,29 @@ def _too_large(limits: ServerSettings) -> BodyTooLargeError:
     )
 
 
-def _too_slow(limits: ServerSettings) -> SlowBodyError:
-    return SlowBodyError(
-        f"The rest of the body did not come within {limits.body_timeout_s:g} s; send it again."
-    )
+async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[Result]) -> Result:
+    """Do the work of a request whose body has been read; cancel it when the caller goes away meanwhile.
+
+    ``receive`` is ASGI's. Raises ClientDisconnect then, and what the work raises.
+    """
+    # A time-out without a time, which the watcher lets expire: cheaper than a task for the work.
+    interrupt = asyncio.timeout(None)
+    try:
+        async with interrupt:
+            watcher = asyncio.ensure_future(_watch(receive, interrupt))
+            try:
+                return await work
+            finally:
+                watcher.cancel()
+    except TimeoutError:
+        if interrupt.expired():
+            raise ClientDisconnect from None
+        raise
+
+
+async def _watch(receive: Callable[[], Awaitable[Any]], interrupt: asyncio.Timeout) -> None:
+    if (await receive())["type"] == "http.disconnect":
+        interrupt.reschedule(0)
 
 
 def read_images(request: Request, body: bytes, limits: ServerSettings) -> list[bytes | PdserveError]:

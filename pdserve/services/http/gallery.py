@@ -2,22 +2,25 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from pdserve.errors import PdserveError, RequestError
 from pdserve.index.apply import Change
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
-from pdserve.services.http import openapi
 from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
-from pdserve.services.http.responses import json_response
+from pdserve.services.http.responses import ErrorAnswer, json_response
+from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service, check_count
 from pdserve.services.watch import IndexWatch
-from pdserve.settings import ServerSettings, ServiceSettings
+from pdserve.settings import ServerSettings
+
+_PATH = "/v1/gallery"
 
 
 class WritesOffError(RequestError):
@@ -28,9 +31,10 @@ class WritesOffError(RequestError):
     grpc_status = "PERMISSION_DENIED"
 
 
-def add_gallery(app: FastAPI, service: Service, settings: ServiceSettings) -> None:
-    """Add the routes to the application of a service with an index; to another nothing."""
-    if service.index is None:
+def routes(context: Context) -> Iterator[Route]:
+    """The routes of a service's gallery; none where the service has no index."""
+    service, settings, options = context.service, context.settings, context.options
+    if not isinstance(service, Service) or service.index is None:
         return
     one_at_a_time = asyncio.Lock()
 
@@ -46,33 +50,32 @@ def add_gallery(app: FastAPI, service: Service, settings: ServiceSettings) -> No
         return json_response(described(made))
 
     def check_writes() -> None:
-        if not settings.options.gallery_writes:
+        if not options.gallery_writes:
             raise WritesOffError(
                 "The gallery is not to be changed over HTTP; start the server with --gallery-writes."
             )
 
-    @app.get("/v1/gallery", tags=["gallery"], summary="The index in force")
-    async def show() -> dict[str, Any]:
+    async def show(_: Request) -> Response:
         index = active().loaded
-        return {
-            "index_version": index.version,
-            "count": index.count,
-            "type": index.type,
-            "metric": index.metric,
-            "dimension": index.dimension,
-            "embedder": index.embedder.name if index.embedder else None,
-            "writes": settings.options.gallery_writes,
-        }
+        return json_response(
+            {
+                "index_version": index.version,
+                "count": index.count,
+                "type": index.type,
+                "metric": index.metric,
+                "dimension": index.dimension,
+                "embedder": index.embedder.name if index.embedder else None,
+                "writes": options.gallery_writes,
+            }
+        )
 
-    @app.post("/v1/gallery", tags=["gallery"], **openapi.gallery_append())
     async def add(request: Request) -> Response:
         check_writes()
-        body = await read_body(request, settings.server)
-        images = _labelled(request, body, settings.server)
-        check_count(images, settings.server)
+        body = await read_body(request, settings)
+        images = _labelled(request, body, settings)
+        check_count(images, settings)
         return await change(append, images, active().folder, service.embedder, strict=True)
 
-    @app.delete("/v1/gallery", tags=["gallery"], **openapi.gallery_remove())
     async def drop(request: Request) -> Response:
         check_writes()
         query = request.query_params
@@ -84,9 +87,15 @@ def add_gallery(app: FastAPI, service: Service, settings: ServiceSettings) -> No
         numbers = [int(each) for each in ids]
         return await change(remove, active().folder, labels=labels, images=images, ids=numbers)
 
+    answers: dict[int, Any] = {200: {"model": dict[str, Any], "description": "The current version."}}
+    described_get = {"tags": ["gallery"], "summary": "The index's version and size", "responses": answers}
+    yield Route("GET", _PATH, show, described_get)
+    yield Route("POST", _PATH, add, _operation("Add images with their labels", requestBody=_IMAGES))
+    yield Route("DELETE", _PATH, drop, _operation("Remove entries by label, image or id", parameters=_WHICH))
+
 
 def described(change: Change) -> dict[str, Any]:
-    """What a change did, as JSON: numbers, and the images that were passed over."""
+    """A change as JSON: counts, and the images that were skipped."""
     content = asdict(change)
     content["index_version"] = content.pop("version")
     del content["folder"]  # which is no business of a caller's
@@ -126,3 +135,47 @@ def _entry(image: bytes | PdserveError, label: object) -> GalleryImage:
         raise RequestError(f"The label {label!r} is no text of one line.")
     # Named by content: a caller's file name must not take the place of another caller's.
     return GalleryImage(f"upload/{hashlib.sha256(image).hexdigest()[:16]}", label.strip(), image)
+
+
+def _operation(summary: str, **extra: Any) -> dict[str, Any]:
+    """The OpenAPI operation of a route that changes the gallery."""
+    failures = {
+        400: "The request is malformed, or an image cannot be read.",
+        403: "The server was started without --gallery-writes.",
+        404: "There is no such entry.",
+        408: "The body did not come in time.",
+        413: "Too many bytes or images.",
+        500: "The server failed; its log says at what.",
+        503: "The server is stopping, or rebuilding its engine.",
+    }
+    responses: dict[int, Any] = {200: {"model": dict[str, Any], "description": "What changed."}}
+    responses |= {status: {"model": ErrorAnswer, "description": text} for status, text in failures.items()}
+    return {"tags": ["gallery"], "summary": summary, "responses": responses, "openapi_extra": extra}
+
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_WHICH = [
+    {"name": name, "in": "query", "required": False, "schema": _STRINGS} for name in ("label", "image", "id")
+]
+_ENTRY = {
+    "type": "object",
+    "required": ["image", "label"],
+    "properties": {"image": {"type": "string", "description": "base64"}, "label": {"type": "string"}},
+}
+_FORM = {
+    "type": "object",
+    "required": ["images", "label"],
+    "properties": {
+        "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "label": {**_STRINGS, "description": "one for all images, or one for each"},
+    },
+}
+_IMAGES = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": _FORM},
+        "application/json": {
+            "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _ENTRY}}}
+        },
+    },
+}

@@ -4,77 +4,70 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Response
 from google.protobuf import json_format
+from starlette.requests import Request
+from starlette.responses import Response
 
+from pdserve.errors import RequestError
 from pdserve.formats.protos import message
 from pdserve.services.http import base64_json
-from pdserve.services.http.responses import encode
+from pdserve.services.http.bodies import read_body, unless_gone
+from pdserve.services.http.responses import GatewayError, gateway_json
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
-from pdserve.services.service import Answering
+from pdserve.services.protocols import PIPELINE_PATH, Context, Route
 
-# gRPC's numbers, which the gateway gives in the body beside the HTTP status.
-_CODES = {400: 3, 401: 16, 404: 5, 408: 4, 413: 8, 500: 13, 503: 14, 504: 4}
 _INT64 = re.compile(r"-?(0|[1-9]\d*)")
 
 
-class _MalformedError(Exception):
-    """The body is no JSON, or a field has the wrong type; the text goes to the caller."""
+class MalformedError(RequestError):
+    """The body is no JSON, or a field has the wrong type."""
 
 
-async def handle(service: Answering, name: str, body: bytes) -> Response:
-    """Answer one request to ``/{name}/{method}``."""
-    try:
-        request = parse(name, body)
-    except _MalformedError as error:
-        return failed(400, str(error))
-    response = await answer(service, request)
-    return _json(
-        {
-            "err_no": response.err_no,
-            "err_msg": response.err_msg,
-            "key": list(response.key),
-            "value": list(response.value),
-            "tensors": [],
-        }
-    )
+@dataclass(frozen=True)
+class PipelineAnswer:
+    """An answer of the pipeline protocol: values by key, in two lists."""
+
+    err_no: int = field(metadata={"description": "0 for success"})
+    err_msg: str
+    key: list[str]
+    value: list[str]
+    tensors: list[dict[str, Any]]
 
 
-def failed(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer for what is not even a request: no such route, a wrong verb, a malformed body."""
-    if status in (404, 405):
-        plain = {"X-Content-Type-Options": "nosniff"}
-        return Response(f"{text}\n", status, plain, "text/plain; charset=utf-8")
-    body = {"error": text, "code": _CODES.get(status, 2), "message": text, "details": []}
-    return _json(body, status, headers)
+def routes(context: Context) -> Iterator[Route]:
+    """The route of the pipeline protocol."""
+    service, settings = context.service, context.settings
 
+    async def pipeline(request: Request) -> Response:
+        # Any method will do; it is in the path because Paddle Serving's clients put it there.
+        name = request.scope["path"].split("/", 2)[1]
+        asked = parse(name, await read_body(request, settings))
+        got = await unless_gone(request.receive, answer(service, asked))
+        return gateway_json(PipelineAnswer(got.err_no, got.err_msg, list(got.key), list(got.value), []))
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    text = encode(content)
-    for character in "<>&":  # the gateway's JSON is safe to paste into HTML
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Response(text.encode("utf-8", "replace"), status, dict(headers or {}), "application/json")
+    yield Route("POST", PIPELINE_PATH, pipeline, _operation())
 
 
 def parse(name: str, body: bytes) -> PipelineRequest:
     """A body -> a request. An empty body is an empty request, and what follows the object is ignored.
 
-    Raises _MalformedError.
+    Raises MalformedError.
     """
     try:
         content = base64_json.load(body, "value", _load, base64_json.from_base64)
     except (ValueError, RecursionError) as error:
-        raise _MalformedError(f"the body is no JSON: {error}") from error
+        raise MalformedError(f"the body is no JSON: {error}") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise _MalformedError(f"the body is a JSON {_kind(content)}, not an object")
-    for field in ("name", "method", "clientip"):
-        if not isinstance(content.get(field), str | None):
-            raise _MalformedError(f"{field} is a JSON {_kind(content[field])}, not a string")
+        raise MalformedError(f"the body is a JSON {_kind(content)}, not an object")
+    for text in ("name", "method", "clientip"):
+        if not isinstance(content.get(text), str | None):
+            raise MalformedError(f"{text} is a JSON {_kind(content[text])}, not a string")
     return PipelineRequest(
         name,
         _strings(content, "key"),
@@ -104,7 +97,7 @@ def _kind(value: object) -> str:
 def _list(content: Mapping[str, Any], field: str) -> list[Any]:
     value = content.get(field)
     if not isinstance(value, list | None):
-        raise _MalformedError(f"{field} is a JSON {_kind(value)}, not an array")
+        raise MalformedError(f"{field} is a JSON {_kind(value)}, not an array")
     return value or []
 
 
@@ -112,7 +105,7 @@ def _strings(content: Mapping[str, Any], field: str, kinds: tuple[type, ...] = (
     values = _list(content, field)
     for value in values:
         if value is not None and not isinstance(value, kinds):
-            raise _MalformedError(f"{field} holds a JSON {_kind(value)}, not only strings")
+            raise MalformedError(f"{field} holds a JSON {_kind(value)}, not only strings")
     return [value or "" for value in values]
 
 
@@ -123,18 +116,56 @@ def _logid(value: object) -> int:
     if isinstance(value, str) and _INT64.fullmatch(value.strip()):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise _MalformedError(f"logid is {json.dumps(value)[:40]}, not a whole number of 64 bits")
+        raise MalformedError(f"logid is {json.dumps(value)[:40]}, not a whole number of 64 bits")
     return value
 
 
 def _tensor(content: object) -> Any:
     if not isinstance(content, dict | None):
-        raise _MalformedError(f"tensors holds a JSON {_kind(content)}, not only objects")
+        raise MalformedError(f"tensors holds a JSON {_kind(content)}, not only objects")
     tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")()
     try:
         for field in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
             base64.b64decode((content or {}).get(field) or "", validate=True)
         json_format.ParseDict(content or {}, tensor, ignore_unknown_fields=True)
     except (json_format.ParseError, binascii.Error, TypeError, ValueError, RecursionError) as error:
-        raise _MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
+        raise MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
     return tensor
+
+
+def _operation() -> dict[str, Any]:
+    """The route's OpenAPI operation."""
+    strings = {"type": "array", "items": {"type": "string"}}
+    request = {
+        "type": "object",
+        "properties": {
+            "key": strings,
+            "value": {**strings, "description": "for each key the base64 of an image file"},
+            "tensors": {"type": "array", "items": {"type": "object"}},
+            "logid": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+            "clientip": {"type": "string"},
+        },
+    }
+    failures = {
+        400: "No JSON, or a field of the wrong type.",
+        408: "The body did not come in time.",
+        413: "A body over the limit.",
+        500: "The server failed; its log says at what.",
+        503: "The server is stopping.",
+    }
+    responses: dict[int, Any] = {
+        200: {"model": PipelineAnswer, "description": "An answer, or an error that err_no reports."}
+    }
+    return {
+        "tags": ["pipeline protocol"],
+        "summary": "Paddle Serving's pipeline protocol",
+        "responses": responses
+        | {status: {"model": GatewayError, "description": text} for status, text in failures.items()},
+        "openapi_extra": {
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+                for name in ("name", "method")
+            ],
+            "requestBody": {"content": {"application/json": {"schema": request}}},
+        },
+    }

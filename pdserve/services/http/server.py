@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn on a socket of ours, with bounds on size and time, and TLS."""
+"""The HTTP listener: uvicorn on a bound socket, with bounds on size and time, and TLS."""
 
 import asyncio
 import contextlib
@@ -7,21 +7,22 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 
 from pdserve.errors import SettingsError
-from pdserve.services.net import check_tls
-from pdserve.services.sockets import bind
-from pdserve.services.telemetry.middleware import App
+from pdserve.services.net import bind, check_tls
+from pdserve.services.protocols import App
 from pdserve.settings import ServerSettings
 
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the process's signals are not this door's alone
+        yield  # the process's signals are the whole server's
 
 
 @contextlib.asynccontextmanager
-async def http_door(app: App, settings: ServerSettings, port: int, stop: asyncio.Event) -> AsyncIterator[int]:
-    """Serve an ASGI application; yields the port. Sets ``stop`` when the server ends by itself.
+async def http_listener(
+    app: App, settings: ServerSettings, port: int, stop: asyncio.Event
+) -> AsyncIterator[int]:
+    """Serve an ASGI application; yields the port. Sets ``stop`` when uvicorn ends by itself.
 
     On leaving it takes no more requests and gives those that run ``grace_s`` to finish; what runs then is
     cancelled. Raises SettingsError for a port in use, an address that is not ours, or a certificate that
@@ -31,7 +32,7 @@ async def http_door(app: App, settings: ServerSettings, port: int, stop: asyncio
     opened = bind(settings.host, port)
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[opened]))
-    running.add_done_callback(lambda _: stop.set())  # a door that fell shut must not look open
+    running.add_done_callback(lambda _: stop.set())  # a listener that failed must not look open
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
     try:

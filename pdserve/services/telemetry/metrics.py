@@ -1,11 +1,11 @@
-"""What a server tells of itself as numbers, in Prometheus's form, at ``/metrics``.
+"""Prometheus metrics.
 
 Names follow Prometheus's conventions (prometheus.io/docs/practices/naming): seconds, totals, units in the
-name. Everything is in a registry of the server's own, so that several servers in one process, as tests
-start them, do not mix. No label takes what a caller sent.
+name. Each server has a registry, so that several servers in one process, as tests start them, do not mix.
+No label takes what a caller sent.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,11 +30,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The numbers of one server. Its methods may be called in any thread and cost a microsecond or two."""
+    """The metrics of one server. Its methods may be called in any thread and cost a microsecond or two."""
 
     def __init__(self) -> None:
         self._registry = to = CollectorRegistry()
-        ProcessCollector(registry=to)  # tells nothing where there is no /proc
+        ProcessCollector(registry=to)  # gives nothing where there is no /proc
         PlatformCollector(registry=to)
         Info("pdserve", "The server.", registry=to).info({"version": __version__})
         self._requests = Counter(
@@ -71,63 +71,66 @@ class Metrics:
         self._queue = Gauge("pdserve_queue_images", "Images that wait.", ("model",), registry=to)
         self._models = Info("pdserve_model", "What runs.", ("role",), registry=to)
         self._rebuilt = Counter(
-            "pdserve_engine_rebuilds", "Engines built anew, by cause.", ("cause",), registry=to
+            "pdserve_engine_rebuilds", "Engines rebuilt, by cause.", ("cause",), registry=to
         )
         self._index_size = Gauge("pdserve_index_entries", "Entries of the index.", ("index",), registry=to)
         self._index_version = Gauge(
-            "pdserve_index_version", "Version of the index in force.", ("index",), registry=to
+            "pdserve_index_version", "Version of the current index.", ("index",), registry=to
         )
-        to.register(_PaddleServing(self._requests, self._seconds, self._stages))
+        self._predicting: set[str] = set()
+        to.register(_PaddleServing(self._requests, self._seconds, self._stages, self._predicting))
         # Children by their labels: a dictionary is quicker to ask than the library.
         self._stage_children: dict[tuple[str, str], Histogram] = {}
         self._request_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
-    def request(self, route: str, code: str, seconds: float) -> None:
-        """A request was answered; ``code`` is what `call.Call.code` makes of its outcome."""
+    def request(self, route: str, code: str, seconds: float, *, predicts: bool = False) -> None:
+        """Count a request. ``code``: see `RequestContext.code`. ``predicts``: it is one for a prediction."""
         children = self._request_children.get((route, code))
         if children is None:
+            if predicts:
+                self._predicting.add(route)
             children = self._requests.labels(route, code), self._seconds.labels(route)
             self._request_children[route, code] = children
         children[0].inc()
         children[1].observe(seconds)
 
     def images(self, outcome: str, count: int = 1) -> None:
-        """Images were answered: ``ok``, ``gone`` (nobody waited any more) or an error's code."""
+        """Count images: ``ok``, ``gone`` (the caller went away) or an error's code."""
         self._images.labels(outcome).inc(count)
 
     def stage(self, stage: str, seconds: float, model: str = "") -> None:
-        """A request spent so long in a stage."""
+        """Record the seconds that a request spent in a stage."""
         child = self._stage_children.get((stage, model))
         if child is None:
             child = self._stage_children[stage, model] = self._stages.labels(stage, model)
         child.observe(seconds)
 
     def batch(self, model: str, size: int, seconds: float = 0) -> None:
-        """A batch went through an engine, and kept it busy so long."""
+        """Record a batch: images, and the seconds that it kept the engine busy."""
         self._batches.labels(model).observe(size)
         self._busy.labels(model).inc(seconds)
 
     def queue(self, model: str, depth: Callable[[], float]) -> None:
-        """From now on, ``depth`` says how many images wait for this model."""
+        """Set the function that gives the number of images that wait for this model."""
         self._queue.labels(model).set_function(depth)
 
     def model(self, role: str, name: str, engine: str, device: str, precision: str) -> None:
-        """This model runs in this role from now on."""
+        """Set the current model of a role."""
         self._models.labels(role).info(
             {"model": name, "engine": engine, "device": device, "precision": precision}
         )
 
     def rebuilt(self, cause: str) -> None:
-        """The engines were built anew: ``failing``, ``hanging``, ``reload``."""
+        """Count a rebuild of the engines: ``failing``, ``hanging``, ``reload``."""
         self._rebuilt.labels(cause).inc()
 
     def index(self, name: str, entries: int, version: int) -> None:
-        """This version of the index is in force from now on."""
+        """Set the current version of the index."""
         self._index_size.labels(name).set(entries)
         self._index_version.labels(name).set(version)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """All numbers, in the form that an Accept header asks for, and its media type."""
+        """All metrics, in the format that an Accept header asks for, and its media type."""
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
@@ -135,11 +138,14 @@ class Metrics:
 class _PaddleServing:
     """The counters that Paddle Serving documents for ``dag.enable_prometheus``, under its names.
 
-    Summed from ours when asked: requests for predictions, and the runs of engines that they waited for.
+    Summed from ours at each scrape: requests for predictions, and the engine runs that they waited for.
     """
 
-    def __init__(self, requests: Counter, seconds: Histogram, stages: Histogram) -> None:
+    def __init__(
+        self, requests: Counter, seconds: Histogram, stages: Histogram, predicting: Collection[str]
+    ) -> None:
         self._sources = requests, seconds, stages
+        self._predicting = predicting
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -148,12 +154,12 @@ class _PaddleServing:
         success = failure = micros = runs = run_micros = 0.0
         for sample in (s for source in self._sources for family in source.collect() for s in family.samples):
             labels, value = sample.labels, sample.value
-            if sample.name == "pdserve_requests_total" and _predicts(labels["route"]):
+            if sample.name == "pdserve_requests_total" and labels["route"] in self._predicting:
                 if labels["code"] in ("200", "OK"):
                     success += value
                 else:
                     failure += value
-            elif sample.name == "pdserve_request_seconds_sum" and _predicts(labels["route"]):
+            elif sample.name == "pdserve_request_seconds_sum" and labels["route"] in self._predicting:
                 micros += value * 1e6
             elif sample.name == "pdserve_stage_seconds_count" and labels["stage"] == "infer":
                 runs += value
@@ -167,7 +173,3 @@ class _PaddleServing:
             ("pd_inference_duration_us", "Time in those runs.", run_micros),
         ):
             yield CounterMetricFamily(name, text, value=value)
-
-
-def _predicts(route: str) -> bool:
-    return route in ("/{name}/{method}", "inference", "/v1/classification", "/v1/recognition")

@@ -1,46 +1,40 @@
-"""What both doors do for every request, so that it can be seen from outside: an id that the answer has in
-``X-Request-ID``, the numbers, a line of the log where wanted, a span where traced.
+"""Middleware for HTTP and an interceptor for gRPC: a request id, metrics, the access log, a trace span.
+
+The id goes out in ``X-Request-ID``, or in the trailing metadata ``x-request-id``.
 """
 
 import asyncio
-import json
 import logging
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from pdserve.formats.protos import pipeline
+from pdserve.services.http.responses import Error, ErrorAnswer, json_response
+from pdserve.services.protocols import App, Message, Receive, Resource, Scope, Send, grpc_protocol
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import HEADER, Call, current
+from pdserve.services.telemetry.request import HEADER, RequestContext, current
 from pdserve.services.telemetry.tracing import Tracer
 
 log = logging.getLogger("pdserve")
 access_log = logging.getLogger("pdserve.access")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 _HEADER = HEADER.encode()
 _GONE = "499"  # nginx's number: the caller went away before there was an answer
-_PIPELINE = "/{name}/{method}"
-_OTHER = "other"  # Any path may be asked for: those that are not ours are counted as one.
-_UNTRACED = ("/metrics", "/v2/health/")  # asked every few seconds by machines
-_METHOD = pipeline.METHOD.rpartition("/")[2]
+_OTHER = "other"  # Any path may be requested: those without a resource are counted as one.
+_UNTRACED = ("/metrics", "/v2/health/")  # polled every few seconds by machines
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLOCKS_S = 0.1  # A caller cancels at its deadline, which may be a little before ours.
 _STATUS_NAMES = {status.value[0]: status.name for status in grpc.StatusCode}
 
 
-class _Observer:
-    """What is noted of requests, and where."""
+class _Recorder:
+    """Where finished requests are recorded."""
 
     def __init__(self, metrics: Metrics, access: bool, tracer: Tracer | None) -> None:
         self.access = access
@@ -48,51 +42,67 @@ class _Observer:
         self._metrics = metrics
 
     def ended(
-        self, call: Call, began: float, sent: str, method: str, route: str, **more: str | int | None
+        self,
+        request: RequestContext,
+        started: float,
+        sent: str,
+        method: str,
+        route: str,
+        predicts: bool,
+        **more: str | int | None,
     ) -> None:
-        """Note a request that is over; ``sent`` is its HTTP status or the name of its gRPC status."""
-        seconds = time.perf_counter() - began
-        code = call.code(sent)
-        self._metrics.request(route, code, seconds)
+        """Record a finished request; ``sent`` is its HTTP status or the name of its gRPC status."""
+        seconds = time.perf_counter() - started
+        code = request.code(sent)
+        self._metrics.request(route, code, seconds, predicts=predicts)
         if self.access:
             millis = round(seconds * 1000, 3)
             extra = {"method": method, "route": route, "status": code, "duration_ms": millis}
-            extra |= {"images": call.images, **more}
+            extra |= {"images": request.images, **more}
             access_log.info("%s %s %s", method, route, code, extra=extra)
-        if call.span:
-            attributes: dict[str, str | int] = {"pdserve.request_id": call.id, "pdserve.images": call.images}
+        if request.span:
+            attributes: dict[str, str | int] = {
+                "pdserve.request_id": request.id,
+                "pdserve.images": request.images,
+            }
             if method == "gRPC":
                 attributes |= {"rpc.system": "grpc", "rpc.method": route}
                 attributes["rpc.grpc.status_code"] = grpc.StatusCode[sent].value[0]
             else:
                 attributes |= {"http.request.method": method, "http.route": route}
                 attributes["http.response.status_code"] = int(sent)
-            call.span.end(f"{method} {route}", code, attributes)
+            request.span.end(f"{method} {route}", code, attributes)
 
 
-def observed(
-    app: App, service_kind: str, metrics: Metrics, *, access: bool = False, tracer: Tracer | None = None
+def telemetry(
+    app: App,
+    find: Callable[[str], Resource | None],
+    metrics: Metrics,
+    *,
+    access: bool = False,
+    tracer: Tracer | None = None,
 ) -> App:
-    """The same ASGI application, observed; it goes around all others, so that their refusals count, too.
+    """The same ASGI application with telemetry; the outermost middleware, so that refusals count, too.
 
-    Routes are counted by their templates. What the application raises is logged, and answered as an
-    internal error where nothing was sent yet.
+    ``find``: the resource at a path; requests are counted by the resource's path. What the application
+    raises is logged, and answered as an internal error where nothing was sent yet.
     """
-    observer = _Observer(metrics, access, tracer)
-    # Those that a refusal before the router leaves nameless.
-    fixed = {f"/v1/{service_kind}", "/v1/gallery", "/v2", "/v2/health/live", "/v2/health/ready"}
-    fixed |= {"/metrics", "/docs", "/openapi.json"}
+    recorder = _Recorder(metrics, access, tracer)
+    fields = [(name, name.lower().encode()) for name in (tracer.fields if tracer else ())]
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        began = time.perf_counter()
+        started = time.perf_counter()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        call = Call(headers.get(_HEADER, b"").decode("latin-1"))
+        request = RequestContext(headers.get(_HEADER, b"").decode("latin-1"))
         if tracer and not scope["path"].startswith(_UNTRACED):
-            call.span = tracer.span(
+            request.span = tracer.span(
                 {name: headers[key].decode("latin-1") for name, key in fields if key in headers}
             )
+        method = scope["method"] if scope["method"] in _METHODS else _OTHER
+        resource = find(scope["path"])
+        route = resource.path if resource else _OTHER
         status, complete, gone, taken = 0, False, False, 0
 
         async def receive_and_note() -> Message:
@@ -108,101 +118,80 @@ def observed(
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (_HEADER, call.id.encode())]
+                message["headers"] = [*message.get("headers", ()), (_HEADER, request.id.encode())]
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
 
-        token = current.set(call)
+        token = current.set(request)
         try:
             await app(scope, receive_and_note, send_and_note)
         except Exception:
-            log.exception("%s %s failed", _method(scope), _route(scope, fixed))
+            log.exception("%s %s failed", method, route)
             if not status:
-                await _internal_error(send_and_note)
+                response = json_response(ErrorAnswer(Error("error", "internal error")), 500)
+                await response(scope, receive, send_and_note)
             elif not complete:
                 status = 500
-                raise  # so that the connection is cut: the caller must not take half an answer for one
+                raise  # so that the connection is cut: half an answer must not pass for a whole one
         finally:
             sent = _GONE if gone or not status else str(status)
             client = (scope.get("client") or (None,))[0]
-            method, route = _method(scope), _route(scope, fixed)
-            observer.ended(call, began, sent, method, route, bytes_in=taken, client=client)
+            predicts = resource is not None and resource.protocol.predicts
+            recorder.ended(request, started, sent, method, route, predicts, bytes_in=taken, client=client)
             current.reset(token)
 
-    fields = [(name, name.lower().encode()) for name in (tracer.fields if tracer else ())]
     return application
 
 
-def _method(scope: Scope) -> str:
-    method: str = scope["method"]
-    return method if method in _METHODS else _OTHER
+class TelemetryInterceptor(grpc.aio.ServerInterceptor):
+    """The same for gRPC; the first of the interceptors. Requests are counted by the method's name.
 
-
-def _route(scope: Scope, fixed: set[str]) -> str:
-    """The template of the route. What was refused before the router saw it is told by its path."""
-    if route := scope.get("route"):
-        template: str = route.path
-        return template
-    path: str = scope["path"]
-    if path in fixed:
-        return path
-    return _PIPELINE if path.count("/") == 2 and not path.startswith(("/v1/", "/v2/")) else _OTHER
-
-
-async def _internal_error(send: Send) -> None:
-    body = json.dumps({"error": {"code": "error", "message": "internal error"}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-class ObservedCalls(grpc.aio.ServerInterceptor):
-    """The same for gRPC: the id is in the metadata ``x-request-id``, the answer's in its trailing ones.
-
-    Sent as initial metadata it would cost every call a tenth of a millisecond. It goes before all other
-    interceptors. The method's name is its route.
+    The id is in the trailing metadata: in the initial ones it would cost a call a tenth of a millisecond.
     """
 
     def __init__(self, metrics: Metrics, *, access: bool = False, tracer: Tracer | None = None) -> None:
-        self._observer = _Observer(metrics, access, tracer)
+        self._recorder = _Recorder(metrics, access, tracer)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The method's handler with all this around it; one that refuses where there is no such method.
+        """The method's handler in telemetry; one that refuses where there is no such method.
 
-        One that answers with a stream passes as it is; there is none here.
+        A handler that answers with a stream (health's Watch) passes as it is.
         """
-        began = time.perf_counter()
+        started = time.perf_counter()
         handler = await continuation(details)
-        route = _METHOD if details.method == pipeline.METHOD else _OTHER
         if handler is None:
             # A handler that takes a stream is called before the message is in, which may be large.
-            return grpc.stream_unary_rpc_method_handler(self._around(_unimplemented, route, began))
+            return grpc.stream_unary_rpc_method_handler(self._around(_unimplemented, details, started))
         how = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            around = self._around(handler.unary_unary, route, began)
+            around = self._around(handler.unary_unary, details, started)
             return grpc.unary_unary_rpc_method_handler(around, *how)
         if handler.stream_unary:
-            around = self._around(handler.stream_unary, route, began)
+            around = self._around(handler.stream_unary, details, started)
             return grpc.stream_unary_rpc_method_handler(around, *how)
         return handler
 
-    def _around(self, answer: Any, route: str, began: float) -> Any:
+    def _around(self, answer: Any, details: grpc.HandlerCallDetails, started: float) -> Any:
         """``answer``: what answers a call, given the request and its context."""
-        tracer = self._observer.tracer
+        protocol = grpc_protocol(details.method)
+        known = protocol is not None and answer is not _unimplemented
+        route = details.method.rpartition("/")[2] if known else _OTHER
+        predicts = known and protocol is not None and protocol.predicts
+        tracer = self._recorder.tracer
 
-        async def observing(request: Any, context: _Context) -> Any:
+        async def recording(request: Any, context: _Context) -> Any:
             metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-            call = Call(metadata.get(HEADER))
+            asked = RequestContext(metadata.get(HEADER))
             if tracer:
-                call.span = tracer.span({key: metadata[key] for key in tracer.fields if key in metadata})
-            identified = ((HEADER, call.id),)
+                asked.span = tracer.span({key: metadata[key] for key in tracer.fields if key in metadata})
+            identified = ((HEADER, asked.id),)
             context.set_trailing_metadata(identified)  # an abort without any of its own sends these, too
-            token = current.set(call)
+            token = current.set(asked)
             sent = "CANCELLED"
             try:
                 response = await answer(request, context)
@@ -223,11 +212,11 @@ class ObservedCalls(grpc.aio.ServerInterceptor):
                 sent = "INTERNAL"
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             finally:
-                more = _of_call(request, context) if self._observer.access else {}
-                self._observer.ended(call, began, sent, "gRPC", route, **more)
+                more = _of_call(request, context) if self._recorder.access else {}
+                self._recorder.ended(asked, started, sent, "gRPC", route, predicts, **more)
                 current.reset(token)
 
-        return observing
+        return recording
 
 
 def _status(context: _Context) -> str:

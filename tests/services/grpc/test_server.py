@@ -12,7 +12,7 @@ from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
 from pdserve.services.grpc.server import build_server
 from pdserve.settings import ServerSettings
-from tests.services.doors import Doors, RecordingService, doors
+from tests.services.listeners import Listeners, RecordingService, listeners
 from tests.services.watching import until
 
 LATE, FULL, SLOW, BAD, BROKEN, ENGINE = (
@@ -21,8 +21,8 @@ LATE, FULL, SLOW, BAD, BROKEN, ENGINE = (
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Doors]:
-    with doors(max_body_bytes=1_000_000, max_header_bytes=4096, header_timeout_s=0.3) as opened:
+def opened() -> Iterator[Listeners]:
+    with listeners(max_body_bytes=1_000_000, max_header_bytes=4096, header_timeout_s=0.3) as opened:
         yield opened
 
 
@@ -31,7 +31,7 @@ def request(*values: str, **fields: Any) -> Any:
 
 
 @pytest.fixture
-def call(opened: Doors) -> Iterator[Any]:
+def call(opened: Listeners) -> Iterator[Any]:
     with grpc.insecure_channel(opened.target, [("grpc.max_send_message_length", -1)]) as channel:
         yield channel.unary_unary(
             pipeline.METHOD,
@@ -67,7 +67,7 @@ def test_a_passed_deadline_is_a_status(call: Any):
     assert pipeline.RETRY_AFTER_METADATA not in dict(error.trailing_metadata())
 
 
-def test_over_http_both_stay_an_err_no(opened: Doors):
+def test_over_http_both_stay_an_err_no(opened: Listeners):
     import httpx
 
     for value, err_no, words in ((FULL, 10000, "wait already"), (LATE, 6000, "time was up")):
@@ -91,7 +91,7 @@ def test_the_timings_come_with_a_failure_too(call: Any):
     assert (response.err_no, list(response.key)) == (10000, ["pipeline.profile"])
 
 
-def test_the_callers_deadline_goes_to_the_service(call: Any, opened: Doors):
+def test_the_callers_deadline_goes_to_the_service(call: Any, opened: Listeners):
     asked = opened.service.asked
     call(request("eA=="))
     assert asked[-1] == (None, None)
@@ -103,14 +103,14 @@ def test_the_callers_deadline_goes_to_the_service(call: Any, opened: Doors):
 @pytest.mark.parametrize(
     ("top_k", "expected"), [("3", 3), ("0", None), ("-1", None), ("x", None), ("9" * 3000, None), ("", None)]
 )
-def test_top_k(call: Any, opened: Doors, top_k: str, expected: int | None):
+def test_top_k(call: Any, opened: Listeners, top_k: str, expected: int | None):
     metadata = ((pipeline.RESULTS_METADATA, "1"), (pipeline.TOP_K_METADATA, top_k))
     response = call(request("eA=="), metadata=metadata, timeout=20)
     assert (response.err_no, list(response.key)) == (0, ["label", "results"])
     assert opened.service.asked[-1][0] == expected
 
 
-def test_a_cancelled_call_cancels_its_work(call: Any, opened: Doors):
+def test_a_cancelled_call_cancels_its_work(call: Any, opened: Listeners):
     before = opened.service.cancelled, len(opened.service.asked)
     running = call.future(request(SLOW))
     until(lambda: len(opened.service.asked) > before[1])
@@ -118,13 +118,13 @@ def test_a_cancelled_call_cancels_its_work(call: Any, opened: Doors):
     until(lambda: opened.service.cancelled == before[0] + 1)
 
 
-def test_a_call_past_its_deadline_cancels_its_work(call: Any, opened: Doors):
+def test_a_call_past_its_deadline_cancels_its_work(call: Any, opened: Listeners):
     before = opened.service.cancelled
     assert failure(call, request(SLOW), timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     until(lambda: opened.service.cancelled == before + 1)
 
 
-def test_a_channel_that_closes_cancels_its_work(opened: Doors):
+def test_a_channel_that_closes_cancels_its_work(opened: Listeners):
     before = opened.service.cancelled, len(opened.service.asked)
     channel = grpc.insecure_channel(opened.target, [("grpc.use_local_subchannel_pool", 1)])
     call = channel.unary_unary(pipeline.METHOD, request_serializer=pipeline.request_class().SerializeToString)
@@ -141,7 +141,7 @@ def test_a_message_over_the_limit(call: Any):
     assert pipeline.RETRY_AFTER_METADATA not in dict(error.trailing_metadata() or ())
 
 
-def test_a_message_that_is_small_only_while_compressed(call: Any, opened: Doors):
+def test_a_message_that_is_small_only_while_compressed(call: Any, opened: Listeners):
     asked = len(opened.service.asked)
     error = failure(call, request("A" * 50_000_000), compression=grpc.Compression.Gzip)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -156,7 +156,7 @@ def test_metadata_over_the_limit(call: Any):
 
 
 @pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"])
-def test_a_connection_that_does_not_begin_is_closed(opened: Doors, sent: bytes):
+def test_a_connection_that_does_not_begin_is_closed(opened: Listeners, sent: bytes):
     host, _, port = opened.target.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(sent)
@@ -165,7 +165,7 @@ def test_a_connection_that_does_not_begin_is_closed(opened: Doors, sent: bytes):
 
 
 def test_an_idle_connection_is_closed():
-    with doors(keep_alive_s=0.5) as opened:
+    with listeners(keep_alive_s=0.5) as opened:
         host, _, port = opened.target.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")  # settings, none

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pdserve.services.http.server import http_door
+from pdserve.services.http.server import http_listener
 from pdserve.settings import ServerSettings
-from tests.services.doors import Doors, doors
+from tests.services.listeners import Listeners, listeners
 from tests.services.watching import until
 
 HEADER_S, BODY_S, HEAD_BYTES, PART_BYTES, BODY_BYTES = 0.4, 0.6, 4096, 20_000, 1_000_000
@@ -26,8 +26,8 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Doors]:
-    with doors(
+def opened() -> Iterator[Listeners]:
+    with listeners(
         header_timeout_s=HEADER_S, body_timeout_s=BODY_S, max_header_bytes=HEAD_BYTES,
         max_body_bytes=BODY_BYTES, max_part_bytes=PART_BYTES, keep_alive_s=1, max_images=3,
     ) as opened:  # fmt: skip
@@ -35,7 +35,7 @@ def opened() -> Iterator[Doors]:
 
 
 @contextlib.contextmanager
-def connected(opened: Doors) -> Iterator[socket.socket]:
+def connected(opened: Listeners) -> Iterator[socket.socket]:
     port = int(opened.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         yield connection
@@ -80,12 +80,12 @@ def with_body(head: bytes, body: bytes, length: int | None = None) -> bytes:
 # Heads
 
 
-def test_a_connection_that_says_nothing_is_closed(opened: Doors) -> None:
+def test_a_connection_that_says_nothing_is_closed(opened: Listeners) -> None:
     with connected(opened) as connection:
         assert rest(connection) == b""
 
 
-def test_a_head_that_comes_in_drops(opened: Doors) -> None:
+def test_a_head_that_comes_in_drops(opened: Listeners) -> None:
     with connected(opened) as connection:
         connection.sendall(POST)
         answer = dripped(connection, endless(b"x"))
@@ -94,7 +94,7 @@ def test_a_head_that_comes_in_drops(opened: Doors) -> None:
 
 
 @pytest.mark.parametrize("begun", [b"\r\n", b"G", b"GET / HTTP/1.1\r\n", POST + b"X-Filler: "])
-def test_a_head_that_stops(opened: Doors, begun: bytes) -> None:
+def test_a_head_that_stops(opened: Listeners, begun: bytes) -> None:
     with connected(opened) as connection:
         connection.sendall(begun)
         assert rest(connection).startswith(b"HTTP/1.1 408 ")
@@ -111,7 +111,7 @@ def test_a_head_that_stops(opened: Doors, begun: bytes) -> None:
     ],
     ids=["path", "header", "many headers", "no end", "blank lines"],
 )
-def test_a_head_over_the_limit(opened: Doors, head: bytes) -> None:
+def test_a_head_over_the_limit(opened: Listeners, head: bytes) -> None:
     with connected(opened) as connection:
         connection.sendall(head)
         answer = rest(connection)
@@ -125,7 +125,7 @@ def test_a_head_over_the_limit(opened: Doors, head: bytes) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_head_within_the_limit(opened: Doors) -> None:
+def test_a_head_within_the_limit(opened: Listeners) -> None:
     with connected(opened) as connection:
         connection.sendall(
             LIVE + b"X-Filler: " + b"a" * (HEAD_BYTES - 200) + b"\r\nConnection: close\r\n\r\n"
@@ -133,7 +133,7 @@ def test_a_head_within_the_limit(opened: Doors) -> None:
         assert rest(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_an_idle_connection_is_closed_after_its_time(opened: Doors) -> None:
+def test_an_idle_connection_is_closed_after_its_time(opened: Listeners) -> None:
     with connected(opened) as connection:
         connection.sendall(LIVE + b"\r\n")
         answer = rest(connection)
@@ -143,7 +143,7 @@ def test_an_idle_connection_is_closed_after_its_time(opened: Doors) -> None:
 
 def test_a_head_may_stop_while_the_request_before_it_is_answered() -> None:
     """Its time begins when that has its answer."""
-    with doors(header_timeout_s=0.3) as opened, connected(opened) as connection:
+    with listeners(header_timeout_s=0.3) as opened, connected(opened) as connection:
         asked = len(opened.service.asked)
         connection.sendall(with_body(POST, b"slow") + b"GET /v2")
         until(lambda: len(opened.service.asked) > asked)
@@ -158,7 +158,7 @@ def test_a_head_may_stop_while_the_request_before_it_is_answered() -> None:
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"]
 )
-def test_a_body_that_stops(opened: Doors, head: bytes, framing: bytes) -> None:
+def test_a_body_that_stops(opened: Listeners, head: bytes, framing: bytes) -> None:
     with connected(opened) as connection:
         connection.sendall(head + framing + b"abc")
         answer = rest(connection)
@@ -168,7 +168,7 @@ def test_a_body_that_stops(opened: Doors, head: bytes, framing: bytes) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_comes_in_drops(opened: Doors, chunked: bool) -> None:
+def test_a_body_that_comes_in_drops(opened: Listeners, chunked: bool) -> None:
     """Some bytes in time are not enough; a part must come."""
     asked = len(opened.service.asked)
     framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: 900000\r\n\r\n"
@@ -179,7 +179,7 @@ def test_a_body_that_comes_in_drops(opened: Doors, chunked: bool) -> None:
     assert len(opened.service.asked) == asked
 
 
-def test_a_slow_body_whose_parts_come_in_time_is_taken(opened: Doors) -> None:
+def test_a_slow_body_whose_parts_come_in_time_is_taken(opened: Listeners) -> None:
     part, count = 20_000, 8
     with connected(opened) as connection:
         connection.sendall(POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % (part * count))
@@ -192,7 +192,7 @@ def test_a_slow_body_whose_parts_come_in_time_is_taken(opened: Doors) -> None:
 
 
 @pytest.mark.parametrize("head", [POST, OLD])
-def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(opened: Doors, head: bytes) -> None:
+def test_a_body_announced_too_large_is_refused_before_it_comes(opened: Listeners, head: bytes) -> None:
     for length in (BODY_BYTES + 1, 10**40):
         with connected(opened) as connection:
             connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % length)
@@ -201,14 +201,14 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(opened: D
         assert b"100 Continue" not in answer
 
 
-def test_who_sends_too_large_a_body_all_the_same_reads_the_refusal(opened: Doors) -> None:
+def test_who_sends_too_large_a_body_all_the_same_reads_the_refusal(opened: Listeners) -> None:
     with httpx.Client(base_url=opened.url, trust_env=False, timeout=30) as client:
         for _ in range(2):  # the connection goes on
             response = client.post("/v1/classification", content=bytes(20 * BODY_BYTES))
             assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_the_rest_of_a_refused_body_is_not_waited_for_without_an_end(opened: Doors) -> None:
+def test_the_rest_of_a_refused_body_is_not_waited_for_without_an_end(opened: Listeners) -> None:
     with connected(opened) as connection:
         connection.sendall(POST + b"Content-Length: 5000000\r\n\r\n")
         assert dripped(connection, endless(b"x")).startswith(b"HTTP/1.1 413 ")
@@ -219,13 +219,13 @@ def test_the_rest_of_a_refused_body_is_not_waited_for_without_an_end(opened: Doo
     [(b"1;", b"x" * 1000), (b"0\r\n", b"A: b\r\n" * 200), (b"0\r\nA: ", b"x" * 1000)],
     ids=["an extension", "many trailers", "a trailer"],
 )
-def test_chunks_with_something_endless(opened: Doors, begun: bytes, bit: bytes) -> None:
+def test_chunks_with_something_endless(opened: Listeners, begun: bytes, bit: bytes) -> None:
     with connected(opened) as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n" + begun)
         assert dripped(connection, endless(bit)) == b""
 
 
-def test_trailers_are_no_headers(opened: Doors) -> None:
+def test_trailers_are_no_headers(opened: Listeners) -> None:
     with connected(opened) as connection:
         connection.sendall(
             POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -257,7 +257,7 @@ IMAGE = b'Content-Disposition: form-data; name="images"; filename="a"\r\n'
     ],
     ids=["at the limit", "a file over it", "a field over it", "a long head", "no name"],
 )
-def test_parts_of_a_form(opened: Doors, part: bytes, status: int, words: str) -> None:
+def test_parts_of_a_form(opened: Listeners, part: bytes, status: int, words: str) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     with httpx.Client(base_url=opened.url, trust_env=False, timeout=30) as client:
         response = client.post("/v1/classification", content=form(part), headers=kind)
@@ -284,7 +284,7 @@ def answering(**settings: Any) -> Iterator[int]:
 
     async def serve() -> None:
         given = ServerSettings(name="x", grace_s=1, **settings)
-        async with http_door(answer, given, 0, asyncio.Event()) as port:
+        async with http_listener(answer, given, 0, asyncio.Event()) as port:
             ports.append(port)
             ready.set()
             await asyncio.to_thread(over.wait)

@@ -14,7 +14,7 @@ import pytest
 
 from pdserve.errors import SettingsError
 from pdserve.services.telemetry.logs import JsonLines, TextLines, open_log
-from pdserve.services.telemetry.request import Call, current
+from pdserve.services.telemetry.request import RequestContext, current
 
 log = logging.getLogger("pdserve.test")
 
@@ -38,7 +38,7 @@ def lines() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
     log.setLevel(logging.NOTSET)
 
 
-def within(call: Call, work: Callable[[], object]) -> None:
+def within(call: RequestContext, work: Callable[[], object]) -> None:
     """Do this as part of a request."""
 
     def request() -> None:
@@ -55,7 +55,7 @@ def objects(text: io.StringIO) -> list[dict[str, Any]]:
 def test_lines_for_people(lines: Any) -> None:
     text = lines(TextLines())
     log.warning("a %s", "word")
-    within(Call("mine"), lambda: log.info("of a request"))
+    within(RequestContext("mine"), lambda: log.info("of a request"))
     first, second = text.getvalue().splitlines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING pdserve\.test: a word", first)
     assert second.endswith(" INFO pdserve.test: of a request (request mine)")
@@ -64,7 +64,7 @@ def test_lines_for_people(lines: Any) -> None:
 def test_lines_for_machines(lines: Any) -> None:
     text = lines(JsonLines())
     log.warning("a %s", "word")
-    within(Call("mine"), lambda: log.info("of a request", extra={"images": 3, "path": Path("x")}))
+    within(RequestContext("mine"), lambda: log.info("of a request", extra={"images": 3, "path": Path("x")}))
     first, second = objects(text)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
     assert first == {"level": "WARNING", "logger": "pdserve.test", "message": "a word"}
@@ -125,7 +125,7 @@ def test_a_thread_has_the_id_where_the_context_was_carried(lines: Any) -> None:
     text = lines(JsonLines())
 
     async def request() -> None:
-        current.set(Call("mine"))
+        current.set(RequestContext("mine"))
         await asyncio.to_thread(log.warning, "in a thread")
 
     asyncio.run(request())

@@ -17,9 +17,9 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 def metrics() -> Metrics:
     """After some work."""
     metrics = Metrics()
-    metrics.request("/v1/classification", "200", 0.03)
-    metrics.request("inference", "OK", 0.05)
-    metrics.request("inference", "err_no_6000", 0.02)
+    metrics.request("/v1/classification", "200", 0.03, predicts=True)
+    metrics.request("inference", "OK", 0.05, predicts=True)
+    metrics.request("inference", "err_no_6000", 0.02, predicts=True)
     metrics.request("/metrics", "200", 1)
     metrics.images("ok")
     metrics.images("overloaded", 3)

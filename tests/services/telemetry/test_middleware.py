@@ -1,4 +1,4 @@
-"""What is seen of requests from outside: ids, numbers, lines of the log; over real doors."""
+"""What is seen of requests from outside: ids, numbers, lines of the log; over real listeners."""
 
 import asyncio
 import base64
@@ -17,11 +17,12 @@ import pytest
 
 from pdserve.formats.protos import pipeline
 from pdserve.services.grpc.server import build_server
-from pdserve.services.http.app import build_app
+from pdserve.services.http.app import RouteTable, build_app
+from pdserve.services.protocols import Context, Resource, resources
 from pdserve.services.telemetry.logs import TextLines
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.middleware import ObservedCalls, observed
-from pdserve.services.telemetry.request import Call, current
+from pdserve.services.telemetry.middleware import TelemetryInterceptor, telemetry
+from pdserve.services.telemetry.request import RequestContext, current
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService, counted, numbers, served, until
 
@@ -30,7 +31,12 @@ V1 = "/v1/classification"
 OLD = "/{name}/{method}"
 
 
-class Door:
+def paths(metrics: Metrics) -> Callable[[str], Resource | None]:
+    """The resources of a service by their paths."""
+    return RouteTable(resources(Context(FakeService(metrics), SETTINGS, metrics))).find
+
+
+class Listener:
     """A server over HTTP, a client of it, and its numbers."""
 
     def __init__(self, client: httpx.Client, metrics: Metrics, service: FakeService) -> None:
@@ -40,18 +46,19 @@ class Door:
 
 
 @contextlib.contextmanager
-def opened(access: bool = False) -> Iterator[Door]:
+def opened(access: bool = False) -> Iterator[Listener]:
     metrics = Metrics()
     service = FakeService(metrics)
-    app = observed(build_app(service, SETTINGS), service.kind, metrics, access=access)
+    settings = SETTINGS.model_copy(update={"log_format": "json" if access else "text"})
+    app = build_app(service, settings, metrics)
     with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False, timeout=20) as client:
-        yield Door(client, metrics, service)
+        yield Listener(client, metrics, service)
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    with opened() as door:
-        yield door
+def listener() -> Iterator[Listener]:
+    with opened() as listener:
+        yield listener
 
 
 def old_body(image: bytes) -> dict[str, Any]:
@@ -59,62 +66,62 @@ def old_body(image: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", [V1, "/v2/health/live", "/nothing/at/all", "/v1/nothing"])
-def test_every_answer_has_an_id_of_its_own(door: Door, path: str) -> None:
-    ids = {door.client.get(path).headers["X-Request-ID"] for _ in range(3)}
+def test_every_answer_has_an_id_of_its_own(listener: Listener, path: str) -> None:
+    ids = {listener.client.get(path).headers["X-Request-ID"] for _ in range(3)}
     assert len(ids) == 3
     assert all(re.fullmatch("[0-9a-f]{16}", each) for each in ids)
 
 
 @pytest.mark.parametrize("asked", ["a", "0af7651916cd43dd8448eb211c80319c", "!~" * 64, "a/b:c=d"])
-def test_the_callers_id_is_kept(door: Door, asked: str) -> None:
+def test_the_callers_id_is_kept(listener: Listener, asked: str) -> None:
     for path in (V1, "/nothing"):
-        assert door.client.post(path, headers={"X-Request-ID": asked}).headers["X-Request-ID"] == asked
+        assert listener.client.post(path, headers={"X-Request-ID": asked}).headers["X-Request-ID"] == asked
 
 
 @pytest.mark.parametrize("asked", [b"", b"x" * 129, b"a b", b"a\tb", b"caf\xc3\xa9"])
-def test_an_unfit_id_is_replaced(door: Door, asked: bytes) -> None:
-    response = door.client.get("/v2/health/live", headers=[(b"X-Request-ID", asked)])
+def test_an_unfit_id_is_replaced(listener: Listener, asked: bytes) -> None:
+    response = listener.client.get("/v2/health/live", headers=[(b"X-Request-ID", asked)])
     assert re.fullmatch("[0-9a-f]{16}", response.headers["X-Request-ID"])
 
 
 @pytest.mark.parametrize(
     ("body", "status"), [(b"image", 200), (b"bad", 400), (b"full", 503), (b"broken", 500)]
 )
-def test_requests_are_counted_by_route_and_status(door: Door, body: bytes, status: int) -> None:
-    response = door.client.post(f"{V1}?top_k=2", content=body, headers={"X-Request-ID": "mine"})
+def test_requests_are_counted_by_route_and_status(listener: Listener, body: bytes, status: int) -> None:
+    response = listener.client.post(f"{V1}?top_k=2", content=body, headers={"X-Request-ID": "mine"})
     assert (response.status_code, response.headers["X-Request-ID"]) == (status, "mine")
-    counted(door.metrics, {(V1, str(status)): 1})
-    assert numbers(door.metrics)[f'pdserve_request_seconds_count{{route="{V1}"}}'] == 1
+    counted(listener.metrics, {(V1, str(status)): 1})
+    assert numbers(listener.metrics)[f'pdserve_request_seconds_count{{route="{V1}"}}'] == 1
 
 
 @pytest.mark.parametrize(
     ("image", "code"), [(b"image", "200"), (b"bad", "err_no_10000"), (b"full", "err_no_10000")]
 )
-def test_failures_of_the_pipeline_protocol_are_no_successes(door: Door, image: bytes, code: str) -> None:
+def test_failures_of_the_pipeline_are_no_successes(listener: Listener, image: bytes, code: str) -> None:
     for name in ("imagenet", "classification"):
-        assert door.client.post(f"/{name}/prediction", json=old_body(image)).status_code == 200
-    counted(door.metrics, {(OLD, code): 2})
-    wrong = door.client.post("/other/prediction", json=old_body(image))
+        assert listener.client.post(f"/{name}/prediction", json=old_body(image)).status_code == 200
+    counted(listener.metrics, {(OLD, code): 2})
+    wrong = listener.client.post("/other/prediction", json=old_body(image))
     assert wrong.json()["err_no"] == 3002
-    counted(door.metrics, {(OLD, code): 2, (OLD, "err_no_3002"): 1})
+    counted(listener.metrics, {(OLD, code): 2, (OLD, "err_no_3002"): 1})
 
 
-def test_a_caller_cannot_make_up_labels(door: Door) -> None:
+def test_a_caller_cannot_make_up_labels(listener: Listener) -> None:
     for i in range(20):
-        door.client.post(f"/made/up/{i}")
-        door.client.get(f"/{i}")
-        door.client.post(f"/{i}/prediction", json=old_body(b"image"))
-        door.client.request("PROPFIND", V1)
-    counted(door.metrics, {
+        listener.client.post(f"/made/up/{i}")
+        listener.client.get(f"/{i}")
+        listener.client.post(f"/{i}/prediction", json=old_body(b"image"))
+        listener.client.request("PROPFIND", V1)
+    counted(listener.metrics, {
         ("other", "404"): 40, (OLD, "err_no_3002"): 20, (V1, "405"): 20,
     })  # fmt: skip
 
 
-def test_routes_that_the_router_keeps_to_itself(door: Door) -> None:
+def test_routes_that_the_router_keeps_to_itself(listener: Listener) -> None:
     for path in ("/docs", "/openapi.json", "/v2/health/ready"):
-        door.client.get(path)
+        listener.client.get(path)
     counted(
-        door.metrics,
+        listener.metrics,
         dict.fromkeys((("/docs", "200"), ("/openapi.json", "200"), ("/v2/health/ready", "200")), 1),
     )
 
@@ -125,34 +132,34 @@ def test_refusals_before_the_router_have_their_routes() -> None:
         await send({"type": "http.response.body"})
 
     metrics = Metrics()
-    with served(observed(app, "classification", metrics)) as url:
+    with served(telemetry(app, paths(metrics), metrics)) as url:
         for path in (V1, "/metrics", "/imagenet/prediction", "/x/y", "/v1/made_up", "/made_up", "/made/up/1"):
             httpx.get(url + path, trust_env=False, verify=False)
         counted(metrics, {(V1, "401"): 1, ("/metrics", "401"): 1, (OLD, "401"): 2, ("other", "401"): 3})
 
 
-def test_images_by_outcome(door: Door) -> None:
+def test_images_by_outcome(listener: Listener) -> None:
     def images() -> dict[str, float]:
         found = {
             re.fullmatch(r'pdserve_images_total\{outcome="(.*)"\}', k): v
-            for k, v in numbers(door.metrics).items()
+            for k, v in numbers(listener.metrics).items()
         }
         return {match[1]: value for match, value in found.items() if match}
 
     files = [("images", (str(i), content)) for i, content in enumerate((b"one", b"bad", b"two"))]
-    assert door.client.post(V1, files=files).status_code == 200
+    assert listener.client.post(V1, files=files).status_code == 200
     assert images() == {"ok": 2, "bad_image": 1}
-    door.client.post(V1, files=[*files, ("images", ("full", b"full"))])
+    listener.client.post(V1, files=[*files, ("images", ("full", b"full"))])
     assert images() == {"ok": 2, "bad_image": 1, "overloaded": 4}
-    door.client.post(V1, content=b"broken")
+    listener.client.post(V1, content=b"broken")
     assert images() == {"ok": 2, "bad_image": 1, "overloaded": 4, "error": 1}
 
 
-def test_a_caller_that_goes_away_is_told_apart(door: Door) -> None:
-    port = int(door.client.base_url.port or 0)
+def test_a_caller_that_goes_away_is_told_apart(listener: Listener) -> None:
+    port = int(listener.client.base_url.port or 0)
     with socket.create_connection(("127.0.0.1", port)) as half:
         half.sendall(f"POST {V1} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc".encode())
-    counted(door.metrics, {(V1, "499"): 1})
+    counted(listener.metrics, {(V1, "499"): 1})
 
 
 def test_a_fault_of_the_application_is_answered_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +169,7 @@ def test_a_fault_of_the_application_is_answered_and_logged_once(caplog: pytest.L
         raise ValueError("a fault of ours in /home/somebody")
 
     metrics = Metrics()
-    with served(observed(app, "classification", metrics)) as url:
+    with served(telemetry(app, paths(metrics), metrics)) as url:
         response = httpx.get(url + V1, headers={"X-Request-ID": "mine"}, trust_env=False, verify=False)
         assert (response.status_code, response.headers["X-Request-ID"]) == (500, "mine")
         assert response.json() == {"error": {"code": "error", "message": "internal error"}}
@@ -172,13 +179,13 @@ def test_a_fault_of_the_application_is_answered_and_logged_once(caplog: pytest.L
     counted(metrics, {(V1, "500"): 1, ("other", "500"): 1})
 
 
-def test_lines_that_are_logged_meanwhile_have_the_id(door: Door) -> None:
+def test_lines_that_are_logged_meanwhile_have_the_id(listener: Listener) -> None:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(TextLines())
     logging.getLogger().addHandler(handler)
     try:
-        door.client.post(V1, content=b"broken", headers={"X-Request-ID": "mine"})
+        listener.client.post(V1, content=b"broken", headers={"X-Request-ID": "mine"})
         until(lambda: "ValueError: a fault of ours" in text.getvalue())
     finally:
         logging.getLogger().removeHandler(handler)
@@ -187,12 +194,12 @@ def test_lines_that_are_logged_meanwhile_have_the_id(door: Door) -> None:
 
 def test_a_line_per_request_where_wanted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with opened() as door:
-        door.client.post(V1, content=b"image")
+    with opened() as listener:
+        listener.client.post(V1, content=b"image")
         assert not [record for record in caplog.records if record.name == "pdserve.access"]
-    with opened(access=True) as door:
-        door.client.post(f"{V1}?top_k=1", files=[("images", ("a", b"a")), ("images", ("b", b"b"))])
-        door.client.post("/imagenet/prediction", json=old_body(b"bad"))
+    with opened(access=True) as listener:
+        listener.client.post(f"{V1}?top_k=1", files=[("images", ("a", b"a")), ("images", ("b", b"b"))])
+        listener.client.post("/imagenet/prediction", json=old_body(b"bad"))
         first, second = (record.__dict__ for record in caplog.records if record.name == "pdserve.access")
     assert first["message"] == f"POST {V1} 200"
     assert (first["method"], first["route"], first["status"]) == ("POST", V1, "200")
@@ -211,7 +218,7 @@ def test_what_is_no_request_passes() -> None:
     async def nothing(*_: Any) -> Any: ...
 
     metrics = Metrics()
-    asyncio.run(observed(app, "classification", metrics)({"type": "lifespan"}, nothing, nothing))
+    asyncio.run(telemetry(app, paths(metrics), metrics)({"type": "lifespan"}, nothing, nothing))
     assert seen == ["lifespan"]
     counted(metrics, {})
 
@@ -251,7 +258,7 @@ class Refusing(grpc.aio.ServerInterceptor):
 async def calls(access: bool = False) -> AsyncIterator[Calls]:
     metrics = Metrics()
     service = FakeService(metrics)
-    interceptors = (ObservedCalls(metrics, access=access), Refusing())
+    interceptors = (TelemetryInterceptor(metrics, access=access), Refusing())
     server, port = build_server(service, SETTINGS, 0, interceptors)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -371,7 +378,7 @@ def test_lines_of_grpc_calls(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_fault_in_a_grpc_method_tells_nothing_of_us(caplog: pytest.LogCaptureFixture) -> None:
     async def method(asked: bytes, context: Any) -> bytes:
-        assert isinstance(current.get(), Call)
+        assert isinstance(current.get(), RequestContext)
         context.set_trailing_metadata((("other", "1"),))
         if asked == b"code":
             context.set_code(grpc.StatusCode.NOT_FOUND)
@@ -381,7 +388,7 @@ def test_a_fault_in_a_grpc_method_tells_nothing_of_us(caplog: pytest.LogCaptureF
 
     async def test() -> None:
         metrics = Metrics()
-        server = grpc.aio.server(interceptors=(ObservedCalls(metrics),))
+        server = grpc.aio.server(interceptors=(TelemetryInterceptor(metrics),))
         handlers = {"inference": grpc.unary_unary_rpc_method_handler(method)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(pipeline.SERVICE, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -403,4 +410,4 @@ def test_a_fault_in_a_grpc_method_tells_nothing_of_us(caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("asked", ["", "a\x7f", "a\n", "\x00", "é", "x" * 129])
 def test_ids_that_would_not_fit_into_a_line(asked: str) -> None:
-    assert re.fullmatch("[0-9a-f]{16}", Call(asked).id)
+    assert re.fullmatch("[0-9a-f]{16}", RequestContext(asked).id)

@@ -25,7 +25,7 @@ from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import build_app
 from pdserve.services.telemetry.logs import JsonLines
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.middleware import ObservedCalls, observed
+from pdserve.services.telemetry.middleware import TelemetryInterceptor
 from pdserve.services.telemetry.tracing import open_tracing
 from pdserve.settings import ServerSettings
 from tests.extras import import_or_skip
@@ -102,7 +102,7 @@ def traced() -> Iterator[httpx.Client]:
     service = FakeService(metrics)
     with open_tracing(service.kind, os.environ) as tracer:
         assert tracer
-        app = observed(build_app(service, SETTINGS), service.kind, metrics, tracer=tracer)
+        app = build_app(service, SETTINGS, metrics, tracer=tracer)
         with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
             yield client
 
@@ -178,7 +178,7 @@ def test_calls_over_grpc(collector: Collector) -> None:
         metrics = Metrics()
         service = FakeService(metrics)
         with open_tracing(service.kind, os.environ) as tracer:
-            server, port = build_server(service, SETTINGS, 0, (ObservedCalls(metrics, tracer=tracer),))
+            server, port = build_server(service, SETTINGS, 0, (TelemetryInterceptor(metrics, tracer=tracer),))
             await server.start()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 ask = channel.unary_unary(

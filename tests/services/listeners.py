@@ -1,4 +1,4 @@
-"""Both doors, as the server opens them, before a service that needs no model."""
+"""Both listeners, as the server opens them, before a service that needs no model."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.errors import DeadlineError, EngineError, PdserveError
-from pdserve.services.auth import Keys, KeysOnCalls, guarded
+from pdserve.services.auth import KeyInterceptor, Keys
 from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import build_app
-from pdserve.services.http.server import http_door
+from pdserve.services.http.server import http_listener
 from pdserve.services.net import check_tls
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.middleware import ObservedCalls
+from pdserve.services.telemetry.middleware import TelemetryInterceptor
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService
 
@@ -42,7 +42,7 @@ class RecordingService(FakeService):
 
 
 @dataclass(frozen=True)
-class Doors:
+class Listeners:
     """Where they are, and what is behind them."""
 
     url: str
@@ -52,8 +52,8 @@ class Doors:
 
 
 @contextlib.contextmanager
-def doors(**settings: Any) -> Iterator[Doors]:
-    """Open both doors on free ports, in a thread, with these settings."""
+def listeners(**settings: Any) -> Iterator[Listeners]:
+    """Open both listeners on free ports, in a thread, with these settings."""
     server = ServerSettings(name="imagenet", http_port=0, rpc_port=0, **{"grace_s": 1} | settings)
     service = RecordingService()
     keys = Keys.read(server)
@@ -61,11 +61,9 @@ def doors(**settings: Any) -> Iterator[Doors]:
     ports: list[int] = []
 
     async def serve() -> None:
-        app: Any = build_app(service, server)
-        if keys:
-            app = guarded(app, keys, server.cors_origins)
-        interceptors = (ObservedCalls(service.metrics), *((KeysOnCalls(keys),) if keys else ()))
-        async with http_door(app, server, 0, asyncio.Event()) as http_port:
+        app = build_app(service, server, service.metrics, keys=keys)
+        interceptors = (TelemetryInterceptor(service.metrics), *((KeyInterceptor(keys),) if keys else ()))
+        async with http_listener(app, server, 0, asyncio.Event()) as http_port:
             rpc, rpc_port = build_server(service, server, 0, interceptors, check_tls(server).credentials)
             await rpc.start()
             ports.extend((http_port, rpc_port))
@@ -78,7 +76,7 @@ def doors(**settings: Any) -> Iterator[Doors]:
     try:
         assert ready.wait(20)
         scheme = "https" if server.tls_cert else "http"
-        yield Doors(f"{scheme}://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", service, keys)
+        yield Listeners(f"{scheme}://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", service, keys)
     finally:
         stop.set()
         thread.join(20)

@@ -7,10 +7,9 @@ import httpx
 import pytest
 
 from pdserve.errors import SettingsError
+from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.metrics_route import exposed, metrics_door
-from pdserve.services.telemetry.middleware import observed
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService, counted, served
 
@@ -20,7 +19,7 @@ SETTINGS = ServerSettings(name="imagenet")
 def test_beside_the_service() -> None:
     metrics = Metrics()
     service = FakeService(metrics)
-    app = observed(exposed(build_app(service, SETTINGS), metrics), service.kind, metrics)
+    app = build_app(service, SETTINGS, metrics)
     with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
         assert client.post("/v1/classification", content=b"image").status_code == 200
         found = client.get("/metrics")
@@ -55,14 +54,14 @@ def test_on_a_port_of_its_own_without_a_key_or_tls(more: dict[str, Any]) -> None
     async def test() -> None:
         metrics = Metrics()
         metrics.images("ok", 7)
-        async with metrics_door(metrics, settings, asyncio.Event()) as port:
+        async with metrics_listener(metrics, settings, asyncio.Event()) as port:
             found = await ask(f"http://127.0.0.1:{port}/metrics")
             assert 'pdserve_images_total{outcome="ok"} 7.0' in found.text
             other = await ask(f"http://127.0.0.1:{port}/v1/classification", "POST")
             assert (other.status_code, other.text) == (404, "Not Found; the numbers are at /metrics\n")
             taken = settings.model_copy(update={"prometheus_port": port})
             with pytest.raises(SettingsError, match=str(port)):
-                async with metrics_door(metrics, taken, asyncio.Event()):
+                async with metrics_listener(metrics, taken, asyncio.Event()):
                     pass
         with pytest.raises(httpx.ConnectError):
             await ask(f"http://127.0.0.1:{port}/metrics")

@@ -8,8 +8,7 @@ import pytest
 
 from pdserve.errors import DeadlineError, ImageError
 from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import Call, current
-from pdserve.services.telemetry.stages import Stages
+from pdserve.services.telemetry.request import RequestContext, Stages, current
 from tests.services.watching import numbers
 
 
@@ -26,7 +25,7 @@ class FakeSpan:
 def test_a_stage_goes_to_the_numbers_and_to_the_span() -> None:
     metrics = Metrics()
     stages = Stages(metrics)
-    call = Call()
+    call = RequestContext()
     span = FakeSpan()
     call.span = span  # type: ignore[assignment]
 
@@ -56,7 +55,7 @@ def test_a_stage_goes_to_the_numbers_and_to_the_span() -> None:
 )
 def test_images_are_counted_by_outcome(outcome: Any, expected: dict[str, float]) -> None:
     metrics = Metrics()
-    call = Call()
+    call = RequestContext()
 
     async def work() -> list[Any]:
         if isinstance(outcome, BaseException):

@@ -1,0 +1,195 @@
+"""What a server says about itself: health, name and version, metrics, the OpenAPI document and its page."""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from importlib import resources as package_files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+
+from pdserve import __version__
+from pdserve.services.http.responses import json_response
+from pdserve.services.http.server import http_listener
+from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Live:
+    """The process is up."""
+
+    live: bool
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Whether a request would be answered now."""
+
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The server. ``extensions`` is that of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+def health(context: Context) -> Iterator[Route]:
+    """Liveness and readiness, as the Open Inference Protocol has them."""
+    service = context.service
+
+    async def live(_: Request) -> Response:
+        return json_response(Live(True))
+
+    async def ready(_: Request) -> Response:
+        return json_response(Ready(service.ready), 200 if service.ready else 503)
+
+    yield Route("GET", "/v2/health/live", live, _health("Is the process up?", {200: _model(Live, "Yes.")}))
+    answers = {200: _model(Ready, "Yes."), 503: _model(Ready, "No; it may be later.")}
+    yield Route("GET", "/v2/health/ready", ready, _health("Would a request be answered?", answers))
+
+
+def routes(context: Context) -> Iterator[Route]:
+    """Name and version, metrics, the OpenAPI document and a page that shows it."""
+
+    async def metadata(_: Request) -> Response:
+        return json_response(Metadata("pdserve", __version__, [context.service.kind]))
+
+    async def metrics(request: Request) -> Response:
+        return _metrics(context.metrics, request)
+
+    @functools.cache
+    def document() -> Response:
+        return json_response(openapi(context))
+
+    async def openapi_json(_: Request) -> Response:
+        return document()
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    async def redoc(_: Request) -> Response:
+        return RedirectResponse("docs")
+
+    answers = {200: _model(Metadata, "Its name, its version, its kind of service.")}
+    yield Route("GET", "/v2", metadata, _health("What server is this?", answers))
+    yield Route("GET", METRICS_PATH, metrics)
+    yield Route("GET", "/openapi.json", openapi_json)
+    yield Route("GET", "/docs", docs)
+    yield Route("GET", "/redoc", redoc)
+    for name in _PAGE_FILES:
+        yield Route("GET", f"/docs/{name}", functools.partial(_page_file, name))
+
+
+def _metrics(metrics: Metrics, request: Request) -> Response:
+    body, media_type = metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)
+
+
+@contextlib.asynccontextmanager
+async def metrics_listener(
+    metrics: Metrics, settings: ServerSettings, stop: asyncio.Event
+) -> AsyncIterator[int]:
+    """Serve /metrics alone on ``settings.prometheus_port``; yields the port.
+
+    Without a key and without TLS, as Prometheus asks by default. Raises SettingsError for a port in use.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response
+        if scope["path"] != METRICS_PATH:
+            response = PlainTextResponse(f"Not Found; the numbers are at {METRICS_PATH}\n", 404)
+        elif scope["method"] not in ("GET", "HEAD"):
+            response = PlainTextResponse("Method Not Allowed\n", 405, {"Allow": "GET, HEAD"})
+        else:
+            response = _metrics(metrics, Request(scope))
+        await response(scope, receive, send)
+
+    plain = settings.model_copy(update={"tls_cert": None, "tls_key": None})
+    async with http_listener(application, plain, settings.prometheus_port or 0, stop) as port:
+        yield port
+
+
+def _model(model: Any, description: str) -> dict[str, Any]:
+    return {"model": model, "description": description}
+
+
+def _health(summary: str, responses: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return {"tags": ["health"], "summary": summary, "responses": responses}
+
+
+def openapi(context: Context) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of all routes that have an operation."""
+    # Imported where it is used: it describes routes, and does not run them.
+    from fastapi.openapi.utils import get_openapi
+    from fastapi.routing import APIRoute
+
+    service, settings = context.service, context.settings
+    described = [
+        (resource, APIRoute(route.path, route.endpoint, methods=[method], **route.operation))
+        for resource in resources(context)
+        for method, route in resource.routes.items()
+        if route.operation is not None and method == route.method
+    ]
+    document = get_openapi(
+        title="pdserve",
+        version=__version__,
+        description=f"{service.kind}: send pictures, get answers.",
+        routes=[route for _, route in described],
+    )
+    if settings.api_key is None and settings.api_key_file is None:
+        return document
+    document.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document["security"] = [{"bearer": []}, {"header": []}]
+    for resource, _ in described:
+        for operation in document["paths"][resource.path].values():
+            if resource.protocol.open:
+                operation["security"] = []
+            else:
+                operation["responses"]["401"] = _UNAUTHORIZED
+    return document
+
+
+_UNAUTHORIZED = {
+    "description": "No key was sent, or a wrong one.",
+    "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+
+# Swagger UI, from its own distribution; nothing is loaded from elsewhere, and behind a path prefix
+# the relative addresses still hold.
+_PAGE_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>pdserve</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="page"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script>
+SwaggerUIBundle({url: "openapi.json", dom_id: "#page", validatorUrl: null, deepLinking: true})
+</script>
+</body>
+</html>
+"""
+
+
+async def _page_file(name: str, _: Request) -> Response:
+    body = (package_files.files("pdserve.services.http") / "swagger_ui" / name).read_bytes()
+    return Response(body, media_type=_PAGE_FILES[name], headers={"Cache-Control": "max-age=86400"})

@@ -1,0 +1,104 @@
+"""``POST /v1/{kind}``: images in, the service's answers out as JSON."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field, create_model
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pdserve.errors import PdserveError, RequestError
+from pdserve.pipelines import SERVICES, ServiceEntry
+from pdserve.services.http.bodies import read_body, read_images, unless_gone
+from pdserve.services.http.responses import ErrorAnswer, json_response, log_failures, to_json
+from pdserve.services.protocols import Context, Route
+
+
+def routes(context: Context) -> Iterator[Route]:
+    """The route of the service's kind."""
+    service, settings = context.service, context.settings
+    entry = SERVICES[service.kind]
+
+    async def v1(request: Request) -> Response:
+        top_k = _top_k(request)
+        images = read_images(request, await read_body(request, settings), settings)
+        answers = await unless_gone(request.receive, service.answer(images, top_k))
+        log_failures(answers, entry.route)
+        status = _status(answers)
+        later = {"Retry-After": "1"} if status == 503 else None
+        return json_response({"results": [to_json(service, a) for a in answers]}, status, later)
+
+    yield Route("POST", entry.route, v1, _operation(entry))
+
+
+def _top_k(request: Request) -> int | None:
+    if not request.scope["query_string"]:
+        return None
+    text = request.query_params.get("top_k")
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise RequestError(f"top_k is {text[:20]!r}; it must be a whole number above 0, of 9 digits at most.")
+    return int(text)
+
+
+def _status(answers: Sequence[Any]) -> int:
+    """200 as long as one image has an answer; else what the first image's error says."""
+    errors = [a for a in answers if isinstance(a, PdserveError)]
+    return errors[0].http_status if errors and len(errors) == len(answers) else 200
+
+
+def _operation(entry: ServiceEntry) -> dict[str, Any]:
+    """The route's OpenAPI operation."""
+    each: Any = entry.answer_type() | ErrorAnswer
+    results: Any = create_model(
+        f"{entry.kind.capitalize()}Results",
+        __config__=ConfigDict(json_schema_serialization_defaults_required=True),
+        results=(list[each], Field(description="one for each image, in order")),
+    )
+    either = results | ErrorAnswer
+    file = {"type": "string", "format": "binary"}
+    images = {"type": "object", "required": ["images"], "properties": {}}
+    base64 = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "string"},
+        "description": "base64, or data: URLs of it",
+    }
+    files = {"type": "array", "minItems": 1, "items": file}
+    return {
+        "tags": [entry.kind],
+        "summary": f"{entry.kind.capitalize()} of one image or several",
+        "responses": {
+            200: {"model": results, "description": "At least one image has an answer."},
+            400: {"model": either, "description": "No image could be read, or the request is malformed."},
+            408: {"model": ErrorAnswer, "description": "The body did not come in time."},
+            413: {"model": either, "description": "Too many bytes, images or pixels."},
+            500: {"model": either, "description": "The server failed; its log says at what."},
+            503: {
+                "model": ErrorAnswer,
+                "description": "The queue is full, or the server is stopping; Retry-After is set.",
+            },
+            504: {"model": ErrorAnswer, "description": "The deadline passed."},
+        },
+        "openapi_extra": {
+            "parameters": [
+                {
+                    "name": "top_k",
+                    "in": "query",
+                    "required": False,
+                    "schema": {"type": "integer", "minimum": 1},
+                    "description": "how many labels, or gallery entries for each object",
+                }
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "image/*": {"schema": file},
+                    "application/octet-stream": {"schema": file},
+                    "multipart/form-data": {"schema": images | {"properties": {"images": files}}},
+                    "application/json": {"schema": images | {"properties": {"images": base64}}},
+                },
+            },
+        },
+    }

@@ -1,0 +1,140 @@
+"""The PROTOCOLS table: the forms in which callers may ask a service, over HTTP and gRPC.
+
+Adding a protocol is one file under http/ or grpc/ and one entry here. Whatever is done to every request
+(routing, keys, metrics, traces, OpenAPI) follows from the table and from the routes a protocol declares.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from pdserve.formats.protos import pipeline
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from pdserve.services.service import Answering
+    from pdserve.services.telemetry.metrics import Metrics
+    from pdserve.settings import ServerSettings
+
+# ASGI (asgi.readthedocs.io, "Specifications").
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Endpoint = Callable[["Request"], Awaitable["Response"]]
+
+METRICS_PATH = "/metrics"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol.
+
+    ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
+    for gRPC it takes the service and gives handlers by the name of their method. ``open``: answered without
+    a key. ``predicts``: its requests count as predictions. ``grpc_service``: full name of the gRPC service.
+    """
+
+    name: str
+    transport: Literal["http", "grpc"]
+    load: str
+    help: str
+    open: bool = False
+    predicts: bool = False
+    grpc_service: str = ""
+
+    def function(self) -> Callable[..., Any]:
+        """What ``load`` names."""
+        module, _, name = self.load.partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), name)
+        return function
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the functions of HTTP protocols get. ``options``: the service's own settings, where known."""
+
+    service: "Answering"
+    settings: "ServerSettings"
+    metrics: "Metrics"
+    options: Any = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """An HTTP route; a GET is answered to HEAD as well.
+
+    ``path``: exact, or PIPELINE_PATH. ``operation``: its OpenAPI operation, as arguments of a FastAPI
+    route (summary, responses with models, openapi_extra); None leaves it out of the document.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    operation: Mapping[str, Any] | None = None
+
+
+PIPELINE_PATH = "/{name}/{method}"
+"""Any two segments, the first of which is neither v1 nor v2."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """All routes of one path, by method."""
+
+    path: str
+    protocol: Protocol
+    routes: Mapping[str, Route]
+
+
+_HTTP, _GRPC = "pdserve.services.http", "pdserve.services.grpc"
+_ENTRIES = (
+    Protocol("v1", "http", f"{_HTTP}.v1:routes", "pdserve's own: images in, JSON out", predicts=True),
+    Protocol(
+        "pipeline",
+        "http",
+        f"{_HTTP}.pipeline_json:routes",
+        "Paddle Serving's pipeline protocol",
+        predicts=True,
+    ),
+    Protocol("gallery", "http", f"{_HTTP}.gallery:routes", "the gallery of a service with an index"),
+    Protocol("health", "http", f"{_HTTP}.about:health", "liveness and readiness, for probes", open=True),
+    Protocol("about", "http", f"{_HTTP}.about:routes", "name and version, metrics, the OpenAPI document"),
+    Protocol(
+        "pipeline-grpc",
+        "grpc",
+        f"{_GRPC}.pipeline:methods",
+        "Paddle Serving's pipeline over gRPC",
+        predicts=True,
+        grpc_service=pipeline.SERVICE,
+    ),
+)
+
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ENTRIES}
+
+
+def resources(context: Context) -> Iterator[Resource]:
+    """All paths of a service over HTTP, with their routes."""
+    for protocol in PROTOCOLS.values():
+        if protocol.transport == "http":
+            by_path: dict[str, dict[str, Route]] = {}
+            for route in protocol.function()(context):
+                methods = by_path.setdefault(route.path, {})
+                methods[route.method] = route
+                if route.method == "GET":
+                    methods["HEAD"] = route
+            for path, methods in by_path.items():
+                yield Resource(path, protocol, methods)
+
+
+_BY_GRPC_SERVICE = {each.grpc_service: each for each in _ENTRIES if each.grpc_service}
+
+
+def grpc_protocol(method: str) -> Protocol | None:
+    """The protocol that a gRPC method ("/package.Service/Method") belongs to."""
+    return _BY_GRPC_SERVICE.get(method.strip("/").partition("/")[0])
