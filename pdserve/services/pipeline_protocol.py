@@ -112,7 +112,7 @@ async def answer(
 def _response(service: Answering, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
     extra = {}
     if full:
-        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(service, answer) for answer in answers]})
+        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(answer) for answer in answers]})
     for answer in answers:
         if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.

@@ -14,8 +14,8 @@ from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import ServiceEntry
 from pdserve.services.auth import KeyInterceptor, Keys, exposed_to
-from pdserve.services.http.app import build_app
 from pdserve.services.http.about import metrics_listener
+from pdserve.services.http.app import build_app
 from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import bind, bracketed, check_tls

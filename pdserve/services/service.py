@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Protocol
 
 from pdserve.errors import (
@@ -45,9 +44,6 @@ class Answering(Protocol):
         timeout_s: float | None = None,
     ) -> list[Any]:
         """See `Service.answer`."""
-
-    def result(self, answer: Any) -> Mapping[str, Any]:
-        """One image's answer, which is no error, as JSON."""
 
     def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
         """All images' answers, none an error, as keys and values of the pipeline protocol."""
@@ -149,10 +145,6 @@ class Service:
     def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
         """All images' answers, none an error, as keys and values of the pipeline protocol."""
         return self.replica.pipeline.fields(answers)
-
-    def result(self, answer: Any) -> Mapping[str, Any]:
-        """One image's answer, which is no error, as JSON."""
-        return asdict(answer)
 
 
 def check_count(images: Sequence[object], limits: ServerSettings) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,17 @@ import uvicorn
 from pdserve.errors import ImageError, OverloadedError, PdserveError
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.request import Stages
+
+
+@dataclass(frozen=True)
+class Size:
+    """The answer for an image."""
+
+    size: int
+
+
+def _size(image: bytes | PdserveError) -> Size | PdserveError:
+    return image if isinstance(image, PdserveError) else Size(len(image))
 
 
 class FakeService:
@@ -58,13 +70,10 @@ class FakeService:
                 raise
         self._stages.record("queue", 0.002, "fake", time.perf_counter() - 0.01)
         self._stages.record("infer", 0.01, "fake")
-        return [ImageError("no image") if image == b"bad" else image for image in images]
+        return [ImageError("no image") if image == b"bad" else _size(image) for image in images]
 
-    def result(self, answer: Any) -> Mapping[str, Any]:
-        return {"size": len(answer)}
-
-    def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
-        return {"label": repr([len(answer) for answer in answers])}
+    def fields(self, answers: Sequence[Size]) -> Mapping[str, str]:
+        return {"label": repr([answer.size for answer in answers])}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,10 @@ _STREAMS = 256
 
 @contextlib.asynccontextmanager
 async def grpc_listener(
-    service: Answering, settings: ServerSettings, port: int, interceptors: Sequence[grpc.aio.ServerInterceptor]
+    service: Answering,
+    settings: ServerSettings,
+    port: int,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
 ) -> AsyncIterator[int]:
     """Serve a service over gRPC; yields the port. On leaving, running requests have ``grace_s`` to finish.
 

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError
-from pdserve.services.service import Answering
 
 log = logging.getLogger("pdserve")
 
@@ -57,11 +56,9 @@ def to_error(error: PdserveError) -> ErrorAnswer:
     return ErrorAnswer(Error(error.code, message(error)))
 
 
-def to_json(service: Answering, answer: Any) -> Any:
+def to_json(answer: Any) -> Any:
     """One image's answer, or its error, as a value that `encode` takes."""
-    if isinstance(answer, PdserveError):
-        return to_error(answer)
-    return service.result(answer)
+    return to_error(answer) if isinstance(answer, PdserveError) else answer
 
 
 def log_failures(answers: Sequence[Any], what: str) -> None:

@@ -26,7 +26,7 @@ def routes(context: Context) -> Iterator[Route]:
         log_failures(answers, entry.route)
         status = _status(answers)
         later = {"Retry-After": "1"} if status == 503 else None
-        return json_response({"results": [to_json(service, a) for a in answers]}, status, later)
+        return json_response({"results": [to_json(a) for a in answers]}, status, later)
 
     yield Route("POST", entry.route, v1, _operation(entry))
 
