@@ -161,7 +161,7 @@ def write_detector(
         factor, bias = 255 * IMAGENET_STD[0], 255 * IMAGENET_MEAN[0]
         numbers = program.scale(numbers, "reds", factor, shape=(batch, BOXES, 4), bias=bias)
     if scale_factor:
-        numbers = _divided(program, numbers, program.feed("scale_factor", (batch, 2)), batch)
+        numbers = divided(program, numbers, program.feed("scale_factor", (batch, 2)), batch)
     shape = (batch, CLASSES, BOXES)
     factor, bias = (IMAGENET_STD[1], IMAGENET_MEAN[1]) if normalized else (1 / 255, 0.0)
     scores = program.scale(_channel(program, image, 1, shape), "scores", factor, shape=shape, bias=bias)
@@ -197,17 +197,17 @@ def _channel(program: Program, image: str, channel: int, shape: Sequence[int]) -
         decrease_axis=[],
         infer_flags=[1],
     )
-    return _reshaped(program, part, shape)
+    return reshaped(program, part, shape)
 
 
-def _reshaped(program: Program, x: str, shape: Sequence[int]) -> str:
+def reshaped(program: Program, x: str, shape: Sequence[int]) -> str:
     out = program.variable(f"{x}_reshaped", shape)
     hint = program.variable(f"{x}_before", (0,))
     program.operator("reshape2", {"X": x}, {"Out": out, "XShape": hint}, shape=[0, *shape[1:]])
     return out
 
 
-def _divided(program: Program, numbers: str, scale_factor: str, batch: int) -> str:
+def divided(program: Program, numbers: str, scale_factor: str, batch: int) -> str:
     high, wide = (program.variable(name, (batch, 1)) for name in ("high", "wide"))
     program.operator("split", {"X": scale_factor}, {"Out": [high, wide]}, axis=1, num=2, sections=[])
     four = program.variable("four", (batch, 4))
@@ -215,7 +215,7 @@ def _divided(program: Program, numbers: str, scale_factor: str, batch: int) -> s
     divided = program.variable("divided", (batch, BOXES, 4))
     program.operator(
         "elementwise_div",
-        {"X": numbers, "Y": _reshaped(program, four, (batch, 1, 4))},
+        {"X": numbers, "Y": reshaped(program, four, (batch, 1, 4))},
         {"Out": divided},
         axis=-1,
     )

@@ -12,8 +12,8 @@ import typer.main
 from pdserve import config_yml
 from pdserve.cli import LazyCommand, app
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MIGRATING = (ROOT / "docs" / "migrating.md").read_text("utf-8")
 
 
