@@ -8,7 +8,7 @@ wrongly is left out by name, with the reason.
 
     python benchmarks/compare.py --image photo.jpg --paddle-serving-python /opt/ps39/bin/python
     python benchmarks/compare.py --image photo.jpg --servers pdserve litserve --models ResNet50_vd --rounds 1
-    python benchmarks/compare.py --image photo.jpg --resume --readme README.md    # go on, and write the block
+    python benchmarks/compare.py --image photo.jpg --resume --page docs/benchmarks.md    # go on, and write the block
 
 Results are written after each measurement; --resume measures only what they lack. Needs the models:
 ``pdserve fetch``, ``pdserve fetch ResNet50_vd EfficientNet_lite0``, ``pdserve convert``; for INT8 what
@@ -169,7 +169,13 @@ def main() -> None:
     parser.add_argument("--paddle-serving-python", type=Path, help="an interpreter with Paddle Serving 0.9.0")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compare.json")
     parser.add_argument("--resume", action="store_true", help="measure only what --out lacks")
-    parser.add_argument("--readme", type=Path, help="put the table there, between its markers")
+    parser.add_argument("--page", type=Path, help="put the table there, between its markers, and the picture beside")
+    parser.add_argument(
+        "--random-weights",
+        nargs="*",
+        choices=MODELS,
+        help="models whose weights are not trained, as their INT8 rows then say",
+    )
     given = parser.parse_args()
     given.image = given.image.absolute()
     given.clients = sorted(given.clients)
@@ -180,12 +186,11 @@ def main() -> None:
     measure_all(given, report)
     text = comparison.markdown(report.content)
     given.out.with_suffix(".md").write_text(text, "utf-8")
-    plot(report.content, given.out.with_suffix(".png"))
+    picture = given.page.parent / "images" / "compare.png" if given.page else given.out.with_suffix(".png")
+    plot(report.content, picture)
     comparison.show(report.content, Console(width=None if sys.stdout.isatty() else 160))
-    if given.readme:
-        picture = given.out.with_suffix(".png").absolute()
-        where = os.path.relpath(picture, given.readme.absolute().parent)
-        comparison.put_into(given.readme, ["", f"![Throughput and p99 by server]({where})", "", text])
+    if given.page:
+        comparison.put_into(given.page, ["", "![Throughput and p99 by server](images/compare.png)", "", text])
 
 
 if __name__ == "__main__":

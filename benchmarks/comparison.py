@@ -1,4 +1,4 @@
-"""The table of compare.py: medians over rounds, for the terminal, a Markdown file and the README."""
+"""The table of compare.py: medians over rounds, for the terminal, a Markdown file and a page of docs/."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -97,8 +97,14 @@ def rows(report: Mapping[str, Any], model: str) -> tuple[list[str], list[Row]]:
             top = (min if column.less else max)(others, default=None)
             # Figures that read the same are equally good.
             best.append(name in serving and top is not None and text == f"{top:.{column.digits}f}")
-        out.append(Row(report["contenders"][name]["title"], tuple(cells), tuple(best)))
+        out.append(Row(_title(report, model, name), tuple(cells), tuple(best)))
     return [column.head for column in shown], out
+
+
+def _title(report: Mapping[str, Any], model: str, name: str) -> str:
+    one = report["contenders"][name]
+    random = one["kind"] == "int8" and model in report.get("random_weights", ())
+    return f"{one['title']}, random weights" if random else str(one["title"])
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
@@ -163,11 +169,11 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(f"- {note}", highlight=False, markup=False)
 
 
-def put_into(readme: Path, block: Sequence[str]) -> None:
+def put_into(page: Path, block: Sequence[str]) -> None:
     """Replace what is between the two markers. Raises ValueError where they are not there once, in order."""
-    text = readme.read_text("utf-8")
+    text = page.read_text("utf-8")
     before, begun, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not begun or not ended or BEGIN in rest:
-        raise ValueError(f"{readme} needs the lines {BEGIN} and {END}, once each.")
-    readme.write_text("\n".join([before + BEGIN, *block, END + after]), "utf-8")
+        raise ValueError(f"{page} needs the lines {BEGIN} and {END}, once each.")
+    page.write_text("\n".join([before + BEGIN, *block, END + after]), "utf-8")

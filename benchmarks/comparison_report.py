@@ -48,6 +48,7 @@ class Report:
                 for name, one in CONTENDERS.items()
                 if name in {*given.servers, *seen("server")}
             },
+            "random_weights": given.random_weights or before.get("random_weights", []),
             "installed": before.get("installed", {}),
             "notes": [],
             "skipped": {},

@@ -98,8 +98,14 @@ def test_the_terminal_has_the_same(report: dict[str, Any]) -> None:
     assert "it does not install" in text
 
 
-def test_the_readme_gets_what_is_between_its_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
+def test_int8_of_random_weights_says_so(report: dict[str, Any]) -> None:
+    report["random_weights"] = ["M"]
+    titles = [row.title for row in comparison.rows(report, "M")[1]]
+    assert titles == ["raw engine", "One", "Two", "One INT8, random weights"]
+
+
+def test_the_page_gets_what_is_between_its_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "page.md"
     readme.write_text(f"# A\n\n{comparison.BEGIN}\nold\n{comparison.END}\n\nmore\n", "utf-8")
     comparison.put_into(readme, ["", "new", ""])
     assert readme.read_text("utf-8") == f"# A\n\n{comparison.BEGIN}\n\nnew\n\n{comparison.END}\n\nmore\n"
@@ -119,6 +125,6 @@ def test_the_picture(report: dict[str, Any], tmp_path: Path) -> None:
         assert np.asarray(picture).std() > 5
 
 
-def test_the_readme_has_the_markers() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_page_has_the_markers() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text("utf-8")
     assert text.count(comparison.BEGIN) == text.count(comparison.END) == 1

@@ -117,6 +117,8 @@ def _images(work: Path) -> None:
     write_gallery(work / "drinks")
     write_gallery(work / "more", labels=("lemonade",))
     (work / "more" / "labels.txt").unlink()
+    (work / ".venv" / "bin").mkdir(parents=True)
+    (work / ".venv" / "bin" / "activate").touch()
     out = work / "demo" / "out"
     for folder, names in (("photos", PHOTOS), ("gallery", PHOTOS), ("queries", ("cat-turned",))):
         for i, name in enumerate(names):
