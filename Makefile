@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # Two models that come from wheels; the golden tests run them.
 WHEELS := $(VENV)/wheels
 
-.PHONY: demo test check lint types layers protos clean
+.PHONY: demo test check lint types layers docs protos clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ test: $(VENV)/installed lint types layers
 	$(PYTEST) -m "not full"
 
 # Everything: every extra, golden files, fuzzing, faults, a kill at every step, Paddle Serving where it is installed.
-check: $(VENV)/installed-check lint types layers
+check: $(VENV)/installed-check lint types layers docs
 	PDSERVE_TEST_WHEELS="$${PDSERVE_TEST_WHEELS:-$(abspath $(WHEELS))}" $(PYTEST)
 
 lint: $(VENV)/installed
@@ -42,9 +42,13 @@ types: $(VENV)/installed
 layers: $(VENV)/installed
 	$(BIN)/lint-imports --no-logo --no-cache
 
+# The site of docs/, in build/site; a warning is an error.
+docs: $(VENV)/installed-check
+	$(BIN)/zensical build --strict --clean
+
 # The compiled form of pdserve/formats/protos/*.proto; run it after a change to one of them.
 protos: $(VENV)/installed-check
 	$(BIN)/python -m grpc_tools.protoc -I pdserve/formats/protos --descriptor_set_out=pdserve/formats/protos/descriptors.binpb pdserve/formats/protos/*.proto
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache build .mypy_cache .pytest_cache .ruff_cache

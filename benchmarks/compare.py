@@ -8,7 +8,7 @@ wrongly is left out by name, with the reason.
 
     python benchmarks/compare.py --image photo.jpg --paddle-serving-python /opt/ps39/bin/python
     python benchmarks/compare.py --image photo.jpg --servers pdserve litserve --models ResNet50_vd --rounds 1
-    python benchmarks/compare.py --image photo.jpg --resume --page docs/benchmarks.md    # go on, and write the block
+    python benchmarks/compare.py --image photo.jpg --resume --page docs/benchmarks.md    # and write
 
 Results are written after each measurement; --resume measures only what they lack. Needs the models:
 ``pdserve fetch``, ``pdserve fetch ResNet50_vd EfficientNet_lite0``, ``pdserve convert``; for INT8 what
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--paddle-serving-python", type=Path, help="an interpreter with Paddle Serving 0.9.0")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compare.json")
     parser.add_argument("--resume", action="store_true", help="measure only what --out lacks")
-    parser.add_argument("--page", type=Path, help="put the table there, between its markers, and the picture beside")
+    parser.add_argument("--page", type=Path, help="put table and picture into this page of docs/")
     parser.add_argument(
         "--random-weights",
         nargs="*",

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAPERS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
+PAGES = [*PAPERS, *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = ("sh", "console", "python")
 OTHER = ("json", "yaml", "text", "http")  # read by people alone
 

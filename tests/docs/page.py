@@ -1,7 +1,7 @@
-"""Runs the blocks of one page, one after the other, as a reader would: ``python -m tests.docs.page PAGE FOLDER``.
+"""Runs the blocks of a page in turn, as a reader would: ``python -m tests.docs.page PAGE FOLDER``.
 
 ``serve`` holds its terminal, so a block that ends with it goes on running while the next ones are run, until
-the page ends or serves the same ports again. Differences go to standard output; the exit code is their number.
+the page ends or serves the same ports again. What is wrong is printed; the exit code counts it.
 """
 
 import os
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.docs import world
-from tests.docs.blocks import ROOT, Block, commands, read
+from tests.docs.blocks import ROOT, Block, Command, commands, read
 from tests.docs.form import differences
 from tests.running import environment
 
@@ -39,7 +39,7 @@ class Page:
             code, printed = self._finish([sys.executable, "-c", block.text])
             return [f"exit code {code}", *printed] if code else []
         if block.language == "console":
-            return [each for command in commands(block) for each in self._compared(command.line, command.output)]
+            return [each for command in commands(block) for each in self._compared(command)]
         lines = block.text.rstrip("\n").replace("\\\n", " ").split("\n")
         held = None if lines[-1].rstrip().endswith("&") else _SERVE.search(lines[-1])
         before = "\n".join(lines[:-1] if held else lines)
@@ -54,7 +54,8 @@ class Page:
         for kind in list(self._servers):
             self._stop(kind)
 
-    def _compared(self, line: str, output: tuple[str, ...]) -> list[str]:
+    def _compared(self, command: Command) -> list[str]:
+        line, output = command.line, command.output
         code, printed = self._finish(["bash", "-ec", line])
         fails = any(shown.startswith("pdserve: ") for shown in output)
         wrong = differences(output, printed)

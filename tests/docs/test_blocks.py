@@ -25,7 +25,7 @@ pytestmark = [
 
 @cache
 def isolation() -> tuple[str, ...]:
-    """A network of its own for a page's servers, which listen on the usual ports; empty where there is none."""
+    """The command that gives a page's servers a network, since they use the usual ports; empty if it cannot."""
     try:
         done = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
     except OSError:

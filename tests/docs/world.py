@@ -81,7 +81,13 @@ def _detector(folder: Path) -> None:
     tensors = []
     for channel, shape, most in ((0, (-1, BOXES, 4), 255.0), (1, (-1, CLASSES, BOXES), 1.0)):
         part = program.variable(f"part_{channel}", (-1, 1, HEIGHT, WIDTH))
-        ends = {"axes": [1], "starts": [channel], "ends": [channel + 1], "decrease_axis": [], "infer_flags": [1]}
+        ends = {
+            "axes": [1],
+            "starts": [channel],
+            "ends": [channel + 1],
+            "decrease_axis": [],
+            "infer_flags": [1],
+        }
         program.operator("slice", {"Input": image}, {"Out": part}, **ends)
         plain = program.variable(f"plain_{channel}", (-1, 1, HEIGHT, WIDTH))
         scale, bias = most * IMAGENET_STD[channel], most * IMAGENET_MEAN[channel]
