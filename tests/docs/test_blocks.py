@@ -25,7 +25,7 @@ pytestmark = [
 
 @cache
 def isolation() -> tuple[str, ...]:
-    """The command that gives a page's servers a network, since they use the usual ports; empty if it cannot."""
+    """The command that gives a page's servers the usual ports in a network namespace; empty without one."""
     try:
         done = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
     except OSError:
