@@ -1,4 +1,4 @@
-"""Addresses of servers, and whether they are on this machine.
+"""Parse the addresses of servers, and find out whether one is this machine.
 
 A request to this machine never goes through a proxy, whatever the environment says: that was the
 first entry in the old guide's list of troubles.
@@ -58,7 +58,7 @@ def _host_and_port(netloc: str) -> tuple[str | None, int | None]:
         host, port = parts.hostname, parts.port
     except ValueError:
         return None, None
-    # A path, a user or a blank would be dropped in silence, and the request go elsewhere than was meant.
+    # A path, a user or a blank would be dropped silently, and the request go to another address than meant.
     if parts.netloc != netloc or "@" in netloc or netloc.endswith(":") or any(map(str.isspace, netloc)):
         return None, None
     return host, port

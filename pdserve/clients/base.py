@@ -109,7 +109,7 @@ def service_entry(kind: str) -> ServiceEntry:
 def unreachable(address: Address, service: str) -> UnreachableError:
     """The error where nothing listens: how to start the server."""
     return UnreachableError(
-        f"Nobody answers at {address}; start the server with `pdserve serve {service}`, "
+        f"Nothing answers at {address}; start the server with `pdserve serve {service}`, "
         "or say where it is with --url."
     )
 

@@ -110,7 +110,7 @@ def key_to_send(file: Path | None, environ: Mapping[str, str]) -> str | None:
 
 def key_refused(address: Address, sent: bool) -> KeyRefusedError:
     """The error of a 401: what to give. ``sent``: whether the request had a key."""
-    what = "does not take the key that was sent; give another" if sent else "wants a key; give it"
+    what = "refuses the key that was sent; give another" if sent else "needs a key; give it"
     return KeyRefusedError(f"{address} {what} with --api-key FILE, or in {VARIABLE}.")
 
 
@@ -147,5 +147,5 @@ def no_tls(address: Address, detail: str) -> UnreachableError | None:
             "--ca FILE."
         )
     if "WRONG_VERSION_NUMBER" in detail:
-        return UnreachableError(f"{address} speaks no TLS; ask it without.")
+        return UnreachableError(f"{address} does not use TLS; connect without it.")
     return None

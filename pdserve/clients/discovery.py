@@ -25,7 +25,7 @@ def find_service(url: str | None, rpc: bool = False, access: Access = NO_ACCESS)
         from pdserve.clients.http import HttpClient
 
         with HttpClient(url, timeout=5, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
-            if kind := client.service_there():
+            if kind := client.service_kind():
                 return kind
     port = (rpc_address(url) if rpc else http_address(url)).port
     return next((kind for kind, entry in SERVICES.items() if port in entry.ports), DEFAULT_SERVICE)

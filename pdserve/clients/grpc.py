@@ -90,7 +90,7 @@ class _Rpc:
             return key_refused(self.address, self._access.api_key is not None)
         if code is grpc.StatusCode.UNAVAILABLE:
             if "Socket closed" in said and not self._credentials:
-                return ClientError(f"{self.address} hung up; if it speaks TLS, ask it with --tls.")
+                return ClientError(f"{self.address} closed the connection; if it uses TLS, add --tls.")
             return no_tls(self.address, said) or unreachable(self.address, self.service)
         trailing: Any = error.trailing_metadata() or ()
         # What is too large ends with the same status, and would be too large again.

@@ -38,7 +38,7 @@ class _Http:
         port = service_entry(service).http_port
         self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{port}")
         if access.wants_tls and self.address.scheme == "http":
-            raise UsageError(f"{self.address} asks without TLS; write https:// beside --tls and --ca.")
+            raise UsageError(f"{self.address} asks without TLS; write https:// with --tls and --ca.")
         self._sends_key = access.api_key is not None
         self._client = self._transport(
             base_url=str(self.address),
@@ -95,7 +95,7 @@ class _Http:
         if isinstance(error, httpx.TimeoutException):
             return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
         if isinstance(error, httpx.RemoteProtocolError) and self.address.scheme == "http":
-            return ClientError(f"{self.address} hung up; if it speaks TLS, ask it by https://.")
+            return ClientError(f"{self.address} closed the connection; if it uses TLS, write https://.")
         return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
 
@@ -124,7 +124,7 @@ class HttpClient(_Http, Client):
         except httpx.HTTPError:
             return False
 
-    def service_there(self) -> str | None:
+    def service_kind(self) -> str | None:
         """The kind of the service that a pdserve server offers; None where the server does not say."""
         try:
             extensions = self._client.get("/v2").json()["extensions"]

@@ -102,7 +102,7 @@ def test_a_key_over_tls_async(server: Server, made: Certificates):
             AsyncRpcClient(server.target, ca=made.ca),
         ):
             async with client:
-                with pytest.raises(KeyRefusedError, match="wants a key"):
+                with pytest.raises(KeyRefusedError, match="needs a key"):
                     await client.predict(RED)
 
     asyncio.run(ask())
@@ -112,14 +112,14 @@ def test_no_key(keyed: Listeners):
     for client in clients(keyed.url, keyed.target):
         error = failure(client)
         assert isinstance(error, KeyRefusedError)
-        assert "wants a key; give it with --api-key FILE, or in PDSERVE_API_KEY" in error.message
+        assert "needs a key; give it with --api-key FILE, or in PDSERVE_API_KEY" in error.message
 
 
 def test_a_wrong_key(keyed: Listeners):
     for client in clients(keyed.url, keyed.target, api_key=WRONG):
         error = failure(client)
         assert isinstance(error, KeyRefusedError)
-        assert "does not take the key that was sent; give another" in error.message
+        assert "refuses the key that was sent; give another" in error.message
 
 
 @pytest.mark.parametrize("key", ["", "two words of it", "line\nbreak-in-a-key", "schlüssel-mit-umlaut"])
@@ -164,13 +164,13 @@ def test_tls_where_none_is_spoken(plain: Listeners, made: Certificates):
     for client in clients(plain.url.replace("http", "https"), plain.target, ca=made.ca):
         error = failure(client)
         assert isinstance(error, UnreachableError)
-        assert "speaks no TLS" in error.message
+        assert "does not use TLS" in error.message
 
 
 def test_no_tls_where_it_is_spoken(server: Server):
     for client in clients(server.url.replace("https", "http"), server.target, api_key=KEY):
         error = failure(client)
-        assert "if it speaks TLS, " in error.message
+        assert "if it uses TLS, " in error.message
 
 
 def test_tls_and_an_address_without_it():
@@ -296,7 +296,7 @@ def test_the_command_with_a_key_file(
 def test_the_command_with_a_key_in_the_environment(keyed: Listeners, image: str, tmp_path: Path):
     wrong = pdserve(tmp_path, "predict", image, "--url", keyed.url, PDSERVE_API_KEY=WRONG)
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert "does not take the key" in wrong.stderr
+    assert "refuses the key" in wrong.stderr
     none = pdserve(tmp_path, "predict", image, "--rpc", "--url", keyed.target)
     assert none.returncode == 1
     assert "PDSERVE_API_KEY" in none.stderr

@@ -72,7 +72,7 @@ def test_objects(url: str) -> None:
     assert (found.bbox, found.label, found.score) == ((0, 0, 4, 5), "cola", 0.75)
 
 
-def test_its_errors_are_told(url: str) -> None:
+def test_its_errors_are_raised(url: str) -> None:
     with HttpClient(url) as client, pytest.raises(ClientError, match="answers error 8000: no image"):
         client.predict(b"bad")
 

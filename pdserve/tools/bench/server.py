@@ -163,7 +163,8 @@ async def check_first(target: Target, timeout_s: float, service: str, access: Ac
 def _unreachable(address: Address, service: str, error: FailedError) -> ClientError:
     if error.kind in ("connection closed", "connection reset") or "Socket closed" in error.detail:
         return ClientError(
-            f"{address} hung up; if it speaks TLS, write https:// before its address, grpcs:// for gRPC."
+            f"{address} closed the connection; if it uses TLS, write https:// before its address, "
+            "grpcs:// for gRPC."
         )
     detail = f": {error.detail}" if error.kind == "UNAVAILABLE" else ""
     return no_tls(address, error.detail) or UnreachableError(
