@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Role:
     """A model's part in a service.
 
-    ``default``: the model's name where nobody names one. ``help`` and ``metavar``: of the option that names
+    ``default``: the model's name where none is named. ``help`` and ``metavar``: of the option that names
     it, ``--{role}``. ``operator``: its name under ``op`` in config.yml; None where the service has one
     model, whose operator may have any name. ``optional``: "none" leaves the model out.
     """

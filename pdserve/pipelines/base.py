@@ -127,7 +127,7 @@ class Pipeline(ABC, Generic[Answer]):
 async def attempt(
     steps: Steps, work: Callable[[bytes], Result], image: bytes | PdserveError
 ) -> Result | PdserveError:
-    """Do one image's work; an error of its own becomes its result. Raises DeadlineError."""
+    """Do one image's work; its error becomes its result. Raises DeadlineError."""
     if isinstance(image, PdserveError):
         return image
     try:

@@ -1,8 +1,8 @@
-"""Main-body detection: an image in, the boxes of the things in it out.
+"""Run a detector that PaddleDetection exported: images in, boxes out.
 
-It runs what PaddleDetection exports. Feeds, by alias: ``image`` (N, 3, H, W) float32; where the model has
+Feeds, by alias: ``image`` (N, 3, H, W) float32; where the model has
 them ``scale_factor`` (N, 2) float32, H and W over the image's own, and ``im_shape`` (N, 2) float32, H and
-W. Fetches, told apart by what they hold: rows (K, 6) of class, score, x1, y1, x2, y2 with, for more than
+W. Fetches, recognised by their shapes: rows (K, 6) of class, score, x1, y1, x2, y2 with, for more than
 one image, the number of rows of each (N,); or, of a model exported without its suppression, boxes
 (N, M, 4) and scores (N, C, M), which are suppressed here. A model without ``scale_factor`` cannot know
 the image's size: its boxes are in pixels of its input, and are brought to the image's here.
@@ -158,14 +158,14 @@ def open_detector(engine: Engine, settings: DetectorSettings | None = None) -> D
 def check_aliases(feeds: Sequence[Variable], model: str = "DIR") -> None:
     """See that a detector has the feeds it is given here, before or after it is loaded.
 
-    ``model``: its folder, for what the message tells to type. Raises AliasError that names what is missing.
+    ``model``: its folder, for the command in the message. Raises AliasError that names what is missing.
     """
     known = (IMAGE, SCALE_FACTOR, IM_SHAPE)
     aliases = [feed.alias for feed in feeds]
     strange = [alias for alias in aliases if alias not in known]
     if IMAGE in aliases and not strange:
         return
-    # A strange feed is likely the one that is missing, under another alias.
+    # An unknown feed is probably the missing one under another alias.
     missing = [alias for alias in known[: 2 if strange else 1] if alias not in aliases] or [IM_SHAPE]
     advice = " ".join(
         f"--feed {odd}={alias}" for odd, alias in zip(strange or ["NAME"], missing, strict=False)
@@ -219,7 +219,7 @@ def _rows(outputs: Sequence[Array], images: int, suppression: Suppression) -> li
 
 
 def _split(rows: Floats, outputs: Sequence[Array], images: int) -> list[Floats]:
-    """Share the rows out by the counts, which are told from the rows' index by their rank and sum."""
+    """Split the rows by the counts, which differ from the rows' index in rank and sum."""
     if images == 1:
         return [rows]
     for array in outputs:
@@ -227,7 +227,7 @@ def _split(rows: Floats, outputs: Sequence[Array], images: int) -> list[Floats]:
         if counts and array.min() >= 0 and array.sum() == len(rows):
             return np.split(rows, np.cumsum(array)[:-1])
     raise EngineError(
-        f"The detector returned {len(rows)} rows for {images} images and not how many are whose; "
+        f"The detector returned {len(rows)} rows for {images} images and no box counts; "
         "send one image at a time, or export it with its box counts."
     )
 

@@ -1,4 +1,4 @@
-"""The embedder: crops of images in, L2-normalised feature vectors out."""
+"""Run an embedder: crops of images in, L2-normalised feature vectors out."""
 
 import json
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
-"""What a classifier wants and means: its preprocessing, its postprocessing, its labels.
+"""Find a model's preprocessing, postprocessing and labels: settings, then inference.yml, then the catalog.
 
-Settings that were given come first; then the ``inference.yml`` in the model's folder; then the
-catalog, by the model's name. A model that none of them describes is refused: guessing a mean or a
-crop would give answers that look right and are not.
+A classifier that none of them describes is refused: guessing a mean or a crop would give answers that look
+right and are not.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pdserve.vision import preprocess
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """A classifier's two ends. ``origin`` says where the chain came from, for the log.
+    """A classifier's preprocessing, postprocessing and labels. ``origin``: where the chain came from.
 
     ``params`` are the parameters of the postprocessing, as they are written.
     """
@@ -33,7 +32,7 @@ class ClassifierConfig:
 
 
 def classifier_config(model: ServingModel, wanted: ClassificationOptions) -> ClassifierConfig:
-    """Put a model's description together. Raises SettingsError or ModelError where it is not enough."""
+    """A classifier's configuration. Raises SettingsError or ModelError where it is incomplete."""
     entry = catalog.load().get(model.name)
     in_yml = read_inference_yml(model)
     ops: preprocess.TransformOps | None = in_yml["PreProcess"].get("transform_ops") or None

@@ -69,7 +69,7 @@ class EngineThread(Generic[Item, Result]):
                 outcome = error
             try:
                 self._loop.call_soon_threadsafe(done, outcome)
-            except RuntimeError:  # the loop has closed: nobody waits any more
+            except RuntimeError:  # the loop has closed: no request waits
                 return
             del batch, items, done, outcome  # or the last batch would be kept until the next comes
 
@@ -181,7 +181,7 @@ class Batcher(Generic[Item, Result]):
 
         ``deadline``: on the loop's clock, in seconds; items whose time is up do not go into an engine.
         A cancelled call takes its items out of the queue. Raises DeadlineError, ClosedError when the
-        batcher is closing, RetiredError when its engines were given up.
+        batcher is closing, RetiredError when its engines were retired.
         """
         if not items:
             return []

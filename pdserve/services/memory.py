@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed."""
+"""Tune the C library's allocator: keep freed memory for the next image, return it after loading a model."""
 
 import ctypes
 import sys
@@ -11,11 +11,10 @@ _LARGEST = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Have up to 64 MB of freed memory kept for the next picture, in each thread that had one.
+    """Keep up to 64 MB of freed memory per thread for the next image.
 
-    By default glibc hands a picture's megabytes back to the kernel when it is through with them, and the
-    kernel clears them again page by page for the next picture: a seventh of all that a request costs beside
-    its engine. On glibc; elsewhere this does nothing.
+    By default glibc returns an image's megabytes to the kernel, which clears them page by page for the next
+    image: a seventh of what a request costs beside its engine. On glibc; elsewhere this does nothing.
     """
     if mallopt := _of_glibc("mallopt"):
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
@@ -23,7 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Hand all freed memory back to the kernel: what loading a model needed, as much again as the model.
+    """Return all freed memory to the kernel: loading a model needs as much again as the model.
 
     On glibc; elsewhere this does nothing.
     """
