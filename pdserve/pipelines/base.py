@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from pdserve.engines import Engine
-from pdserve.errors import DeadlineError, PdserveError
+from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.loading import models_signature
 from pdserve.settings import ModelSettings
+from pdserve.vision.decode import decode
+from pdserve.vision.types import Image8
 
 if TYPE_CHECKING:
     from pdserve.index.search import LoadedIndex
@@ -59,12 +61,14 @@ class Steps(Protocol):
 class Pipeline(ABC, Generic[Answer]):
     """Models loaded and warm.
 
-    ``loaded``: the signature of the models' files when they were loaded. ``index``: the version of the
+    ``loaded``: the signature of the models' files when they were loaded. ``max_pixels``: the limit of an
+    image. ``index``: the version of the
     index that is searched, None for a pipeline without one; a newer one may be put in its place at any
     time. ``embedder``: what made that index.
     """
 
     loaded: Hashable
+    max_pixels: int
     index: "LoadedIndex | None" = None
     embedder: "Embedder | None" = None
 
@@ -78,6 +82,19 @@ class Pipeline(ABC, Generic[Answer]):
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Answer | PdserveError]:
         """Answer image files in order; a bad one has its error in its place."""
+
+    def decode(self, data: bytes) -> Image8:
+        """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
+        return decode(data, self.max_pixels)
+
+    def try_decode(self, data: bytes | PdserveError) -> Image8 | PdserveError:
+        """As `decode`, but an error is returned: it is the answer for that image."""
+        if isinstance(data, PdserveError):
+            return data
+        try:
+            return decode(data, self.max_pixels)
+        except PdserveError as error:
+            return error
 
     @abstractmethod
     def fields(self, answers: Sequence[Answer]) -> Mapping[str, str]:
@@ -122,20 +139,6 @@ class Pipeline(ABC, Generic[Answer]):
             except PdserveError as error:
                 answers.append(error)
         return answers
-
-
-async def attempt(
-    steps: Steps, work: Callable[[bytes], Result], image: bytes | PdserveError
-) -> Result | PdserveError:
-    """Do one image's work; its error becomes its result. Raises DeadlineError."""
-    if isinstance(image, PdserveError):
-        return image
-    try:
-        return await steps.work(work, image)
-    except DeadlineError:
-        raise
-    except PdserveError as error:
-        return error
 
 
 class Direct:

@@ -16,7 +16,7 @@ from pdserve.engines.base import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Pipeline, PipelineModel, Steps, attempt
+from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
 from pdserve.pipelines.loading import load_engines, open_model
 from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
 from pdserve.settings import ModelSettings, ServiceSettings
@@ -62,10 +62,6 @@ class ClassificationPipeline(Pipeline[Labels]):
     def models(self) -> Mapping[str, PipelineModel]:
         return {"model": PipelineModel("classifier", self.model, self.engines, self.settings, self.infer)}
 
-    def decode(self, data: bytes) -> Image8:
-        """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
-        return decode(data, self.max_pixels)
-
     def preprocess(self, image: Image8) -> Tensor:
         """H×W×3 uint8 RGB -> C×H×W float32. Raises ImageError."""
         return self.config.chain(image)
@@ -101,9 +97,9 @@ class ClassificationPipeline(Pipeline[Labels]):
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Labels | PdserveError]:
         if len(images) == 1:  # a gather would make a task of it
-            prepared = [await attempt(steps, self._prepare, images[0])]
+            prepared = [await steps.work(self._prepare, images[0])]
         else:
-            prepared = await asyncio.gather(*(attempt(steps, self._prepare, image) for image in images))
+            prepared = await asyncio.gather(*(steps.work(self._prepare, image) for image in images))
         name = self.model.name
         for each in prepared:
             if not isinstance(each, PdserveError):
@@ -119,11 +115,16 @@ class ClassificationPipeline(Pipeline[Labels]):
         steps.record("postprocess", time.perf_counter() - started, name)
         return answers
 
-    def _prepare(self, data: bytes) -> _Prepared:
+    def _prepare(self, data: bytes | PdserveError) -> _Prepared | PdserveError:
+        if isinstance(data, PdserveError):
+            return data
         started = time.perf_counter()
-        image = self.decode(data)
-        decoded = time.perf_counter()
-        tensor = self.preprocess(image)
+        try:
+            image = decode(data, self.max_pixels)
+            decoded = time.perf_counter()
+            tensor = self.config.chain(image)
+        except PdserveError as error:
+            return error
         ended = time.perf_counter()
         return _Prepared(tensor, decoded - started, ended - decoded, ended)
 

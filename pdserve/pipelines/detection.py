@@ -14,14 +14,13 @@ from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models.home import Home
 from pdserve.models.labels import read_labels
-from pdserve.pipelines.base import Pipeline, PipelineModel, Steps, attempt
+from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
 from pdserve.pipelines.detector import Detector, open_detectors
 from pdserve.pipelines.loading import open_model
 from pdserve.pipelines.model_config import label_list
 from pdserve.settings import ModelSettings, ServiceSettings, SettingsGroup
-from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.postprocess import score_of
-from pdserve.vision.types import Image8
 
 
 class DetectionOptions(SettingsGroup):
@@ -91,7 +90,7 @@ class DetectionPipeline(Pipeline[Detections]):
         self, data: bytes | PdserveError, steps: Steps, top_k: int | None
     ) -> Detections | PdserveError:
         detector, name, started = self.detectors[0], self.model.name, time.perf_counter()
-        image = await attempt(steps, self._decode, data)
+        image = await steps.work(self.try_decode, data)
         if isinstance(image, PdserveError):
             return image
         decoded = time.perf_counter()
@@ -114,9 +113,6 @@ class DetectionPipeline(Pipeline[Detections]):
         )
         steps.record("postprocess", time.perf_counter() - inferred, name)
         return Detections(objects)
-
-    def _decode(self, data: bytes) -> Image8:
-        return decode(data, self.max_pixels)
 
     def _label(self, class_id: int) -> str:
         return self.names[class_id] if self.names and class_id < len(self.names) else str(class_id)

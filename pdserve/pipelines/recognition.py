@@ -22,13 +22,13 @@ from pdserve.index import faiss_gpu, search
 from pdserve.index import store as index_folder
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps, attempt
+from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
 from pdserve.pipelines.detector import Detector, open_detectors
 from pdserve.pipelines.embedder import Embedder, open_embedder
 from pdserve.pipelines.loading import open_model
 from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
 from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
-from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.postprocess import score_of
 from pdserve.vision.types import Floats, Image8, Tensor
 
@@ -102,10 +102,6 @@ class RecognitionPipeline(Pipeline[Objects]):
         )
         return models
 
-    def decode(self, data: bytes) -> Image8:
-        """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
-        return decode(data, self.max_pixels)
-
     def detect(self, prepared: Sequence[Mapping[str, Floats]], engine: int = 0) -> list[Floats]:
         """Prepared images -> the detector's rows of each, on one of its devices. Raises EngineError."""
         return self.detectors[engine].infer(prepared)
@@ -135,7 +131,7 @@ class RecognitionPipeline(Pipeline[Objects]):
         self, data: bytes | PdserveError, steps: Steps, top_k: int | None
     ) -> Objects | PdserveError:
         clock = Clock()
-        image = await attempt(steps, self.decode, data)
+        image = await steps.work(self.try_decode, data)
         if isinstance(image, PdserveError):
             return image
         steps.record("decode", clock.lap("decode"))
