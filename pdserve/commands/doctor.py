@@ -47,7 +47,7 @@ class Finding:
     detail: str
     remedy: str | None = None
 
-    def described(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
 
@@ -57,7 +57,7 @@ def doctor(as_json: Json = False) -> None:
     findings = examine(os.environ)
     if as_json:
         for finding in findings:
-            console.json_line(finding.described())
+            console.json_line(finding.to_json())
     else:
         rows = [(f.area, f.name, f.state, f.detail, f.remedy or "") for f in findings]
         console.table(("area", "what", "state", "detail", "to fix it"), rows)

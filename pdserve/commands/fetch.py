@@ -65,6 +65,6 @@ def _list(words: list[str], as_json: bool) -> None:
         )
     if as_json:
         for entry in found:
-            console.json_line(catalog.described(entry))
+            console.json_line(entry.to_json())
     else:
         console.table(("name", "task", "family"), [(e.name, e.task, e.family) for e in found])

@@ -213,7 +213,7 @@ def _translated(shown: str) -> Iterator[None]:
 
 def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
     members: _Members = []
-    files: set[PurePosixPath] = set()
+    leaves: set[PurePosixPath] = set()
     folders: set[PurePosixPath] = set()
     size = 0
     for info in tar:
@@ -229,12 +229,12 @@ def _members(shown: str, tar: tarfile.TarFile, limits: Limits) -> _Members:
         # macOS's tar adds these beside each file; they hold nothing of the model.
         if any(part.startswith("._") or part in (".DS_Store", "__MACOSX") for part in path.parts):
             continue
-        (folders if info.isdir() else files).add(path)
+        (folders if info.isdir() else leaves).add(path)
         folders.update(path.parents)
         members.append((info, path))
-    if len(files) + sum(info.isdir() for info, _ in members) < len(members) or files & folders:
+    if len(leaves) + sum(info.isdir() for info, _ in members) < len(members) or leaves & folders:
         raise untrusted(shown, "has two members of one name")
-    if not files:
+    if not leaves:
         raise ArchiveError(f"{shown} holds no files; fetch it again, or check its address.")
     return members
 

@@ -17,7 +17,7 @@ Task = Literal["classification", "embedding", "detection", "dataset"]
 # One operator in PaddleClas's form, {"CropImage": {"size": 224}}; None for one without parameters.
 Transform = Mapping[str, Mapping[str, Any] | None]
 
-# What `pdserve serve classification` and `pdserve serve recognition` need when nothing else is said.
+# What `pdserve serve classification` and `pdserve serve recognition` need by default.
 DEFAULTS = (
     "ResNet50_vd",
     "picodet_PPLCNet_x2_5_mainbody_lite_v1.0",
@@ -71,6 +71,21 @@ class Entry:
     postprocess: Mapping[str, Mapping[str, Any]] | None = None
     labels: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; ``source`` is the URL, or PACKAGE==VERSION."""
+        source = self.source
+        return {
+            "name": self.name,
+            "task": self.task,
+            "family": self.family,
+            "source": source.url if isinstance(source, Archive) else f"{source.package}=={source.version}",
+            "feed_aliases": list(self.feed_aliases),
+            "fetch_aliases": list(self.fetch_aliases),
+            "transforms": None if self.transforms is None else list(self.transforms),
+            "postprocess": self.postprocess,
+            "labels": self.labels,
+        }
+
 
 @cache
 def load() -> Mapping[str, Entry]:
@@ -97,23 +112,6 @@ def search(word: str) -> list[Entry]:
     """The entries whose name, family or task contains the word, whatever its case; all for an empty one."""
     lower = word.lower()
     return [e for e in load().values() if any(lower in text.lower() for text in (e.name, e.family, e.task))]
-
-
-def described(entry: Entry) -> dict[str, Any]:
-    """An entry as a JSON object."""
-    source = entry.source
-    origin = source.url if isinstance(source, Archive) else f"{source.package}=={source.version}"
-    return {
-        "name": entry.name,
-        "task": entry.task,
-        "family": entry.family,
-        "source": origin,
-        "feed_aliases": list(entry.feed_aliases),
-        "fetch_aliases": list(entry.fetch_aliases),
-        "transforms": None if entry.transforms is None else list(entry.transforms),
-        "postprocess": entry.postprocess,
-        "labels": entry.labels,
-    }
 
 
 def _entries(group: Mapping[str, Any]) -> Iterator[Entry]:

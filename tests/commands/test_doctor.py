@@ -40,7 +40,7 @@ def test_a_python_without_paddle_serving_gets_the_command_that_brings_it(tmp_pat
 
 
 def test_a_finding_as_json(report: list[Finding]):
-    assert set(report[0].described()) == {"area", "name", "state", "detail", "remedy"}
+    assert set(report[0].to_json()) == {"area", "name", "state", "detail", "remedy"}
 
 
 def test_a_taken_port():
