@@ -32,10 +32,10 @@ Rectangle = tuple[int, int, int, int]
 
 
 class DrawnObject(Protocol):
-    """What is drawn of an object: whole pixels x1, y1, x2, y2 (x2, y2 outside), what it is, how sure."""
+    """What is drawn of an object: x1, y1, x2, y2 in pixels (x2, y2 outside), what it is, how sure."""
 
     @property
-    def bbox(self) -> Rectangle: ...
+    def bbox(self) -> tuple[float, float, float, float]: ...
 
     @property
     def label(self) -> str: ...
@@ -190,10 +190,10 @@ def _write(picture: Image8, font: Any, corner: tuple[int, int], text: str, size:
     opencv().putText(picture, text, base, colour, font, size)
 
 
-def _inside(box: Rectangle, size: tuple[int, int]) -> Rectangle:
-    """The part of a box in the image, of one pixel at least, at the nearest edge if there is none."""
-    x1, y1 = (max(0, min(at, whole - 1)) for at, whole in zip(box[:2], size, strict=True))
-    x2, y2 = (max(low + 1, min(at, whole)) for low, at, whole in zip((x1, y1), box[2:], size, strict=True))
+def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> Rectangle:
+    """The whole pixels of a box in the image, one at least, at the nearest edge if there is none."""
+    x1, y1 = (max(0, min(int(at), side - 1)) for at, side in zip(box[:2], size, strict=True))
+    x2, y2 = (max(low + 1, min(int(at), side)) for low, at, side in zip((x1, y1), box[2:], size, strict=True))
     return x1, y1, x2, y2
 
 

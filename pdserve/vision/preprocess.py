@@ -12,6 +12,7 @@ are read as what they do: they take [height, width] and OpenCV's number of an in
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,18 +265,11 @@ _SIZING = {"ResizeImage": _resize, "CropImage": _crop, "PadImage": _pad}
 
 def number(value: object, name: str) -> float:
     """A number, or a quotient in a string as PaddleClas writes a scale, ``"1.0/255.0"``."""
-    try:
-        if isinstance(value, str):
-            top, slash, bottom = value.partition("/")
-            out = float(top) / (float(bottom) if slash else 1)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            out = float(value)
-        else:
-            out = math.nan
+    with suppress(ValueError, ZeroDivisionError):
+        top, slash, bottom = str(value).partition("/")
+        out = float(top) / (float(bottom) if slash else 1)
         if math.isfinite(out):
             return out
-    except (ValueError, ZeroDivisionError, OverflowError):
-        pass
     raise SettingsError(f"{name} is {value!r}; it must be a number, or two with a / between.")
 
 

@@ -16,7 +16,7 @@ LABELS = [Label(1, "daisy", 0.934), Label(7, "Egyptian cat", 0.05)]
 
 @dataclass(frozen=True)
 class Found:
-    bbox: tuple[int, int, int, int]
+    bbox: tuple[float, float, float, float]
     label: str
     score: float = 0.99
 
@@ -140,6 +140,12 @@ def test_eight_objects_have_eight_colours():
     colours = [pixels[80, x1] for x1, *_ in boxes]
     for i, one in enumerate(colours):
         assert all(abs(one - other).sum() > 60 for other in colours[:i])
+
+
+def test_fractions_of_pixels_are_cut_off():
+    whole, parts = Found((50, 100, 350, 280), "cat"), Found((50.9, 100.1, 350.5, 280.0), "cat")
+    drawn = [draw_objects(plain(400, 300), [each], NO_FONT).picture for each in (whole, parts)]
+    assert (drawn[0] == drawn[1]).all()
 
 
 def test_label_and_score_are_above_the_box():
