@@ -21,11 +21,9 @@ from typing import Any
 import numpy as np
 
 from pdserve import console
-from pdserve.index import faiss_index
-from pdserve.index import store as folders
-from pdserve.index.apply import fresh
+from pdserve.index import INDEX_TYPES, faiss_index, store
 from pdserve.index.entries import Entries
-from pdserve.index.faiss_package import faiss
+from pdserve.index.faiss_check import faiss
 from pdserve.index.publish import Draft, publish
 from pdserve.index.search import load
 from pdserve.vision.types import Vectors
@@ -72,7 +70,7 @@ def build(kind: Any, path: Path, count: int, dimension: int, folder: Path) -> di
 
     ids = np.arange(count, dtype=np.int64)
     start = time.perf_counter()
-    index = fresh(kind, "IP", dimension, ids, gather)
+    index = faiss_index.build(kind, "IP", dimension, ids, gather)
     built = time.perf_counter()
     labels = {i: f"made/{i // 20}/{i}.jpg\tlabel {i // 20}" for i in range(count)}
     draft = Draft(index, labels, Entries.unknown(labels), None, count, count, "made up")
@@ -84,7 +82,7 @@ def build(kind: Any, path: Path, count: int, dimension: int, folder: Path) -> di
         "build_s": built - start,
         "save_s": saved - labelled,
         "build_mb": _peak_mb() - base,
-        "file_mb": (folder / folders.VECTORS).stat().st_size / 1e6,
+        "file_mb": (folder / store.VECTORS).stat().st_size / 1e6,
     }
 
 
@@ -142,7 +140,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--types", default=",".join(faiss_index.TYPES))
+    parser.add_argument("--types", default=",".join(INDEX_TYPES))
     parser.add_argument("--json", type=Path, default=Path("benchmark_index.json"))
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []

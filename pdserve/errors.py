@@ -2,13 +2,13 @@
 
 ::
 
-    PdserveError                     anything pdserve says no to
+    PdserveError                     every error that pdserve raises on purpose
     ├── UsageError                   the command line or a setting is wrong
     │   └── SettingsError            config.yml, environment
     ├── FetchError                   a download failed
-    │   ├── ChecksumError            what came is not what was promised
+    │   ├── ChecksumError            a file is not the one expected
     │   ├── ArchiveError             an archive is broken, or refuses to be trusted
-    │   └── DiskError                no room, or no right to write
+    │   └── DiskError                no space, or no permission to write
     ├── ModelError                   a model's files are missing or unreadable
     │   └── AliasError               a feed or fetch that is not there
     ├── EngineError                  an engine failed while running
@@ -27,14 +27,16 @@
     ├── OverloadedError              the queue is full
     ├── DeadlineError                the answer would come too late
     ├── ClosedError                  the server is stopping, or not ready
-    ├── IndexFolderError             an index is broken, or not this embedder's (pdserve.index.errors)
-    ├── GalleryError                 images or labels that cannot become entries (pdserve.index.errors)
+    ├── IndexFolderError             an index's files are missing, broken, or do not belong together
+    │   └── OtherEmbedderError       the index was built with another embedder
+    ├── GalleryError                 images or labels that cannot become entries of an index
+    │   └── NoSuchEntryError         no entry of an index has this label, image or id
     └── ClientError                  a client got no usable answer
         ├── UnreachableError         nobody answers at that address, or not whom we trust
         ├── KeyRefusedError          the server wants a key, or another one
         └── BusyError                the server is overloaded; the same request may do later
 
-Each class says what it becomes at each door: the process's exit code, the HTTP status, the name of
+Each class says what it becomes outside: the process's exit code, the HTTP status, the name of
 the gRPC status code and Paddle Serving's ``err_no`` (see the pipeline protocol). A message is one
 sentence that says what was wrong, with the value, followed by what to do next. It may quote a stranger's
 file or request: what would break a line or drive a terminal is escaped, and a giant is shortened.
@@ -66,7 +68,7 @@ class PdserveError(Exception):
     """Root of every error that pdserve raises on purpose.
 
     Attributes: ``code`` is the stable word in JSON answers, ``exit_code`` the process's status,
-    ``http_status``, ``grpc_status`` (a ``grpc.StatusCode`` name) and ``err_no`` the doors' codes.
+    ``http_status``, ``grpc_status`` (a ``grpc.StatusCode`` name) and ``err_no`` the protocols' codes.
     """
 
     code = "error"
@@ -207,6 +209,27 @@ class ClosedError(PdserveError):
     http_status = 503
     grpc_status = "UNAVAILABLE"
     err_no = 3001
+
+
+class IndexFolderError(PdserveError):
+    code = "index"
+    err_no = 3003
+
+
+class OtherEmbedderError(IndexFolderError):
+    code = "other_embedder"
+
+
+class GalleryError(PdserveError):
+    code = "gallery"
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class NoSuchEntryError(GalleryError):
+    code = "no_such_entry"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class ClientError(PdserveError):

@@ -13,8 +13,8 @@ from pdserve.commands import options as o
 from pdserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from pdserve.index.apply import Change
     from pdserve.index.gallery import GalleryImage, Skipped
+    from pdserve.index.plan import Change
 
 
 def build(
@@ -29,9 +29,9 @@ def build(
     ] = None,
     kind: Annotated[
         i.Type | None,
-        typer.Option("--type", help="If not said, Flat up to 100,000 images, else HNSW32."),
+        typer.Option("--type", help=i.TYPE_HELP),
     ] = None,
-    metric: Annotated[i.Metric, typer.Option("--metric", help="Inner product or L2.")] = i.Metric.IP,
+    metric: Annotated[i.Metric, typer.Option("--metric", help="Inner product or L2.")] = i.Metric("IP"),
     strict: i.StrictOption = False,
     model: i.EmbedderOption = None,
     gpu: o.GpuOption = None,
@@ -42,12 +42,12 @@ def build(
     as_json: o.Json = False,
 ) -> None:
     """Make an index of a gallery, in place of the one that is there. Interrupted, it goes on where it was."""
-    from pdserve.index.build import build as build_index
-    from pdserve.index.store import place
+    from pdserve.index.edit import build as build_index
+    from pdserve.index.store import find_or_new
 
     images, unlabelled = _gallery(gallery, labels, delimiter)
     if out:
-        folder = place(out, o.home())
+        folder = find_or_new(out, o.home())
     elif gallery and gallery.resolve().name == "gallery":
         folder = gallery.resolve().parent / "index"
     else:
@@ -151,7 +151,7 @@ def merge(
     as_json: o.Json = False,
 ) -> None:
     """Add the entries of other indexes, which stay as they are."""
-    from pdserve.index.merge import merge as merge_indexes
+    from pdserve.index.edit import merge as merge_indexes
     from pdserve.index.store import find
 
     home = o.home()

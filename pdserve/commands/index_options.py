@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pdserve.commands import options as o
+from pdserve.index import FLAT_UP_TO, INDEX_TYPES, METRICS
 
 if TYPE_CHECKING:
     from pdserve.pipelines.embedder import Embedder
@@ -16,20 +17,18 @@ if TYPE_CHECKING:
 DEFAULT = "drink_dataset_v1.0"
 
 
-class Type(StrEnum):
-    """What faiss builds."""
+if TYPE_CHECKING:
 
-    Flat = "Flat"
-    HNSW32 = "HNSW32"
-    IVF = "IVF"
+    class Type(StrEnum): ...
 
+    class Metric(StrEnum): ...
+else:
+    Type = StrEnum("Type", {name: name for name in INDEX_TYPES})
+    Metric = StrEnum("Metric", {name: name for name in METRICS})
 
-class Metric(StrEnum):
-    """How vectors are compared."""
-
-    IP = "IP"
-    L2 = "L2"
-
+TYPE_HELP = "; ".join(f"{name}: {each.help}" for name, each in INDEX_TYPES.items()) + (
+    f". By default Flat up to {FLAT_UP_TO:,} images, else HNSW32."
+)
 
 IndexOption = Annotated[
     str,
@@ -65,12 +64,12 @@ def embedder(
     folder: Path | None = None,
 ) -> Iterator["Embedder"]:
     """The embedder asked for, else the one that made the index in ``folder``, else the default one."""
-    from pdserve.index import manifest
+    from pdserve.index.store import read_manifest
     from pdserve.pipelines import SERVICES
     from pdserve.pipelines.embedder import open_embedder
     from pdserve.settings import ModelSettings
 
-    known = manifest.read(folder) if folder and not model else None
+    known = read_manifest(folder) if folder and not model else None
     own = known.embedder.name if known and known.embedder else None
     settings = ModelSettings(
         model=model or own or SERVICES["recognition"].roles["embedder"].default,

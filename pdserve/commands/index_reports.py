@@ -136,20 +136,21 @@ def check(
     as_json: o.Json = False,
 ) -> None:
     """Say how good a gallery is: recall, confusions, duplicates, likely mislabels, and a score threshold."""
-    from pdserve.index import picture as pictures
     from pdserve.index import quality as checks
     from pdserve.index.store import find
 
     folder = find(index, o.home())
+    if picture:
+        checks.check_picture()
     with console.image_bars() as bars:
         report = checks.check(
             folder, sample=sample, duplicate=duplicate, false_accept=false_accept, progress=bars
         )
     if picture:
-        pictures.draw(report, picture)
+        checks.draw(report, picture)
     if as_json:
         content = asdict(report)
-        edges, same, other = pictures.histogram(report)
+        edges, same, other = checks.histogram(report)
         content |= {
             "index": str(folder),
             "picture": str(picture) if picture else None,

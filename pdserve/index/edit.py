@@ -1,74 +1,141 @@
-"""What changes an index: each makes the next version of it and says what it did."""
+"""Builds and changes an index: each function publishes the next version and returns what it did."""
 
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pdserve.index import id_map
-from pdserve.index import store as folders
-from pdserve.index.apply import Change, apply
-from pdserve.index.embed import embed_gallery
-from pdserve.index.embedder import Embedder, EmbedderId, identify, require_same
-from pdserve.index.entries import Finder
-from pdserve.index.errors import GalleryError, NoSuchEntryError
+import numpy as np
+
+from pdserve.errors import GalleryError, IndexFolderError, NoSuchEntryError, UsageError
+from pdserve.index import FLAT_UP_TO, METRICS, faiss_index, id_map, store
+from pdserve.index.embed import (
+    EmbedderId,
+    GalleryEmbedder,
+    HashedImage,
+    embed_gallery,
+    open_cache,
+    require_same,
+)
+from pdserve.index.entries import Entries, Finder
 from pdserve.index.gallery import GalleryImage, check
-from pdserve.index.plan import Plan, add_images
-from pdserve.index.publish import writer
+from pdserve.index.plan import Change, Plan, add_images, apply, drop_same_vectors, vector_key
+from pdserve.index.publish import Draft, locked, publish, writer
 from pdserve.index.store import Snapshot
-from pdserve.index.work import opened
 from pdserve.progress import SILENT, Progress
+from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.types import Vectors
+
+
+def build(
+    images: Sequence[GalleryImage],
+    folder: Path,
+    embedder: GalleryEmbedder,
+    *,
+    kind: str | None = None,
+    metric: str = "IP",
+    strict: bool = False,
+    progress: Progress = SILENT,
+) -> Change:
+    """Build an index of a gallery, in place of the one in ``folder`` if there is one.
+
+    ``kind``: one of `INDEX_TYPES`; None: Flat up to `FLAT_UP_TO` images, HNSW32 for more. ``metric``: one
+    of `METRICS`. A killed run leaves the old index, and what was embedded for the next run. Raises
+    UsageError, GalleryError for a gallery without a readable image, what `embed_gallery` and `publish` raise.
+    """
+    check(images)
+    if metric not in METRICS:
+        raise UsageError(f"{metric!r} is no metric of an index; choose one of {', '.join(METRICS)}.")
+    if kind:
+        faiss_index.index_type(kind)
+    with open_cache(folder, embedder) as cache:
+        readable, skipped = embed_gallery(images, embedder, cache, strict=strict, progress=progress)
+        if not readable:
+            raise GalleryError(
+                f"None of the {len(images)} images could be read ({skipped[0].image}: {skipped[0].reason})."
+                if skipped
+                else "The gallery is empty; give at least one image."
+            )
+        unique = {each.digest: each.image for each in readable}  # the same image twice: the last label counts
+        with locked(folder, progress):
+            base = _read_or_none(folder)
+            if base and base.manifest:
+                base = replace(base, index=None)  # its vectors would only take memory from the new ones
+            start = max(base.next_id if base else 0, _next_id(folder))
+            chosen = kind or ("Flat" if len(unique) <= FLAT_UP_TO else "HNSW32")
+            digests = list(unique)
+            new = np.arange(start, start + len(digests), dtype=np.int64)
+            progress.note(folder.name, f"building {chosen} of {len(digests)} vectors")
+
+            def gather(some: Sequence[int]) -> Vectors:
+                return cache.gather([digests[i] for i in some])
+
+            made = publish(
+                folder,
+                Draft(
+                    faiss_index.build(chosen, metric, embedder.dimension, new, gather),
+                    {
+                        i: id_map.join(each.image, each.label)
+                        for i, each in zip(new.tolist(), unique.values(), strict=True)
+                    },
+                    Entries.of(new, digests),
+                    EmbedderId.of(embedder),
+                    start + len(digests),
+                    len(digests),
+                    f"build: {len(digests)} entries",
+                ),
+                base,
+            )
+    present = len(readable) - len(unique)
+    return Change(folder, made.version, made.count, added=len(unique), present=present, skipped=skipped)
 
 
 def append(
     images: Sequence[GalleryImage],
     folder: Path,
-    embedder: Embedder,
+    embedder: GalleryEmbedder,
     *,
     strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress = SILENT,
     cancel: threading.Event | None = None,
 ) -> Change:
     """Add images to an index. Idempotent: an image is known by its content.
 
     One that is an entry already stays; with another label, it gets that. A path that is an entry already
-    and whose file has other content now replaces that entry. An index whose embedder is not known
-    (PaddleClas's) is taken to be ``embedder``'s from here on. Raises OtherEmbedderError, and as `build`.
+    and whose file has other content now replaces that entry. An image of more than ``max_pixels`` cannot be
+    read. An index whose embedder is not known (PaddleClas's) is taken to be ``embedder``'s from here on.
+    Raises OtherEmbedderError, and as `build`.
     """
     check(images)
     if not images:
         raise GalleryError("There is nothing to append; give at least one image.")
-    before = folders.read(folder)
+    before = store.read(folder)
     _require(before, embedder)
     finder = Finder(before.entries)
-    with opened(folder, embedder) as work:
-        readable, skipped = embed_gallery(
-            images,
-            embedder,
-            work,
-            known=lambda digest: finder(digest) is not None,
+    with open_cache(folder, embedder) as cache:
+        embed = partial(
+            embed_gallery,
+            embedder=embedder,
+            cache=cache,
             strict=strict,
             progress=progress,
+            max_pixels=max_pixels,
         )
+        readable, skipped = embed(images, known=lambda digest: finder(digest) is not None)
         with writer(folder, progress, cancel):
-            base = folders.read(folder)
+            base = store.read(folder)
             _require(base, embedder)
             plan = Plan()
             add_images(base, readable, plan, by_path=True)
-            if any(each.digest not in work.rows for each in plan.new.values()):
+            if any(each.digest not in cache.rows for each in plan.new.values()):
                 # Another writer has removed meanwhile what was known when the images were read.
-                again = [each.image for each in plan.new.values()]
-                embed_gallery(again, embedder, work, known=lambda d: False, strict=strict, progress=progress)
-                plan.new = {d: each for d, each in plan.new.items() if d in work.rows}
-            return apply(
-                base,
-                plan,
-                work.gather,
-                embedder=identify(embedder),
-                skipped=skipped,
-                what="append",
-            )
+                embed([each.image for each in plan.new.values()])
+                plan.new = {d: each for d, each in plan.new.items() if d in cache.rows}
+            given = EmbedderId.of(embedder)
+            return apply(base, plan, cache.gather, embedder=given, skipped=skipped, command="append")
 
 
 def remove(
@@ -85,7 +152,7 @@ def remove(
     Raises NoSuchEntryError that names the ones of which there is none; then nothing is removed.
     """
     with writer(folder, progress, cancel):
-        base = folders.read(folder)
+        base = store.read(folder)
         wanted = {("label", each) for each in labels} | {("image", each) for each in images}
         met: set[tuple[str, Any]] = {("id", each) for each in ids if each in base.id_map}
         gone = [each for each in dict.fromkeys(ids) if each in base.id_map]
@@ -103,21 +170,76 @@ def remove(
             )
         unique = list(dict.fromkeys(gone))
         plan = Plan(gone=unique, removed=len(unique))
-        return apply(base, plan, _nothing, embedder=embedder_of(base), skipped=[], what="remove")
+        return apply(base, plan, _gather_nothing, embedder=base.embedder, skipped=[], command="remove")
 
 
-def embedder_of(snapshot: Snapshot) -> EmbedderId | None:
-    return snapshot.manifest.embedder if snapshot.manifest else None
+def merge(
+    folder: Path,
+    others: Sequence[Path],
+    *,
+    progress: Progress = SILENT,
+    cancel: threading.Event | None = None,
+) -> Change:
+    """Add the entries of other indexes of the same embedder to the one in ``folder``.
+
+    An image that is an entry already stays, and gets the other's label. Vectors are taken as they are.
+    Raises OtherEmbedderError, IndexFolderError.
+    """
+    sources = [store.read(other) for other in others]
+    with writer(folder, progress, cancel):
+        base = store.read(folder)
+        embedder = base.embedder
+        plan = Plan()
+        rows: dict[bytes, tuple[int, int]] = {}
+        extracted = []
+        for number, source in enumerate(sources):
+            if source.embedder:
+                require_same(embedder, source.embedder, (base.form.dimension, source.form.dimension), folder)
+            elif source.form.dimension != base.form.dimension:
+                raise IndexFolderError(
+                    f"{source.folder} has vectors of {source.form.dimension} numbers and {folder} of "
+                    f"{base.form.dimension}; only indexes of the same embedder can be merged."
+                )
+            embedder = embedder or source.embedder
+            found, vectors = faiss_index.extract(source.index)
+            extracted.append(vectors)
+            row_of = {int(i): row for row, i in enumerate(found)}
+            more = []
+            for i, digest in zip(source.entries.ids.tolist(), source.entries.sha256, strict=True):
+                image, label = id_map.split(source.id_map[i])
+                # An image of which nothing is known but its path is identified by its vector.
+                key = digest.tobytes() if digest.any() else vector_key(vectors[row_of[i]])
+                rows[key] = (number, row_of[i])
+                more.append(HashedImage(GalleryImage(image, label, b""), key))
+            add_images(base, more, plan, by_path=False)
+        drop_same_vectors(base, plan)
+
+        def gather(keys: Sequence[bytes]) -> Vectors:
+            return np.stack([extracted[n][row] for n, row in (rows[key] for key in keys)])
+
+        return apply(base, plan, gather, embedder=embedder, skipped=[], command="merge")
 
 
-def _require(snapshot: Snapshot, embedder: Embedder) -> None:
-    require_same(
-        embedder_of(snapshot),
-        identify(embedder),
-        (snapshot.form.dimension, embedder.dimension),
-        snapshot.folder,
-    )
+def _require(snapshot: Snapshot, embedder: GalleryEmbedder) -> None:
+    dimensions = (snapshot.form.dimension, embedder.dimension)
+    require_same(snapshot.embedder, EmbedderId.of(embedder), dimensions, snapshot.folder)
 
 
-def _nothing(digests: Sequence[bytes]) -> Vectors:
+def _read_or_none(folder: Path) -> Snapshot | None:
+    """The current version, None where there is none or it is broken: a new one can be built all the same."""
+    try:
+        return store.read(folder)
+    except IndexFolderError:
+        return None
+
+
+def _next_id(folder: Path) -> int:
+    try:
+        known = store.read_manifest(folder)
+    except IndexFolderError:
+        return 0
+    return known.next_id if known else 0
+
+
+def _gather_nothing(digests: Sequence[bytes]) -> Vectors:
     raise AssertionError("there is nothing to gather")

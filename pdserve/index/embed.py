@@ -1,29 +1,100 @@
-"""Gallery images -> vectors: decoded by threads ahead of the embedder, which gets full batches."""
+"""Embeds a gallery: images are decoded by threads ahead of the embedder, which gets full batches.
 
+Vectors are written to disk at once, so that a killed run continues where it was:
+``INDEX/.work/<fingerprint>-<dimension>.f32`` holds them one after the other, ``….sha256`` the digests of
+their images, 32 bytes each. Vectors are written first: one without a digest yet does not count.
+"""
+
+import contextlib
 import hashlib
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from pdserve.errors import EngineError, ImageError
-from pdserve.index.embedder import LENGTH_TOLERANCE, Embedder
-from pdserve.index.errors import GalleryError
+from pdserve.errors import EngineError, GalleryError, ImageError, OtherEmbedderError
+from pdserve.files import disk_errors
 from pdserve.index.gallery import GalleryImage, Skipped
-from pdserve.index.work import Work
 from pdserve.progress import Progress
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.types import Image8, Vectors
 
 TASK = "embedding"
+FOLDER = ".work"
+LENGTH_TOLERANCE = 1e-3
+"""How far from 1 the length of a normalised vector may be."""
+
+
+_Prepared = tuple[bytes, Image8 | None]
+"""An image's digest, and its pixels if it is to be embedded."""
+
+
+class GalleryEmbedder(Protocol):
+    """Turns images into vectors. Used from one thread at a time."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; the same for two embedders exactly if they give the same vectors."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are best embedded at once."""
+
+    def embed(self, images: Sequence[Image8]) -> Vectors:
+        """``images``: n images, H×W×3 uint8 RGB. Returns n×dimension float32, rows L2-normalised."""
 
 
 @dataclass(frozen=True)
-class Digested:
+class EmbedderId:
+    """The embedder that made the vectors of an index."""
+
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, embedder: GalleryEmbedder) -> "EmbedderId":
+        return cls(embedder.name, embedder.fingerprint)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.fingerprint[:12]})"
+
+
+def require_same(
+    built: EmbedderId | None, given: EmbedderId, dimensions: tuple[int, int], where: object
+) -> None:
+    """Raise OtherEmbedderError unless ``given`` can have made the vectors of the index at ``where``.
+
+    ``built`` None: not known, as for an index of PaddleClas; then only the ``dimensions`` (of the
+    index, of the embedder) can be compared.
+    """
+    if built and built.fingerprint != given.fingerprint:
+        raise OtherEmbedderError(
+            f"The index {where} was built with {built} and cannot be used with {given}; give --model "
+            f"{built.name}, or rebuild it with `pdserve index build`."
+        )
+    if dimensions[0] != dimensions[1]:
+        raise OtherEmbedderError(
+            f"The index {where} has vectors of {dimensions[0]} numbers and {given} makes {dimensions[1]}; "
+            "give the embedder that the index was built with, or rebuild it with `pdserve index build`."
+        )
+
+
+@dataclass(frozen=True)
+class HashedImage:
     """A readable image and the SHA-256 of its file, 32 bytes."""
 
     image: GalleryImage
@@ -32,35 +103,36 @@ class Digested:
 
 def embed_gallery(
     images: Sequence[GalleryImage],
-    embedder: Embedder,
-    work: Work,
+    embedder: GalleryEmbedder,
+    cache: "EmbeddingCache",
     *,
-    known: Callable[[bytes], bool],
+    known: Callable[[bytes], bool] = lambda digest: False,
     strict: bool,
     progress: Progress,
     max_pixels: int = MAX_PIXELS,
-) -> tuple[list[Digested], list[Skipped]]:
-    """See that ``work`` has the vector of every image whose digest is not ``known``.
+) -> tuple[list[HashedImage], list[Skipped]]:
+    """Put into ``cache`` the vector of every image whose digest is not ``known``.
 
     Returns the readable images in order, the same file twice as it comes, and those that were skipped.
+    An image of more than ``max_pixels`` is not readable.
     Raises GalleryError at the first unreadable image if ``strict``, EngineError, DiskError.
     """
-    readable: list[Digested] = []
+    readable: list[HashedImage] = []
     skipped: list[Skipped] = []
     batch: dict[bytes, Image8] = {}
     empty: set[bytes] = set()
 
-    def prepare(image: GalleryImage) -> tuple[bytes, Image8 | None]:
+    def prepare(image: GalleryImage) -> _Prepared:
         data = image.read()
         digest = hashlib.sha256(data).digest()
-        return digest, None if digest in work.rows or known(digest) else decode(data, max_pixels)
+        return digest, None if digest in cache.rows or known(digest) else decode(data, max_pixels)
 
     def flush() -> None:
         if batch:
             vectors = embed(embedder, list(batch.values()))
             good = vectors.any(axis=1)
             digests = list(batch)
-            work.add([digests[i] for i in np.flatnonzero(good)], vectors[good])
+            cache.add([digests[i] for i in np.flatnonzero(good)], vectors[good])
             empty.update(digests[i] for i in np.flatnonzero(~good))
             batch.clear()
 
@@ -73,15 +145,16 @@ def embed_gallery(
 
     progress.start(TASK, len(images), 0)
     threads = min(8, os.cpu_count() or 1)
-    with _ahead(prepare, images, threads, threads + embedder.batch_size) as results:
-        for image, result in results:
+    ahead = _prepare_ahead(prepare, images, threads, threads + embedder.batch_size)
+    with contextlib.closing(ahead):
+        for image, future in ahead:
             try:
-                digest, pixels = result()
+                digest, pixels = future.result()
             except (ImageError, OSError) as error:
                 skip(image, error.message if isinstance(error, ImageError) else f"{error.strerror}.", error)
             else:
-                readable.append(Digested(image, digest))
-                if pixels is not None and digest not in work.rows:
+                readable.append(HashedImage(image, digest))
+                if pixels is not None and digest not in cache.rows:
                     batch.setdefault(digest, pixels)
                     if len(batch) >= embedder.batch_size:
                         flush()
@@ -94,8 +167,8 @@ def embed_gallery(
     return [each for each in readable if each.digest not in empty], skipped
 
 
-def embed(embedder: Embedder, images: Sequence[Image8]) -> Vectors:
-    """Embed one batch and see that its vectors are normalised, or zero. Raises EngineError."""
+def embed(embedder: GalleryEmbedder, images: Sequence[Image8]) -> Vectors:
+    """Embed one batch and check that its vectors are normalised, or zero. Raises EngineError."""
     vectors = np.asarray(embedder.embed(images), np.float32)
     if vectors.shape != (len(images), embedder.dimension):
         raise EngineError(
@@ -111,30 +184,109 @@ def embed(embedder: Embedder, images: Sequence[Image8]) -> Vectors:
     return vectors
 
 
-_Result = Callable[[], tuple[bytes, Image8 | None]]
-
-
-@contextmanager
-def _ahead(
-    prepare: Callable[[GalleryImage], tuple[bytes, Image8 | None]],
-    images: Sequence[GalleryImage],
-    threads: int,
-    window: int,
-) -> Iterator[Iterator[tuple[GalleryImage, _Result]]]:
-    """Each image with a call that gives its result, in order, no more than ``window`` of them prepared."""
+def _prepare_ahead(
+    prepare: Callable[[GalleryImage], _Prepared], images: Sequence[GalleryImage], threads: int, window: int
+) -> Generator[tuple[GalleryImage, Future[_Prepared]], None, None]:
+    """Each image with the future of what is prepared of it, in order, up to ``window`` of them ahead."""
     pool = ThreadPoolExecutor(threads, "decode")
-
-    def run() -> Iterator[tuple[GalleryImage, _Result]]:
-        running: deque[tuple[GalleryImage, Future[tuple[bytes, Image8 | None]]]] = deque()
+    running: deque[tuple[GalleryImage, Future[_Prepared]]] = deque()
+    try:
         for image in images:
             running.append((image, pool.submit(prepare, image)))
             if len(running) >= window:
-                first, future = running.popleft()
-                yield first, future.result
-        for image, future in running:
-            yield image, future.result
-
-    try:
-        yield run()
+                yield running.popleft()
+        yield from running
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class EmbeddingCache:
+    """The vectors of one embedder by image digest, in files. Not for several threads.
+
+    ``rows``: digest -> row.
+    """
+
+    def __init__(self, base: Path, dimension: int, vectors: BinaryIO, digests: BinaryIO) -> None:
+        self._base = base
+        self._dimension = dimension
+        self._vectors = vectors
+        self._digests = digests
+        self.rows = _read_rows(vectors, digests, dimension)
+
+    def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
+        """Write n vectors (n×dimension) under their images' digests, which are new. Raises DiskError."""
+        with disk_errors(self._base):
+            for file, data in (
+                (self._vectors, vectors.astype("<f4").tobytes()),
+                (self._digests, b"".join(digests)),
+            ):
+                file.write(data)
+                file.flush()
+        for digest in digests:
+            self.rows[digest] = len(self.rows)
+
+    def gather(self, digests: Sequence[bytes]) -> Vectors:
+        """The vectors of these images, n×dimension. Raises KeyError."""
+        rows = np.fromiter((self.rows[digest] for digest in digests), np.int64, len(digests))
+        if not len(rows):
+            return np.zeros((0, self._dimension), np.float32)
+        stored = np.memmap(self._vectors, "<f4", "r", shape=(len(self.rows), self._dimension))
+        return np.asarray(stored[rows])
+
+
+@contextlib.contextmanager
+def open_cache(folder: Path, embedder: GalleryEmbedder) -> Iterator[EmbeddingCache]:
+    """The cache of ``embedder`` for the index at ``folder``; removed when the block succeeds.
+
+    Another process that embeds for the same index at the same time uses another file.
+    Raises DiskError.
+    """
+    with disk_errors(folder / FOLDER):
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    base = folder / FOLDER / f"{embedder.fingerprint[:16]}-{embedder.dimension}"
+    candidates = (base.with_name(f"{base.name}.{n}") if n else base for n in itertools.count())
+    with contextlib.ExitStack() as stack:
+        own = next(path for path in candidates if _lock(path, stack))
+        paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
+        with disk_errors(own):
+            files = [stack.enter_context(path.open("a+b")) for path in paths]
+            cache = EmbeddingCache(own, embedder.dimension, files[0], files[1])
+        yield cache
+        for file, path in zip(files, paths, strict=True):
+            file.close()
+            with contextlib.suppress(OSError):  # Windows, while the vectors are still mapped
+                path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a file's name until ``stack`` is closed, unless another process has it."""
+    import filelock
+
+    lock = filelock.FileLock(f"{path}.lock")
+    with disk_errors(path):
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except filelock.Timeout:  # an OSError, but not the disk's
+            return False
+    return True
+
+
+def _read_rows(vectors: BinaryIO, digests: BinaryIO, dimension: int) -> dict[bytes, int]:
+    """What is complete in the files, which are truncated after that."""
+    width = dimension * 4
+    count = min(vectors.seek(0, 2) // width, digests.seek(0, 2) // 32)
+    vectors.truncate(count * width)
+    digests.truncate(count * 32)
+    digests.seek(0)
+    names = digests.read()
+    if count:
+        # A machine that lost its power may have stored the length of a file but not its content.
+        rows = np.memmap(vectors, "<f4", "r", shape=(count, dimension))
+        for at in range(0, count, 65_536):
+            lengths = np.linalg.norm(rows[at : at + 65_536], axis=1)
+            if not (np.abs(lengths - 1) < LENGTH_TOLERANCE).all():
+                del rows
+                vectors.truncate(0)
+                digests.truncate(0)
+                return {}
+    return {names[i * 32 : i * 32 + 32]: i for i in range(count)}

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import IndexFolderError
 from pdserve.vision.types import Ids
 
 FILE = "entries.npy"

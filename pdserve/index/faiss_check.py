@@ -1,26 +1,45 @@
-"""A ``vector.index`` as it comes from a disk: what faiss takes on trust is looked at here.
+"""Imports faiss, and reads a ``vector.index`` that may be broken or hostile.
 
-A file of a hundred bytes can say that it holds a terabyte, and faiss takes the memory before it looks for
-the bytes; it can name another file, which faiss opens for writing; and a graph whose ways lead outside
+A file of a hundred bytes can say that it holds a terabyte, and faiss allocates the memory before it looks
+for the bytes; it can name another file, which faiss opens for writing; and a graph with links out of range
 sends the search there. Newer releases of faiss check more of this than older ones, none all of it.
 """
 
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
-from pdserve.index.faiss_package import faiss
+from pdserve.errors import EngineMissingError
+from pdserve.vision.types import Array
 
 # "ilod": inverted lists on disk, kept in another file (faiss, invlists/OnDiskInvertedLists.cpp).
-_ELSEWHERE = b"ilod"
+_ON_DISK_LISTS = b"ilod"
 _LONGEST_QUEUE = 1 << 20
-# faiss's limits belong to the process.
+# Warning filters and faiss's limits belong to the process.
 _lock = Lock()
+
+
+@functools.cache
+def faiss() -> Any:
+    """Import faiss when it is first needed. Raises EngineMissingError with the pip command."""
+    with _lock, warnings.catch_warnings():
+        # SWIG's own types, made when the module first loads; Python 3.12 and newer warn about them.
+        warnings.filterwarnings(
+            "ignore", r"builtin type \w+ has no __module__ attribute", category=DeprecationWarning
+        )
+        try:
+            import faiss as module
+        except ImportError as error:
+            raise EngineMissingError(
+                f"An index needs faiss, which does not load ({error}): `pip install faiss-cpu`."
+            ) from error
+    return module
 
 
 class BrokenIndexError(Exception):
@@ -33,7 +52,7 @@ def load(file: BinaryIO) -> Any:
 
     def read(size: int) -> bytes:
         data = file.read(size)
-        if data == _ELSEWHERE:
+        if data == _ON_DISK_LISTS:
             raise BrokenIndexError("keeps its vectors in another file")
         return data
 
@@ -60,7 +79,7 @@ def _limits(size: int) -> Iterator[None]:
 
 
 def _check(index: Any) -> Any:
-    """The index as what it is, not just what it is derived from. Raises BrokenIndexError."""
+    """Check an index and return it as its own class, not its base class. Raises BrokenIndexError."""
     f = faiss()
     index = f.downcast_index(index) if index is not None else None
     if index is None:  # faiss writes "null" for a part that is not there
@@ -98,15 +117,15 @@ def _require(fits: bool, problem: str) -> None:
 
 
 def _check_graph(hnsw: Any, count: int) -> None:
-    """Every way of the graph leads to one of its vectors, and on each level to one of that level.
+    """Check that every link of the graph leads to one of its vectors, and on each level to one of that level.
 
-    ``levels`` says on how many levels a vector is, ``offsets`` where its ways begin in ``neighbors``,
+    ``levels`` says on how many levels a vector is, ``offsets`` where its links begin in ``neighbors``,
     ``cum_nneighbor_per_level`` where among them those of a level begin.
     """
-    levels, offsets, starts, ways = (
+    levels, offsets, starts, links = (
         _view(vector) for vector in (hnsw.levels, hnsw.offsets, hnsw.cum_nneighbor_per_level, hnsw.neighbors)
     )
-    _require(0 < hnsw.efSearch <= _LONGEST_QUEUE, "has a graph that is searched in no sensible way")
+    _require(0 < hnsw.efSearch <= _LONGEST_QUEUE, "has a graph with a search depth out of range")
     broken = "has a graph that is broken"
     _require(len(levels) == count and len(offsets) == count + 1 and len(starts) > 0 and not starts[0], broken)
     if not count:
@@ -114,19 +133,19 @@ def _check_graph(hnsw: Any, count: int) -> None:
     rising = bool((np.diff(starts) >= 0).all())
     _require(rising and 0 < levels.min() <= levels.max() < len(starts), broken)
     ends = np.concatenate([[0], np.cumsum(starts[levels], dtype=np.uint64)])
-    _require(np.array_equal(offsets, ends) and offsets[-1] == len(ways), broken)
-    _require(len(ways) == 0 or -1 <= ways.min() <= ways.max() < count, broken)
+    _require(np.array_equal(offsets, ends) and offsets[-1] == len(links), broken)
+    _require(len(links) == 0 or -1 <= links.min() <= links.max() < count, broken)
     _require(0 <= hnsw.entry_point < count and levels[hnsw.entry_point] == hnsw.max_level + 1, broken)
     for level in range(1, int(levels.max())):
         there = np.flatnonzero(levels > level)
         places = offsets[there, None].astype(np.int64) + np.arange(starts[level], starts[level + 1])
-        near = ways[places]
+        near = links[places]
         _require(bool((levels[near[near >= 0]] > level).all()), broken)
 
 
-def _view(vector: Any) -> npt.NDArray[Any]:
-    """An array of faiss's own memory: a large graph has a quarter of a gigabyte."""
+def _view(vector: Any) -> Array:
+    """An array over faiss's own memory: a large graph has a quarter of a gigabyte."""
     if not vector.size():
         return np.zeros(0, np.int64)
-    array: npt.NDArray[Any] = faiss().rev_swig_ptr(vector.data(), vector.size())
+    array: Array = faiss().rev_swig_ptr(vector.data(), vector.size())
     return array

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.index.errors import GalleryError
+from pdserve.errors import GalleryError
 from pdserve.vision.image_files import SUFFIXES, find_images
 
 

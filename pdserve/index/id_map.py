@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import IndexFolderError
 
 IdMap = dict[int, str]
 

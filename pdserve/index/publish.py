@@ -1,26 +1,27 @@
-"""A new version of an index comes into force, in one step and as a whole.
+"""Publishes a new version of an index, in one step and as a whole, and rolls back to the version before.
 
-The new version is written into a folder of its own (``.versions/8/``) and put under the plain names
-after that; the last thing that is replaced is ``index.json``, and with it the version in force changes
-for pdserve, which reads ``.versions/`` only. Killed at any point, the old version or the new one is in force.
+The new version is written into its own folder (``.versions/8/``) and put under the plain names
+after that; the last file that is replaced is ``index.json``, and with it the current version changes
+for pdserve, which reads ``.versions/`` only. Killed at any point, the old version or the new one is current.
 
 Programs that open the plain names one after the other (PaddleClas, Paddle Serving: the vectors, then the
 labels) can catch two versions. An id therefore never means another image, and in between the labels are
 those of both versions: whichever they catch, every id they can meet has its own label. Only who opened
 the vectors before and the labels after entries were removed misses the labels of those.
 
-What a killed writer left is put right by the next one. The version before stays for `rollback`.
+What a killed writer left is repaired by the next one. The version before stays for `rollback`.
 """
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pdserve.errors import IndexFolderError
 from pdserve.files import (
     FileRecord,
     disk_errors,
@@ -32,20 +33,17 @@ from pdserve.files import (
     write_synced,
 )
 from pdserve.index import entries as entry_files
-from pdserve.index import faiss_index, files, id_map, manifest
-from pdserve.index.embedder import EmbedderId
+from pdserve.index import faiss_index, id_map, store
+from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
-from pdserve.index.errors import IndexFolderError
 from pdserve.index.id_map import IdMap
-from pdserve.index.manifest import Manifest
-from pdserve.index.repair import restore
-from pdserve.index.store import FILES, ID_MAP, VECTORS, Snapshot, read_files, version_folder
+from pdserve.index.store import FILES, ID_MAP, VECTORS, Manifest, Snapshot, version_folder
 from pdserve.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What the next version is to hold. ``index`` None: the vectors stay as they are."""
+    """The content of the next version. ``index`` None: the vectors stay as they are."""
 
     index: Any
     id_map: IdMap
@@ -60,7 +58,7 @@ class Draft:
 def locked(
     folder: Path, progress: Progress = SILENT, cancel: threading.Event | None = None
 ) -> Iterator[None]:
-    """Be the only one who writes; waits for another. Raises DiskError."""
+    """Hold the lock of the writer, waiting for another. Raises DiskError, FetchError for ``cancel``."""
     with file_lock(folder / ".lock", folder.name, progress, cancel):
         yield
 
@@ -69,78 +67,63 @@ def locked(
 def writer(
     folder: Path, progress: Progress = SILENT, cancel: threading.Event | None = None
 ) -> Iterator[None]:
-    """As `locked`, and put right what a killed writer left, for those who go on from what is there.
+    """As `locked`, and repair what a killed writer left, for changes to what is there.
 
     Raises DiskError, IndexFolderError where another program changed the files.
     """
     with locked(folder, progress, cancel):
-        known = manifest.read(folder)
+        known = store.read_manifest(folder)
         if known:
-            restore(folder, known)
+            _repair(folder, known)
         yield
 
 
 def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
-    """Bring ``draft`` into force after ``base``, the version in force (None: none, or it cannot be read).
+    """Make ``draft`` the version after ``base``, the current one (None: none, or it cannot be read).
 
-    The caller is the `writer`. Raises DiskError; then the version in force is the old one.
+    The caller is the `writer`. Raises DiskError; then the current version is the old one.
     """
     with disk_errors(folder):
         if base and not base.manifest:
             _adopt(folder, base)
         with _new_version(folder) as new:
-            digests = {}
             if draft.index is None:
                 before = version_folder(folder, base.version if base else 0)
-                kept = manifest.read(before)
+                recorded = store.read_manifest(before)
                 link_or_copy(before / VECTORS, new / VECTORS)
-                digests[VECTORS] = kept.files[VECTORS].sha256 if kept else sha256(new / VECTORS)
+                vectors = recorded.files[VECTORS].sha256 if recorded else sha256(new / VECTORS)
             else:
-                digests[VECTORS] = write_synced(
-                    new / VECTORS, lambda file: faiss_index.write(draft.index, file)
-                )
-            digests |= _write_labels(new, draft.id_map, draft.entries)
-            form = faiss_index.form(base.index if draft.index is None and base else draft.index)
-            now = _now()
-            made = Manifest(
-                version=int(new.name),
-                previous=base.version if base else None,
-                change=draft.change,
-                type=form.type,
-                metric=form.metric,
-                dimension=form.dimension,
-                count=len(draft.id_map),
-                labels=_labels(draft.id_map),
-                slots=form.slots,
-                trained_on=draft.trained_on,
-                next_id=draft.next_id,
-                embedder=draft.embedder,
-                created=base.manifest.created if base and base.manifest else now,
-                updated=now,
-                files={name: FileRecord.of(new / name, digests[name]) for name in FILES},
-            )
+                vectors = write_synced(new / VECTORS, lambda file: faiss_index.write(draft.index, file))
+            pickled = id_map.dumps(draft.id_map)
+            digests = {
+                VECTORS: vectors,
+                ID_MAP: write_synced(new / ID_MAP, lambda file: file.write(pickled)),
+                entry_files.FILE: _write_entries(new, draft.entries),
+            }
+            index = base.index if draft.index is None and base else draft.index
+            made = _manifest(int(new.name), draft, faiss_index.form(index), base, _records(new, digests))
             _switch(folder, new, made, base.id_map if base else {}, draft.id_map)
-    files.sweep(folder, {made.version, base.version if base else made.version})
+    store.remove_versions(folder, {made.version, base.version if base else made.version})
     return made
 
 
 def rollback(folder: Path, progress: Progress = SILENT) -> Manifest:
-    """Bring the version before into force again, as a new version; twice gives what there was.
+    """Publish the version before once more, as a new version; a second time undoes the first.
 
     Raises IndexFolderError where there is no version before, or it is broken; DiskError.
     """
     with locked(folder, progress):
-        known = manifest.read(folder)
+        known = store.read_manifest(folder)
         before = version_folder(folder, known.previous) if known and known.previous is not None else None
-        old = manifest.read(before) if before else None
-        if known is None or before is None or old is None:
+        old = store.read_manifest(before) if before else None
+        if not known or not before or not old:
             raise IndexFolderError(
-                f"The index {folder} keeps no version before the one in force; nothing was changed."
+                f"The index {folder} keeps no version before the current one; nothing was changed."
             )
-        snapshot = read_files(folder, before, old)
+        snapshot = store.read_files(folder, before, old)
         try:
             current = id_map.read(version_folder(folder, known.version) / ID_MAP)
-        except (OSError, IndexFolderError):  # broken, which may be why it is to go
+        except (OSError, IndexFolderError):  # broken, which may be the reason for the rollback
             current = {}
         with disk_errors(folder), _new_version(folder) as new:
             for name in FILES:
@@ -154,30 +137,32 @@ def rollback(folder: Path, progress: Progress = SILENT) -> Manifest:
                 updated=_now(),
             )
             _switch(folder, new, made, current, snapshot.id_map)
-        files.sweep(folder, {made.version, known.version})
+        store.remove_versions(folder, {made.version, known.version})
         return made
 
 
 @contextmanager
 def _new_version(folder: Path) -> Iterator[Path]:
     """An empty folder for the next version; if the block fails before the switch, all is as it was."""
-    number = files.newest(folder) + 1
+    known = store.read_manifest(folder)
+    number = max([0, known.version if known else 0, *store.versions(folder)]) + 1
     new = version_folder(folder, number)
     try:
         new.mkdir(parents=True)
         yield new
     except BaseException:
-        known = manifest.read(folder)
+        known = store.read_manifest(folder)
         if not known or known.version != number:
             with suppress(OSError, IndexFolderError):
                 if known:
-                    restore(folder, known)
+                    _repair(folder, known)
                 shutil.rmtree(new)
         raise
 
 
 def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) -> None:
-    manifest.write(source, made)
+    """Put a version's files under the plain names, the manifest last."""
+    store.write_manifest(source, made)
     sync_folder(source)
     if old.keys() <= new.keys():
         _put(source, folder, ID_MAP)
@@ -187,20 +172,20 @@ def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) 
             write_synced(path, lambda file: file.write(both))
     for name in (VECTORS, ID_MAP, entry_files.FILE):
         _put(source, folder, name)
-    manifest.write(folder, made)
+    store.write_manifest(folder, made)
     sync_folder(folder)
 
 
 def _put(source: Path, folder: Path, name: str) -> None:
-    """Bring a version's file under its plain name, in one step."""
+    """Replace the file of a plain name by a version's."""
     with replace_file(folder / name) as new:
         link_or_copy(source / name, new)
 
 
 def _adopt(folder: Path, base: Snapshot) -> None:
-    """Make a version of the files that PaddleClas wrote: something to come back to.
+    """Make a version of the files that PaddleClas wrote, to roll back to.
 
-    Copies, for a hard link would be changed by whoever goes on to write the plain names in place.
+    Copies, for a hard link would be changed by a program that writes the plain names in place.
     """
     own = version_folder(folder, base.version)
     if own.is_dir():
@@ -210,44 +195,101 @@ def _adopt(folder: Path, base: Snapshot) -> None:
     for name in (VECTORS, ID_MAP):
         shutil.copy2(folder / name, own / name)
         digests[name] = sha256(own / name)
-    digests[entry_files.FILE] = write_synced(
-        own / entry_files.FILE, lambda file: entry_files.write(file, base.entries)
-    )
-    form = base.form
-    made = Manifest(
-        version=base.version,
-        previous=None,
-        change="as found",
+    digests[entry_files.FILE] = _write_entries(own, base.entries)
+    found = Draft(None, base.id_map, base.entries, None, base.next_id, base.form.slots, "as found")
+    made = _manifest(base.version, found, base.form, None, _records(own, digests))
+    store.write_manifest(own, made)
+    sync_folder(own)
+    _put(own, folder, entry_files.FILE)
+    # From here on it is a version like any other, which repairing a killed writer's folder restores.
+    store.write_manifest(folder, made)
+
+
+def _repair(folder: Path, known: Manifest) -> None:
+    """Put the current version under the plain names again, where a writer was killed while it did so.
+
+    Raises IndexFolderError for a plain file that is of no version: another program wrote it.
+    """
+    own = version_folder(folder, known.version)
+    if not own.is_dir():  # a copy without its versions: the plain files are the index
+        with disk_errors(folder):
+            part = own.with_name(f"{own.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for name, published in known.files.items():
+                store.check_file(folder / name, published)
+                link_or_copy(folder / name, part / name)
+            store.write_manifest(part, known)
+            part.rename(own)
+    for name, published in known.files.items():
+        plain = folder / name
+        if _is_untouched(plain, published):
+            continue
+        if name != entry_files.FILE and plain.is_file() and not _is_of_a_version(folder, name):
+            store.check_file(plain, published, full=True)  # raises, unless only the time differs
+            continue
+        with disk_errors(folder):
+            _put(own, folder, name)
+
+
+def _is_of_a_version(folder: Path, name: str) -> bool:
+    """Whether a killed writer put a plain file there."""
+    plain = folder / name
+    owned = [version_folder(folder, version) for version in store.versions(folder)]
+    for own in owned:
+        left = store.read_manifest(own)
+        if left and name in left.files and _is_untouched(plain, left.files[name]):
+            return True
+    if name != ID_MAP:
+        return False
+    # The labels of two versions, which are there for a moment while entries are removed.
+    known: set[tuple[int, str]] = set()
+    for own in owned:
+        with suppress(OSError, IndexFolderError):
+            known |= set(id_map.read(own / ID_MAP).items())
+    return set(id_map.read(plain).items()) <= known
+
+
+def _is_untouched(path: Path, published: FileRecord) -> bool:
+    try:
+        return published.is_untouched(path)
+    except FileNotFoundError:
+        return False
+
+
+def _manifest(
+    version: int,
+    draft: Draft,
+    form: faiss_index.Form,
+    base: Snapshot | None,
+    files: dict[str, FileRecord],
+) -> Manifest:
+    now = _now()
+    return Manifest(
+        version=version,
+        previous=base.version if base else None,
+        change=draft.change,
         type=form.type,
         metric=form.metric,
         dimension=form.dimension,
-        count=len(base.id_map),
-        labels=_labels(base.id_map),
+        count=len(draft.id_map),
+        labels=len({id_map.split(entry)[1] for entry in draft.id_map.values()}),
         slots=form.slots,
-        trained_on=form.slots,
-        next_id=base.next_id,
-        embedder=None,
-        created=_now(),
-        updated=_now(),
-        files={name: FileRecord.of(own / name, digests[name]) for name in FILES},
+        trained_on=draft.trained_on,
+        next_id=draft.next_id,
+        embedder=draft.embedder,
+        created=base.manifest.created if base and base.manifest else now,
+        updated=now,
+        files=files,
     )
-    manifest.write(own, made)
-    sync_folder(own)
-    _put(own, folder, entry_files.FILE)
-    # From here on it is a version like any other, to which a killed writer's folder is brought back.
-    manifest.write(folder, made)
 
 
-def _write_labels(new: Path, labels: IdMap, entries: Entries) -> Mapping[str, str]:
-    pickled = id_map.dumps(labels)
-    return {
-        ID_MAP: write_synced(new / ID_MAP, lambda file: file.write(pickled)),
-        entry_files.FILE: write_synced(new / entry_files.FILE, lambda file: entry_files.write(file, entries)),
-    }
+def _records(folder: Path, digests: dict[str, str]) -> dict[str, FileRecord]:
+    return {name: FileRecord.of(folder / name, digest) for name, digest in digests.items()}
 
 
-def _labels(labels: IdMap) -> int:
-    return len({id_map.split(entry)[1] for entry in labels.values()})
+def _write_entries(folder: Path, entries: Entries) -> str:
+    return write_synced(folder / entry_files.FILE, lambda file: entry_files.write(file, entries))
 
 
 def _now() -> str:

@@ -1,11 +1,12 @@
-"""How good is a gallery, and from which score on is an answer to be believed?
+"""Measures the quality of a gallery, and suggests a score threshold.
 
-Each entry is taken out and looked for among the others (leave one out), exactly, by inner product. The
-nearest of the same label is what the entry should find. The nearest of another label is what a thing
-would find that is not in the gallery at all: as if its whole label were taken out. The shares of those two
-scores above a threshold are the true-accept and the false-accept rate.
+Each entry is left out and searched for among the others, exactly, by inner product. The nearest of the
+same label is what the entry should find. The nearest of another label is what an object would find that is
+not in the gallery at all: as if its whole label were left out. The shares of those two scores above a
+threshold are the true-accept and the false-accept rate.
 """
 
+import importlib.util
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,17 +16,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.index import faiss_index, id_map, search
-from pdserve.index import store as folders
-from pdserve.index.errors import GalleryError
+from pdserve.errors import GalleryError, UsageError
+from pdserve.files import disk_errors
+from pdserve.index import faiss_index, id_map, is_exact, search, store
 from pdserve.index.store import Snapshot
 from pdserve.progress import SILENT, Progress
-from pdserve.vision.types import Ids, Vectors
+from pdserve.vision.types import Floats, Ids, Indices, Vectors
+
+Doubles = npt.NDArray[np.float64]
 
 TASK = "checking"
 NEIGHBOURS = 5
 _CELLS = 16_000_000  # similarities at once: 64 MB
 _LISTED = 1_000
+_BINS = 60
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Report:
     mislabels: Sequence[Mislabel]
     index_recall: IndexRecall | None
     threshold: Threshold | None
-    same: npt.NDArray[np.float32]
-    other: npt.NDArray[np.float32]
+    same: Floats
+    other: Floats
 
 
 def check(
@@ -117,7 +121,7 @@ def check(
     ``duplicate``: similarity from which two entries are near-duplicates. ``false_accept``: the rate that
     the suggested threshold is to keep. Raises IndexFolderError, GalleryError for fewer than two entries.
     """
-    snapshot = folders.read(folder)
+    snapshot = store.read(folder)
     if len(snapshot.id_map) < 2:
         raise GalleryError(
             f"The index {folder} has {len(snapshot.id_map)} entries; two are needed to compare them."
@@ -159,17 +163,15 @@ def check(
 class _Nearest:
     """Per query, itself left out: rows and scores of the ten nearest; best of its label and of others."""
 
-    rows: npt.NDArray[np.int64]
+    rows: Indices
     scores: Vectors
-    same: npt.NDArray[np.float32]
-    other: npt.NDArray[np.float32]
+    same: Floats
+    other: Floats
 
 
-def _nearest(
-    rows: Vectors, of_label: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64], progress: Progress
-) -> _Nearest:
+def _nearest(rows: Vectors, of_label: Indices, chosen: Indices, progress: Progress) -> _Nearest:
     k = min(10, len(rows) - 1)
-    parts: list[tuple[npt.NDArray[np.int64], Vectors, Vectors, Vectors]] = []
+    parts: list[tuple[Indices, Vectors, Vectors, Vectors]] = []
     progress.start(TASK, len(chosen), 0)
     step = max(1, _CELLS // len(rows))
     for at in range(0, len(chosen), step):
@@ -196,7 +198,7 @@ def _nearest(
 
 
 def _duplicates(
-    near: _Nearest, chosen: npt.NDArray[np.int64], texts: Sequence[tuple[str, str]], limit: float
+    near: _Nearest, chosen: Indices, texts: Sequence[tuple[str, str]], limit: float
 ) -> list[Pair]:
     found: dict[tuple[int, int], float] = {}
     for line, column in np.argwhere(near.scores >= limit).tolist():
@@ -212,9 +214,9 @@ def _duplicates(
 
 def _mislabels(
     near: _Nearest,
-    chosen: npt.NDArray[np.int64],
+    chosen: Indices,
     texts: Sequence[tuple[str, str]],
-    of_label: npt.NDArray[np.int64],
+    of_label: Indices,
     alone: npt.NDArray[np.bool_],
 ) -> list[Mislabel]:
     k = min(NEIGHBOURS, near.rows.shape[1])
@@ -233,10 +235,10 @@ def _mislabels(
 
 
 def _index_recall(
-    snapshot: Snapshot, ids: Ids, rows: Vectors, chosen: npt.NDArray[np.int64], near: _Nearest
+    snapshot: Snapshot, ids: Ids, rows: Vectors, chosen: Indices, near: _Nearest
 ) -> IndexRecall | None:
-    """None for a Flat, whose search is exact."""
-    if snapshot.form.type == "Flat":
+    """None for an index whose search is exact."""
+    if is_exact(snapshot.form.type):
         return None
     k = near.rows.shape[1]
     found = search.of(snapshot).search(rows[chosen], k + 1)
@@ -260,3 +262,49 @@ def _threshold(near: _Nearest, alone: npt.NDArray[np.bool_], goal: float) -> Thr
     known = ~alone
     true = (near.same >= score) & (near.same > near.other)
     return Threshold(score, false, float(true[known].mean()) if known.any() else None, goal, false <= goal)
+
+
+def histogram(report: Report) -> tuple[Doubles, Doubles, Doubles]:
+    """Bin edges (61), and the shares (60 each) of the scores of the same label and of others in them."""
+    both = np.concatenate([report.same, report.other])
+    low = min(0.0, float(np.floor(both.min() * 10) / 10)) if len(both) else 0.0
+    edges = np.linspace(low, 1.0, _BINS + 1)
+    same, other = (
+        np.histogram(np.clip(scores, low, 1.0), edges)[0] / max(1, len(scores))
+        for scores in (report.same, report.other)
+    )
+    return edges, same, other
+
+
+def check_picture() -> None:
+    """Raise UsageError where `draw` could not: to be called before a gallery is checked."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError('--picture needs matplotlib: `pip install "pdserve[plot]"`.')
+
+
+def draw(report: Report, path: Path) -> None:
+    """Write both score distributions and the threshold as a PNG of 900×480 pixels. Raises DiskError."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    edges, same, other = histogram(report)
+    figure = Figure(figsize=(9, 4.8), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(
+        other, edges, fill=True, alpha=0.6, color="C1", label=f"of another label ({len(report.other)})"
+    )
+    axes.stairs(
+        same, edges, fill=True, alpha=0.6, color="C0", label=f"of the same label ({len(report.same)})"
+    )
+    if report.threshold:
+        score = report.threshold.score
+        axes.axvline(score, color="black", label=f"suggested threshold {score:.4f}")
+    axes.set_title(f"{report.queries} of {report.count} images, each left out", loc="left", fontsize="medium")
+    axes.set_xlabel("similarity of the nearest image")
+    axes.set_ylabel("share of images")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", frameon=False)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")

@@ -1,23 +1,24 @@
-"""One version of an index, loaded to be searched, and what is found in it."""
+"""Searches one version of an index, on the CPU or a GPU."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pdserve.errors import UsageError
+from pdserve.errors import IndexFolderError, UsageError
 from pdserve.files import Signature, signature
-from pdserve.index import faiss_index, id_map, manifest
-from pdserve.index import store as folders
-from pdserve.index.embedder import Embedder, EmbedderId, identify, require_same
-from pdserve.index.errors import IndexFolderError
-from pdserve.index.faiss_package import faiss
+from pdserve.index import INDEX_TYPES, METRICS, faiss_index, id_map, is_exact, store
+from pdserve.index.embed import EmbedderId, GalleryEmbedder, require_same
+from pdserve.index.faiss_check import faiss
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import Snapshot
 from pdserve.vision.types import Vectors
+
+log = logging.getLogger("pdserve")
 
 # Queries × vectors looked at × dimension, up to which one thread searches: half a second. Of an index that
 # does not look at all of its vectors, a query is about as much work as these.
@@ -72,7 +73,7 @@ class LoadedIndex:
                 f"array of {queries.shape}; search with the embedder that it was built with."
             )
         if top_k < 1:
-            raise UsageError(f"top_k is {top_k}; ask for one neighbour at least.")
+            raise UsageError(f"top_k is {top_k}; it must be 1 or more.")
         wanted = min(top_k, self.count)
         if not wanted or not len(queries):
             return [[] for _ in queries]
@@ -96,7 +97,7 @@ class LoadedIndex:
         """
         f = faiss()
         usual = f.omp_get_max_threads()
-        looked_at = self.count if self.type == "Flat" else min(self.count, _LOOKED_AT)
+        looked_at = self.count if is_exact(self.type) else min(self.count, _LOOKED_AT)
         f.omp_set_num_threads(1 if queries * looked_at * self.dimension <= _ONE_THREAD else usual)
         try:
             yield
@@ -111,24 +112,37 @@ class LoadedIndex:
                 found[i] = Match(label, image, score if self.metric == "IP" else 1 - score / 2, i)
         return list(found.values())
 
-    def require(self, embedder: Embedder) -> None:
+    def require(self, embedder: GalleryEmbedder) -> None:
         """Raise OtherEmbedderError unless this is the embedder that the index was built with."""
-        require_same(self.embedder, identify(embedder), (self.dimension, embedder.dimension), self.folder)
+        require_same(
+            self.embedder, EmbedderId.of(embedder), (self.dimension, embedder.dimension), self.folder
+        )
+
+    def on_gpu(self, number: int) -> "LoadedIndex":
+        """The same version, searched on GPU ``number``; logs why where that is not possible."""
+        if not faiss_index.has_gpu(number):
+            log.info("the index stays on the CPU: faiss is not built for CUDA (`pip install faiss-gpu`)")
+            return self
+        if self.type not in INDEX_TYPES or not INDEX_TYPES[self.type].gpu:
+            log.info("the index stays on the CPU: faiss has no %s for a GPU", self.type)
+            return self
+        log.info("the index is on gpu:%d", number)
+        return replace(self, _index=faiss_index.GpuIndex(self._index, number))
 
 
 def load(folder: Path) -> LoadedIndex:
-    """Load the version in force. Raises IndexFolderError, EngineMissingError."""
+    """Load the current version. Raises IndexFolderError, EngineMissingError."""
     signatures = _signatures(folder)  # before reading, so that what is published meanwhile shows as changed
-    return of(folders.read(folder), signatures)
+    return of(store.read(folder), signatures)
 
 
 def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> LoadedIndex:
-    """A version that was read, to be searched. Raises IndexFolderError."""
+    """Make a version that was read ready for searches. Raises IndexFolderError."""
     form = snapshot.form
-    if form.metric not in faiss_index.METRICS:
+    if form.metric not in METRICS:
         raise IndexFolderError(
             f"The index {snapshot.folder} has the metric {form.metric} of faiss; pdserve knows "
-            f"{' and '.join(faiss_index.METRICS)}."
+            f"{' and '.join(METRICS)}."
         )
     faiss_index.search_wider(snapshot.index)
     return LoadedIndex(
@@ -138,7 +152,7 @@ def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> Loa
         form.metric,
         form.dimension,
         len(snapshot.id_map),
-        snapshot.manifest.embedder if snapshot.manifest else None,
+        snapshot.embedder,
         snapshot.index,
         snapshot.id_map,
         signatures,
@@ -146,18 +160,18 @@ def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> Loa
 
 
 def changed(folder: Path, loaded: LoadedIndex) -> bool:
-    """Whether a version other than ``loaded`` is in force now. Costs a look at the folder.
+    """Whether another version than ``loaded`` is current now. Costs a `stat` call.
 
     Raises IndexFolderError for a manifest that cannot be read.
     """
     if _signatures(folder) == loaded._signatures:
         return False
-    known = manifest.read(folder)
+    known = store.read_manifest(folder)
     return known is None or known.version != loaded.version
 
 
 def _signatures(folder: Path) -> tuple[Signature | None, ...]:
-    with_manifest = signature(folder / manifest.FILE)
+    with_manifest = signature(folder / store.MANIFEST)
     if with_manifest:
         return (with_manifest,)
-    return tuple(signature(folder / name) for name in (folders.VECTORS, folders.ID_MAP))
+    return tuple(signature(folder / name) for name in (store.VECTORS, store.ID_MAP))

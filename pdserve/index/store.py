@@ -1,47 +1,85 @@
-"""The folder of an index, and how one version of it is read.
+"""The folder of an index, its manifest ``index.json``, and how one version of it is read.
 
 ::
 
     INDEX/
-      index.json        the manifest; names the version in force
+      index.json        the manifest; names the current version
       vector.index      that version's files under the plain names that PaddleClas opens,
-      id_map.pkl        hard links where the disk has them
+      id_map.pkl        hard links where the file system has them
       entries.npy
-      .versions/7/      the same files: what pdserve itself reads, whole and never changed
+      .versions/7/      the same files: what pdserve itself reads, complete and never changed
       .versions/6/      the version before, for rollback
-      .work/            embedded, not yet published: see work.py
-      .lock             held by whoever writes
+      .work/            embedded, not yet published: see embed.py
+      .lock             held by the writer
 
-A folder without ``index.json`` is one that PaddleClas wrote; its version is 0.
+The manifest::
+
+    {"format": 1, "version": 7, "previous": 6, "change": "append: 3 added",
+     "type": "Flat", "metric": "IP", "dimension": 512, "count": 48, "labels": 8, "slots": 48,
+     "trained_on": 48, "next_id": 51, "embedder": {"name": "…", "fingerprint": "…"} or null,
+     "created": "2025-01-31T12:00:00+00:00", "updated": "…",
+     "files": {"vector.index": {"bytes": 98390, "sha256": "…", "mtime_ns": 1738…}, …}}
+
+``count`` entries are in ``slots`` vectors: more than one per entry where some were removed from a graph
+(see faiss_index.py). Ids from ``next_id`` on were never used. ``trained_on``: vectors that an IVF's lists
+were made for.
+
+A folder without manifest is one that PaddleClas wrote; its version is 0.
 """
 
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pdserve.errors import UsageError
-from pdserve.files import FileRecord
+from pdserve.errors import IndexFolderError, UsageError
+from pdserve.files import FileRecord, replace_file, retry_while_busy, temp_siblings, write_synced
 from pdserve.index import entries as entry_files
-from pdserve.index import faiss_index, id_map, manifest
+from pdserve.index import faiss_index, id_map
+from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
-from pdserve.index.errors import IndexFolderError
 from pdserve.index.id_map import IdMap
-from pdserve.index.manifest import Manifest
 from pdserve.models.home import Home
 from pdserve.vision.types import Ids
 
+MANIFEST = "index.json"
 VECTORS = "vector.index"
 ID_MAP = "id_map.pkl"
 FILES = (VECTORS, ID_MAP, entry_files.FILE)
-VERSIONS = ".versions"
+FORMAT = 1
+_VERSIONS = ".versions"
 _ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
+class Manifest:
+    """The content of ``index.json``."""
+
+    version: int
+    previous: int | None
+    change: str
+    type: str
+    metric: str
+    dimension: int
+    count: int
+    labels: int
+    slots: int
+    trained_on: int
+    next_id: int
+    embedder: EmbedderId | None
+    created: str
+    updated: str
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """One version of an index, in memory. ``index`` is faiss's; ``manifest`` None: none was there."""
+    """One version of an index, in memory. ``index`` is faiss's; ``manifest`` None: there was none."""
 
     folder: Path
     version: int
@@ -55,77 +93,148 @@ class Snapshot:
         return faiss_index.form(self.index)
 
     @property
+    def embedder(self) -> EmbedderId | None:
+        """The embedder that made the vectors, None where it is not known."""
+        return self.manifest.embedder if self.manifest else None
+
+    @property
     def next_id(self) -> int:
-        """From here on, ids were never given."""
-        given = max(self.id_map, default=-1) + 1
-        return max(given, self.manifest.next_id) if self.manifest else given
+        """The first of the ids that were never used."""
+        used = max(self.id_map, default=-1) + 1
+        return max(used, self.manifest.next_id) if self.manifest else used
 
 
-def find(wanted: str, home: Home) -> Path:
+def find(name: str, home: Home) -> Path:
     """The folder of an index: itself, its data set's folder (``index/`` is in it), or a name in the home.
 
     Raises UsageError where there is none.
     """
-    given = Path(wanted).expanduser()
-    for base in (given, home.index(wanted)):
+    given = Path(name).expanduser()
+    for base in (given, home.index(name)):
         for folder in (base, base / "index"):
-            if (folder / manifest.FILE).is_file() or (folder / VECTORS).is_file():
+            if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
                 return folder
     raise UsageError(
-        f"There is no index at {wanted!r}, neither as a folder nor in {home.indexes}; make one with "
+        f"There is no index at {name!r}, neither as a folder nor in {home.indexes}; make one with "
         "`pdserve index build`, or type `pdserve fetch drink_dataset_v1.0`."
     )
 
 
-def place(wanted: str, home: Home) -> Path:
-    """Where an index is to be written: what `find` finds, else the folder or, for a bare name, the home's.
+def find_or_new(name: str, home: Home) -> Path:
+    """Where to write an index: what `find` finds, else the folder or, for a bare name, the home's.
 
     A data set's folder (``gallery/`` is in it) gets its index in ``index/``.
     """
     try:
-        return find(wanted, home)
+        return find(name, home)
     except UsageError:
-        given = Path(wanted).expanduser()
-        bare = len(given.parts) == 1 and wanted not in (".", "..") and not given.exists()
-        base = home.index(wanted) if bare else given
+        given = Path(name).expanduser()
+        bare = len(given.parts) == 1 and name not in (".", "..") and not given.exists()
+        base = home.index(name) if bare else given
         return base / "index" if (base / "gallery").is_dir() else base
 
 
 def version_folder(folder: Path, version: int) -> Path:
-    return folder / VERSIONS / str(version)
+    """The folder that a version has for itself."""
+    return folder / _VERSIONS / str(version)
+
+
+def versions(folder: Path) -> list[int]:
+    """The numbers of the versions that are stored, and of what killed writers left, ascending."""
+    return sorted(int(p.name) for p in (folder / _VERSIONS).glob("*") if p.name.isdecimal())
+
+
+def remove_versions(folder: Path, keep: set[int]) -> None:
+    """Remove other versions. What is open elsewhere (Windows) is left for the next time."""
+    for path in (folder / _VERSIONS).glob("*"):
+        if not path.name.isdecimal() or int(path.name) not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for left in temp_siblings(folder):
+        with suppress(OSError):
+            left.unlink()
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The text of ``index.json``."""
+    return json.dumps({"format": FORMAT} | asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest of a folder. Raises OSError, DiskError."""
+    with replace_file(folder / MANIFEST) as new:
+        write_synced(new, lambda file: file.write(manifest_json(manifest).encode()))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """A folder's manifest, None where there is none. Raises IndexFolderError."""
+    path = folder / MANIFEST
+    try:
+        # Windows refuses for the moment in which another file takes the place.
+        return _parse_manifest(json.loads(retry_while_busy(lambda: path.read_text("utf-8"), 2.0)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IndexFolderError(
+            f"The manifest {path} cannot be read ({error}); if the files beside it are good, delete it and "
+            "they are read without."
+        ) from error
+
+
+def _parse_manifest(fields: dict[str, Any]) -> Manifest:
+    found = fields.pop("format")
+    if found != FORMAT:
+        raise ValueError(f"its format is {found!r}, this pdserve reads {FORMAT}")
+    embedder = fields.pop("embedder")
+    files = {name: FileRecord(**each) for name, each in fields.pop("files").items()}
+    for names, valid in (
+        (("version", "dimension", "count", "slots", "trained_on", "next_id"), _is_count),
+        (("change", "type", "metric", "created", "updated"), lambda value: isinstance(value, str)),
+        (("previous",), lambda value: isinstance(value, int | None)),
+    ):
+        for name in names:
+            if not valid(fields[name]):
+                raise ValueError(f"{name} is {fields[name]!r}")
+    for name in files:  # which are joined to the folder and read
+        if name in ("", ".", "..") or any(c in "/\\:\0" for c in name):
+            raise ValueError(f"it names a file outside its folder, {name!r}")
+    return Manifest(**fields, embedder=EmbedderId(**embedder) if embedder else None, files=files)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def read(folder: Path) -> Snapshot:
-    """Read the version in force, all of it from that version, while others may be published.
+    """Read the current version, all files from that version, even while others are published.
 
     Raises IndexFolderError for files that are missing, changed, broken or do not belong together.
     """
     for attempt in range(_ATTEMPTS):
-        known = manifest.read(folder)
+        known = read_manifest(folder)
         try:
             return read_files(folder, _source(folder, known), known)
         except (IndexFolderError, OSError) as error:
-            now = manifest.read(folder)
-            moved_on = (now.version if now else None) != (known.version if known else None)
-            if moved_on and attempt < _ATTEMPTS - 1:
+            now = read_manifest(folder)
+            replaced = (now.version if now else None) != (known.version if known else None)
+            if replaced and attempt < _ATTEMPTS - 1:
                 continue
             if isinstance(error, OSError):
                 raise IndexFolderError(
                     f"The index {folder} cannot be read: {error.strerror or error} "
-                    f"({Path(error.filename or folder).name}); check the folder, or build it anew."
+                    f"({Path(error.filename or folder).name}); check the folder, or rebuild it."
                 ) from error
             raise
-    raise AssertionError("the loop ends by itself")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _source(folder: Path, known: Manifest | None) -> Path:
-    """The plain files serve where somebody copied the folder without its versions."""
+    """The version's own folder, or the plain files where somebody copied the index without its versions."""
     own = version_folder(folder, known.version) if known else folder
     return own if own.is_dir() else folder
 
 
 def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
-    """Read the three files in ``source`` as the version that ``known`` describes, and see that they fit."""
+    """Read the three files in ``source`` as the version that ``known`` describes, and check that they fit."""
     if known:
         for name, recorded in known.files.items():
             check_file(source / name, recorded)
@@ -133,12 +242,13 @@ def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
     labels = id_map.read(source / ID_MAP)
     _check_ids(source, index, labels)
     if known:
-        made_of = source / entry_files.FILE
-        entries = entry_files.read(made_of)
+        entries = entry_files.read(source / entry_files.FILE)
         if not np.array_equal(np.sort(entries.ids), _sorted(labels)):
-            raise IndexFolderError(f"{made_of} and {ID_MAP} have other ids; type `pdserve index rollback`.")
+            raise IndexFolderError(
+                f"{source / entry_files.FILE} and {ID_MAP} have other ids; type `pdserve index rollback`."
+            )
     else:
-        # One that lies there is of another time: whoever wrote the rest does not know of it.
+        # One that is there was not written together with the other files.
         entries = Entries.unknown(labels)
     form = faiss_index.form(index)
     if known and (form.dimension, form.type, form.metric) != (known.dimension, known.type, known.metric):
@@ -157,25 +267,19 @@ def check_file(path: Path, published: FileRecord, *, full: bool = False) -> None
     if not published.matches(path, full=full):
         raise IndexFolderError(
             f"{path} is not as it was published; type `pdserve index rollback` for the version before, or "
-            f"delete {manifest.FILE} if another program changed the index on purpose."
+            f"delete {MANIFEST} if another program changed the index on purpose."
         )
 
 
 def _check_ids(source: Path, index: Any, labels: IdMap) -> None:
-    there = np.unique(faiss_index.ids(index))
-    named = _sorted(labels)
-    if np.array_equal(there, named):
+    stored, named = np.unique(faiss_index.ids(index)), _sorted(labels)
+    if np.array_equal(stored, named):
         return
-    missing = np.setdiff1d(there, named)
-    if len(missing):
-        raise IndexFolderError(
-            f"{source / ID_MAP} has {len(named)} entries and {VECTORS} {len(there)}: no label for "
-            f"the vector {missing[0]}; the two do not belong together, build the index anew."
-        )
-    extra = np.setdiff1d(named, there)
+    unnamed, extra = np.setdiff1d(stored, named), np.setdiff1d(named, stored)
+    detail = f"label for the vector {unnamed[0]}" if len(unnamed) else f"vector for the entry {extra[0]}"
     raise IndexFolderError(
-        f"{source / ID_MAP} has {len(named)} entries and {VECTORS} {len(there)}: no vector for "
-        f"the entry {extra[0]}; the two do not belong together, build the index anew."
+        f"{source / ID_MAP} has {len(named)} entries and {VECTORS} {len(stored)}: no {detail}; the two do "
+        "not belong together, rebuild the index."
     )
 
 

@@ -1,4 +1,4 @@
-"""Is an index what its manifest says, and fit to be searched?"""
+"""Verifies an index: its files against the manifest, and its contents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,19 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pdserve.index import faiss_index, id_map, manifest
-from pdserve.index import store as folders
-from pdserve.index.embedder import LENGTH_TOLERANCE
+from pdserve.errors import IndexFolderError
+from pdserve.index import faiss_index, id_map, store
+from pdserve.index.embed import LENGTH_TOLERANCE
 from pdserve.index.entries import Entries
-from pdserve.index.errors import IndexFolderError
-from pdserve.index.store import Snapshot
-
-_CHUNK = 65_536
+from pdserve.index.store import Manifest, Snapshot
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``good`` None: it could not be."""
+    """The result of one check. ``good`` None: it could not be made."""
 
     what: str
     good: bool | None
@@ -26,17 +23,17 @@ class Finding:
 
 
 def verify(folder: Path) -> list[Finding]:
-    """Look at checksums, counts, dimension, labels, and every vector. The last finding may be the failure."""
+    """Check checksums, counts, dimension, labels, and every vector. The last finding may be the failure."""
     findings = []
     try:
-        known = manifest.read(folder)
+        known = store.read_manifest(folder)
         findings.append(
             Finding("manifest", True, f"version {known.version}, {known.change}")
             if known
             else Finding("manifest", None, "there is none, as in an index of PaddleClas")
         )
         findings += _checksums(folder, known)
-        snapshot = folders.read(folder)
+        snapshot = store.read(folder)
         findings += _contents(snapshot)
     except (IndexFolderError, OSError) as error:
         detail = error.message if isinstance(error, IndexFolderError) else str(error)
@@ -44,16 +41,16 @@ def verify(folder: Path) -> list[Finding]:
     return findings
 
 
-def _checksums(folder: Path, known: manifest.Manifest | None) -> Iterator[Finding]:
+def _checksums(folder: Path, known: Manifest | None) -> Iterator[Finding]:
     if not known:
         return
-    own = folders.version_folder(folder, known.version)
+    own = store.version_folder(folder, known.version)
     for source in (own, folder) if own.is_dir() else (folder,):
         for name, published in known.files.items():
             path = source / name
             shown = path.relative_to(folder).as_posix()
             try:
-                folders.check_file(path, published, full=True)
+                store.check_file(path, published, full=True)
                 yield Finding(shown, True, f"SHA-256 {published.sha256[:12]}…, {published.bytes} bytes")
             except FileNotFoundError:
                 yield Finding(shown, False, "is missing")
@@ -83,11 +80,12 @@ def _contents(snapshot: Snapshot) -> Iterator[Finding]:
         return
     ids, rows = faiss_index.extract(snapshot.index)
     odd: list[int] = []
-    for at in range(0, len(ids), _CHUNK):
+    for some in faiss_index.chunks(len(ids)):
+        part = slice(some.start, some.stop)
         with np.errstate(invalid="ignore", over="ignore"):
-            lengths = np.linalg.norm(rows[at : at + _CHUNK], axis=1)
+            lengths = np.linalg.norm(rows[part], axis=1)
         fits = np.isfinite(lengths) & (np.abs(lengths - 1) < LENGTH_TOLERANCE)
-        odd += ids[at : at + _CHUNK][~fits].tolist()
+        odd += ids[part][~fits].tolist()
     detail = f"all {len(ids)} vectors are finite and of length 1"
     if odd:
         first = snapshot.id_map[odd[0]]

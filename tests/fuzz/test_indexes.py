@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from pdserve.index import entries, faiss_index, id_map, manifest
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import IndexFolderError
+from pdserve.index import INDEX_TYPES, METRICS, entries, faiss_index, id_map, store
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, numpy_files
 from tests.fuzz.test_models import PICKLE_TOKENS
@@ -47,10 +47,10 @@ MANIFESTS = [
 
 @given(mutated_json(MANIFESTS, ({"bytes": "x", "sha256": 1, "mtime_ns": None}, "../../x")))
 def test_manifest(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / manifest.FILE).write_bytes(data)
-    read = outcome(lambda: manifest.read(tmp_path), IndexFolderError)
+    (tmp_path / store.MANIFEST).write_bytes(data)
+    read = outcome(lambda: store.read_manifest(tmp_path), IndexFolderError)
     if read is not None:
-        assert manifest.dumps(read)
+        assert store.manifest_json(read)
 
 
 def _vector_file(kind: Any, metric: Any) -> bytes:
@@ -62,11 +62,7 @@ def _vector_file(kind: Any, metric: Any) -> bytes:
     return out.getvalue()
 
 
-VECTORS = {
-    f"{kind}-{metric}": _vector_file(kind, metric)
-    for kind in faiss_index.TYPES
-    for metric in faiss_index.METRICS
-}
+VECTORS = {f"{kind}-{metric}": _vector_file(kind, metric) for kind in INDEX_TYPES for metric in METRICS}
 FAISS_TOKENS = (
     b"IxMp", b"IxM2", b"IxFI", b"IxF2", b"IHNf", b"IwFl", b"IwPQ", b"IxPq", b"IxSQ", b"IxPT", b"IxRF",
     b"ilar", b"ilod", b"ilst", b"full", b"sprs", b"IBxF", b"null",

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pdserve.index import faiss_index, id_map
-from pdserve.index import store as folders
+from pdserve.index import faiss_index, id_map, store
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
@@ -34,33 +33,33 @@ def steps(base: Path, work: Path, what: str) -> int:
         "rollback": rollback,
     }
     change = changes[what]
-    old = folders.read(base).id_map
+    old = store.read(base).id_map
     after, folder = work / "after", work / "killed"
     shutil.copytree(base, after)
     assert _forked(lambda: change(after)) == 0
-    new = folders.read(after).id_map
+    new = store.read(after).id_map
     assert old != new
     seen, point, code = set(), 0, 9
     while code:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder)
         code = _forked(lambda: change(folder), point, folder)
-        found = folders.read(folder).id_map
+        found = store.read(folder).id_map
         assert found in (old, new), point
         seen.add(found == new)
         _look_at_plain_names(folder, old, new)
         with writer(folder):
             assert _plain(folder) == (found.keys(), found), point
         assert _forked(lambda: remove(folder, ids=[3])) == 0
-        assert folders.read(folder).id_map == {i: e for i, e in found.items() if i != 3}, point
+        assert store.read(folder).id_map == {i: e for i, e in found.items() if i != 3}, point
         point += 1
     assert seen == {False, True}
     return point - 1
 
 
 def _plain(folder: Path) -> tuple[set[int], id_map.IdMap]:
-    ids = set(faiss_index.ids(faiss_index.read(folder / folders.VECTORS)).tolist())
-    return ids, id_map.read(folder / folders.ID_MAP)
+    ids = set(faiss_index.ids(faiss_index.read(folder / store.VECTORS)).tolist())
+    return ids, id_map.read(folder / store.ID_MAP)
 
 
 def _look_at_plain_names(folder: Path, old: id_map.IdMap, new: id_map.IdMap) -> None:

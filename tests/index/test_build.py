@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.errors import DiskError, EngineError
-from pdserve.index import faiss_index, manifest
-from pdserve.index.build import build
-from pdserve.index.errors import GalleryError
+from pdserve.errors import DiskError, EngineError, GalleryError
+from pdserve.index import INDEX_TYPES, METRICS, faiss_index, store
+from pdserve.index.edit import build
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
 from pdserve.index.verify import verify
@@ -28,8 +27,8 @@ def all_good(folder: Path) -> bool:
     return all(finding.good for finding in verify(folder))
 
 
-@pytest.mark.parametrize("kind", [None, *faiss_index.TYPES])
-@pytest.mark.parametrize("metric", faiss_index.METRICS)
+@pytest.mark.parametrize("kind", [None, *INDEX_TYPES])
+@pytest.mark.parametrize("metric", METRICS)
 def test_every_image_finds_itself(tmp_path: Path, kind: Any, metric: Any) -> None:
     images, embedder, folder = write_gallery(tmp_path / "gallery"), GridEmbedder(), tmp_path / "index"
     made = build(images, folder, embedder, kind=kind, metric=metric)
@@ -82,7 +81,7 @@ def test_unreadable_images_are_skipped_and_said(tmp_path: Path) -> None:
     assert "no image" in made.skipped[0].reason
     with pytest.raises(GalleryError, match=r"tea/1.png: .*--strict"):
         build(images, tmp_path / "strict", GridEmbedder(), strict=True)
-    assert manifest.read(tmp_path / "strict") is None
+    assert store.read_manifest(tmp_path / "strict") is None
 
 
 def test_an_image_in_which_the_embedder_finds_nothing(tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ def test_built_again_it_is_a_new_version_with_new_ids(tmp_path: Path) -> None:
     build(images, folder, GridEmbedder())
     made = build(images[:10], folder, GridEmbedder(dimension=8), kind="HNSW32")
     assert (made.version, made.count) == (2, 10)
-    known = manifest.read(folder)
+    known = store.read_manifest(folder)
     assert known
     assert (known.previous, known.dimension, known.next_id) == (1, 8, 30)
     assert min(pickle.loads((folder / "id_map.pkl").read_bytes())) == 20
@@ -165,7 +164,7 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
 _SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from pdserve.index.build import build
+from pdserve.index.edit import build
 from tests.index.galleries import GridEmbedder, write_gallery
 
 class Slow(GridEmbedder):
@@ -191,7 +190,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     child.kill()
     child.wait(30)
     child.stdout.close()
-    assert manifest.read(tmp_path / "index") is None
+    assert store.read_manifest(tmp_path / "index") is None
     embedder = GridEmbedder(batch_size=2)
     deadline = time.monotonic() + 10
     assert build(write_gallery(tmp_path / "gallery"), tmp_path / "index", embedder).count == 20

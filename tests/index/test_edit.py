@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index, id_map, manifest
-from pdserve.index import store as folders
-from pdserve.index.build import build
-from pdserve.index.edit import append, remove
-from pdserve.index.errors import GalleryError, IndexFolderError, NoSuchEntryError, OtherEmbedderError
+from pdserve.errors import GalleryError, IndexFolderError, NoSuchEntryError, OtherEmbedderError
+from pdserve.index import INDEX_TYPES, METRICS, faiss_index, id_map, store
+from pdserve.index.edit import append, build, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
 from pdserve.vision.decode import decode
@@ -21,7 +19,7 @@ EMBEDDER = GridEmbedder()
 
 
 def contents(folder: Path) -> set[tuple[str, str]]:
-    return {id_map.split(entry) for entry in folders.read(folder).id_map.values()}
+    return {id_map.split(entry) for entry in store.read(folder).id_map.values()}
 
 
 def pairs(images: list[GalleryImage]) -> set[tuple[str, str]]:
@@ -33,8 +31,8 @@ def first(folder: Path, picture: bytes) -> tuple[str, str]:
     return match.image, match.label
 
 
-@pytest.mark.parametrize("kind", faiss_index.TYPES)
-@pytest.mark.parametrize("metric", faiss_index.METRICS)
+@pytest.mark.parametrize("kind", INDEX_TYPES)
+@pytest.mark.parametrize("metric", METRICS)
 def test_append_and_remove_on_every_type(tmp_path: Path, kind: Any, metric: Any) -> None:
     images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
     build(images[:12], folder, EMBEDDER, kind=kind, metric=metric)
@@ -51,7 +49,7 @@ def test_append_and_remove_on_every_type(tmp_path: Path, kind: Any, metric: Any)
     assert all_good(folder)
 
 
-@pytest.mark.parametrize("kind", faiss_index.TYPES)
+@pytest.mark.parametrize("kind", INDEX_TYPES)
 def test_all_removed_and_filled_again(tmp_path: Path, kind: Any) -> None:
     images, folder = write_gallery(tmp_path / "gallery", each=2), tmp_path / "index"
     build(images, folder, EMBEDDER, kind=kind)
@@ -122,12 +120,12 @@ def test_ids_are_never_given_twice(tmp_path: Path) -> None:
     build(images[:10], folder, EMBEDDER)
     remove(folder, ids=[9, 8])
     append(images[8:12], folder, EMBEDDER)
-    assert sorted(folders.read(folder).id_map) == [*range(8), 10, 11, 12, 13]
+    assert sorted(store.read(folder).id_map) == [*range(8), 10, 11, 12, 13]
     for number in range(14):
-        if number in folders.read(folder).id_map:
+        if number in store.read(folder).id_map:
             remove(folder, ids=[number])
     append(images[:1], folder, EMBEDDER)
-    assert list(folders.read(folder).id_map) == [14]
+    assert list(store.read(folder).id_map) == [14]
 
 
 def test_what_is_not_there_cannot_be_removed(tmp_path: Path) -> None:
@@ -195,7 +193,7 @@ def test_an_index_of_paddleclas_is_searched_appended_to_and_rolled_back(
     images = write_gallery(tmp_path / "gallery")
     made = append(images, folder, EMBEDDER)
     assert (made.version, made.count) == (1, 50)
-    known = manifest.read(folder)
+    known = store.read_manifest(folder)
     assert known
     assert known.embedder
     assert known.embedder.name == "grid"
@@ -221,7 +219,7 @@ def test_a_big_graph_keeps_tombstones_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     rows = foreign(folder, count=6_000, wrapped=True)
     assert not remove(folder, ids=range(0, 600, 2)).compacted
-    known = manifest.read(folder)
+    known = store.read_manifest(folder)
     assert known
     assert (known.count, known.slots) == (5_700, 6_000)
     index = load(folder)
@@ -230,19 +228,19 @@ def test_a_big_graph_keeps_tombstones_and_says_so(tmp_path: Path) -> None:
     assert not {m.id for matches in found for m in matches} & set(range(0, 600, 2))
     made = remove(folder, ids=range(1_000, 2_000))
     assert made.compacted
-    assert (known := manifest.read(folder))
+    assert (known := store.read_manifest(folder))
     assert (known.count, known.slots) == (4_700, 4_700)
 
 
 @pytest.mark.full
 def test_an_ivf_is_trained_anew_when_it_has_outgrown_its_lists(tmp_path: Path) -> None:
-    from pdserve.index.merge import merge
+    from pdserve.index.edit import merge
 
     images = write_gallery(tmp_path / "gallery")
     build(images, tmp_path / "small", EMBEDDER, kind="IVF")
     foreign(tmp_path / "big", count=4_500)
     assert merge(tmp_path / "small", [tmp_path / "big"]).compacted
-    known = manifest.read(tmp_path / "small")
+    known = store.read_manifest(tmp_path / "small")
     assert known
     assert known.trained_on == 4_520
     assert faiss_index.read(tmp_path / "small" / "vector.index").nlist > 100

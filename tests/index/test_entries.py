@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdserve.errors import IndexFolderError
 from pdserve.index import entries
 from pdserve.index.entries import Entries, Finder
-from pdserve.index.errors import IndexFolderError
 
 
 def digest(i: int) -> bytes:

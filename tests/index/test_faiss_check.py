@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import IndexFolderError
+from pdserve.index import INDEX_TYPES, faiss_index
 from tests.index.galleries import clustered
 
 faiss = pytest.importorskip("faiss")
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.skipif(
     not hasattr(faiss, "set_deserialization_vector_byte_limit"), reason="faiss is too old to be told a limit"
 )
-@pytest.mark.parametrize("kind", faiss_index.TYPES)
+@pytest.mark.parametrize("kind", INDEX_TYPES)
 def test_a_length_that_is_not_the_files_takes_no_memory(path: Path, kind: Any) -> None:
     resource = pytest.importorskip("resource")
     data = file_of(path, index_of(kind))
@@ -79,7 +79,7 @@ def test_no_other_file_is_opened(path: Path, tmp_path: Path) -> None:
 
 def test_no_index_at_all(path: Path) -> None:
     path.write_bytes(b"null" + bytes(60))
-    with pytest.raises(IndexFolderError, match=r"holds no index; build it anew|is no index of faiss"):
+    with pytest.raises(IndexFolderError, match=r"holds no index; rebuild it|is no index of faiss"):
         faiss_index.read(path)
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import IndexFolderError
+from pdserve.index import INDEX_TYPES, METRICS, faiss_index
+from pdserve.vision.types import Vectors
 from tests.index.galleries import clustered
 
 COUNT, DIMENSION = 600, 24
-BOTH = [(kind, metric) for kind in faiss_index.TYPES for metric in faiss_index.METRICS]
+BOTH = [(kind, metric) for kind in INDEX_TYPES for metric in METRICS]
 
 
-def make(kind: Any, metric: Any, rows: faiss_index.Vectors, ids: Sequence[int] | None = None) -> Any:
+def make(kind: Any, metric: Any, rows: Vectors, ids: Sequence[int] | None = None) -> Any:
     index = faiss_index.create(kind, metric, rows.shape[1], len(rows), rows)
     numbers = np.arange(len(rows), dtype=np.int64) if ids is None else np.asarray(ids, np.int64)
     faiss_index.add(index, numbers, rows)
@@ -102,15 +103,17 @@ def test_a_graph_whose_whole_neighbourhood_goes_finds_an_heir_elsewhere() -> Non
     assert not np.isin(faiss_index.ids(index), near).any()
 
 
-def test_when_a_graph_is_built_anew() -> None:
+def test_when_a_graph_is_rebuilt() -> None:
     rows = clustered(6_000, 8)
     index = make("HNSW32", "IP", rows)
-    assert not faiss_index.wants_compacting(index, 100)
-    assert faiss_index.wants_compacting(index, 1_300)  # more than a fifth
-    assert faiss_index.wants_compacting(index, 5_999)
-    assert faiss_index.wants_compacting(make("HNSW32", "IP", rows[:4_000]), 1)  # small: at once
-    assert not faiss_index.wants_compacting(make("Flat", "IP", rows), 3_000)
-    assert not faiss_index.wants_compacting(make("IVF", "IP", rows), 3_000)
+    assert not faiss_index.needs_rebuild(index, 100, 0, 6_000)
+    assert faiss_index.needs_rebuild(index, 1_300, 0, 6_000)  # more than a fifth
+    assert faiss_index.needs_rebuild(index, 5_999, 0, 6_000)
+    assert faiss_index.needs_rebuild(make("HNSW32", "IP", rows[:4_000]), 1, 0, 4_000)  # small: at once
+    assert not faiss_index.needs_rebuild(make("Flat", "IP", rows), 3_000, 0, 6_000)
+    assert not faiss_index.needs_rebuild(make("IVF", "IP", rows), 3_000, 0, 6_000)
+    assert faiss_index.needs_rebuild(make("IVF", "IP", rows), 3_000, 22_000, 6_000)  # has outgrown its lists
+    assert not faiss_index.needs_rebuild(make("Flat", "IP", rows), 3_000, 22_000, 6_000)
 
 
 @pytest.mark.parametrize("kind", ["Flat", "HNSW32"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.index.errors import GalleryError
+from pdserve.errors import GalleryError
 from pdserve.index.gallery import GalleryImage, check, read_list, scan
 from tests.index.galleries import draw, write_gallery
 

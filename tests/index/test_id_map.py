@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdserve.errors import IndexFolderError
 from pdserve.index import id_map
-from pdserve.index.errors import IndexFolderError
 
 ENTRIES = {
     0: "tea/0.jpg\ttea",

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from pdserve.index import faiss_index
-from pdserve.index.build import build
-from pdserve.index.errors import IndexFolderError, OtherEmbedderError
+from pdserve.errors import IndexFolderError, OtherEmbedderError
+from pdserve.index import INDEX_TYPES
+from pdserve.index.edit import build, merge
 from pdserve.index.gallery import GalleryImage
-from pdserve.index.merge import merge
 from pdserve.index.search import load
 from tests.index.galleries import GridEmbedder, write_gallery
 from tests.index.test_build import all_good
@@ -18,8 +17,8 @@ from tests.index.test_edit import contents, first, foreign, pairs
 EMBEDDER = GridEmbedder()
 
 
-@pytest.mark.parametrize("kind", faiss_index.TYPES)
-@pytest.mark.parametrize("other", faiss_index.TYPES)
+@pytest.mark.parametrize("kind", INDEX_TYPES)
+@pytest.mark.parametrize("other", INDEX_TYPES)
 def test_every_type_takes_every_other(tmp_path: Path, kind: Any, other: Any) -> None:
     images = write_gallery(tmp_path / "gallery")
     build(images[:12], tmp_path / "one", EMBEDDER, kind=kind)

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index, id_map
-from pdserve.index import store as folders
-from pdserve.index.edit import append, remove
+from pdserve.index import INDEX_TYPES, faiss_index, id_map, store
+from pdserve.index.edit import append, merge, remove
 from pdserve.index.gallery import read_list
-from pdserve.index.merge import merge
 from pdserve.index.search import load
 from pdserve.index.verify import verify
 from tests.index.galleries import GridEmbedder
@@ -47,7 +45,7 @@ def test_it_is_read_as_it_is(drinks: Path) -> None:
     assert not [finding for finding in verify(drinks / "index") if finding.good is False]
     labels = drinks / "gallery" / "drink_label.txt"
     images = read_list(labels, drinks / "gallery")
-    snapshot = folders.read(drinks / "index")
+    snapshot = store.read(drinks / "index")
     assert list(snapshot.id_map.values()) == [id_map.join(i.image, i.label) for i in images]
     _, rows = faiss_index.extract(snapshot.index)
     assert [m[0].id for m in index.search(rows, 1)] == list(range(48))
@@ -57,7 +55,7 @@ def test_the_golden_nearest_entries_are_entries(drinks: Path) -> None:
     golden = json.loads(
         (Path(__file__).parents[1] / "data" / "golden" / "recognition.json").read_text("utf-8")
     )
-    entries = set(folders.read(drinks / "index").id_map.values())
+    entries = set(store.read(drinks / "index").id_map.values())
     assert {entry for image in golden.values() for entry, _ in image["nearest"]} <= entries
 
 
@@ -67,11 +65,11 @@ def test_our_id_map_is_theirs_to_the_byte(drinks: Path) -> None:
 
 
 def test_its_vectors_in_other_types_find_the_same(drinks: Path, tmp_path: Path) -> None:
-    _, rows = faiss_index.extract(folders.read(drinks / "index").index)
+    _, rows = faiss_index.extract(store.read(drinks / "index").index)
     queries = rows[::5] + 0.02 * np.random.default_rng(0).standard_normal((10, 512), dtype=np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     expected = [[m.id for m in matches] for matches in load(drinks / "index").search(queries, 3)]
-    for kind in faiss_index.TYPES:
+    for kind in INDEX_TYPES:
         write_index(tmp_path / kind, rows, ["x"] * 48, kind)
         assert [[m.id for m in matches] for matches in load(tmp_path / kind).search(queries, 3)] == expected
 

@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.errors import DiskError
-from pdserve.index import faiss_index, id_map, manifest
-from pdserve.index import store as folders
-from pdserve.index.build import build
-from pdserve.index.edit import append, remove
-from pdserve.index.errors import IndexFolderError
+from pdserve.errors import DiskError, IndexFolderError
+from pdserve.index import faiss_index, id_map, store
+from pdserve.index.edit import append, build, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
 from pdserve.index.search import LoadedIndex, changed, load
@@ -58,7 +55,7 @@ def test_rollback_and_back_again(index: Path, images: list[GalleryImage]) -> Non
     made = rollback(index)
     assert (made.version, made.change, made.previous) == (3, "rollback to version 1", 2)
     assert contents(index) == pairs(images[:12])
-    assert plain(index)[1] == folders.read(index).id_map
+    assert plain(index)[1] == store.read(index).id_map
     assert rollback(index).version == 4
     assert contents(index) == pairs(images)
     assert versions(index) == [3, 4]
@@ -69,7 +66,7 @@ def test_ids_go_on_after_a_rollback(index: Path, images: list[GalleryImage]) -> 
     append(images[12:14], index, EMBEDDER)
     rollback(index)
     append(images[14:15], index, EMBEDDER)
-    assert max(folders.read(index).id_map) == 14  # 12 and 13 are spent
+    assert max(store.read(index).id_map) == 14  # 12 and 13 are spent
 
 
 def test_nothing_to_roll_back_to(index: Path, tmp_path: Path) -> None:
@@ -82,7 +79,7 @@ def test_nothing_to_roll_back_to(index: Path, tmp_path: Path) -> None:
 
 def test_rollback_mends_a_broken_version(index: Path, images: list[GalleryImage]) -> None:
     append(images, index, EMBEDDER)
-    (folders.version_folder(index, 2) / "vector.index").write_bytes(b"broken")
+    (store.version_folder(index, 2) / "vector.index").write_bytes(b"broken")
     with pytest.raises(IndexFolderError, match="rollback"):
         load(index)
     rollback(index)
@@ -120,7 +117,7 @@ def test_another_program_that_changed_the_files_is_noticed(index: Path, images: 
 
 def rollback_entries(folder: Path) -> list[str]:
     rollback(folder)
-    return list(folders.read(folder).id_map.values())
+    return list(store.read(folder).id_map.values())
 
 
 def test_an_append_of_paddleclas_to_our_index_is_accepted_when_asked(
@@ -144,7 +141,7 @@ def test_an_append_of_paddleclas_to_our_index_is_accepted_when_asked(
 
 
 def test_files_that_were_only_touched_are_the_same(index: Path, images: list[GalleryImage]) -> None:
-    for name in folders.FILES:
+    for name in store.FILES:
         os.utime(index / name, ns=(1, 1))
     assert append(images, index, EMBEDDER).version == 2
 
@@ -346,6 +343,6 @@ def test_the_lock_is_waited_for(index: Path) -> None:
         assert not done.wait(0.3)
     thread.join(10)
     assert done.is_set()
-    known = manifest.read(index)
+    known = store.read_manifest(index)
     assert known
     assert known.version == 2

@@ -6,30 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index, id_map
-from pdserve.index import store as folders
-from pdserve.index.build import build
-from pdserve.index.errors import GalleryError
+from pdserve.errors import GalleryError
+from pdserve.index import faiss_index, id_map, store
+from pdserve.index.edit import build
 from pdserve.index.gallery import GalleryImage
-from pdserve.index.picture import HEIGHT, WIDTH, draw, histogram
-from pdserve.index.quality import check
+from pdserve.index.quality import check, draw, histogram
+from pdserve.vision.types import Vectors
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
 
 
-def write_index(
-    folder: Path, rows: faiss_index.Vectors, labels: Sequence[str], kind: faiss_index.Type = "Flat"
-) -> None:
+def write_index(folder: Path, rows: Vectors, labels: Sequence[str], kind: str = "Flat") -> None:
     """An index without manifest of vectors that are given."""
     folder.mkdir(exist_ok=True)
     index = faiss_index.create(kind, "IP", rows.shape[1], len(rows), rows)
     faiss_index.add(index, np.arange(len(rows)), rows)
-    with (folder / folders.VECTORS).open("wb") as file:
+    with (folder / store.VECTORS).open("wb") as file:
         faiss_index.write(index, file)
     entries = {i: id_map.join(f"{label}/{i}.jpg", label) for i, label in enumerate(labels)}
-    (folder / folders.ID_MAP).write_bytes(id_map.dumps(entries))
+    (folder / store.ID_MAP).write_bytes(id_map.dumps(entries))
 
 
-def turned(degrees: Sequence[float]) -> faiss_index.Vectors:
+def turned(degrees: Sequence[float]) -> Vectors:
     """Unit vectors in a plane, by their angle: their similarity is the cosine of the difference."""
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -106,7 +103,7 @@ def test_a_mislabelled_image_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["HNSW32", "IVF"])
-def test_the_recall_of_an_inexact_index(tmp_path: Path, kind: faiss_index.Type) -> None:
+def test_the_recall_of_an_inexact_index(tmp_path: Path, kind: str) -> None:
     rows = clustered(3_000, 16)
     write_index(tmp_path, rows, [str(i % 300) for i in range(3_000)], kind)
     found = check(tmp_path, sample=500).index_recall
@@ -141,7 +138,7 @@ def test_the_picture_has_both_distributions_and_the_threshold(tmp_path: Path) ->
     path = tmp_path / "new" / "scores.png"
     draw(report, path)
     with Image.open(path) as image:
-        assert image.size == (WIDTH, HEIGHT)
+        assert image.size == (900, 480)
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     blue = (pixels[:, 2] - pixels[:, 0] > 60).sum()
     orange = (pixels[:, 0] - pixels[:, 2] > 60).sum()

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.errors import UsageError
-from pdserve.index import id_map
-from pdserve.index import store as folders
-from pdserve.index.build import build
-from pdserve.index.edit import append, remove
-from pdserve.index.errors import IndexFolderError, OtherEmbedderError
-from pdserve.index.faiss_package import faiss
+from pdserve.errors import IndexFolderError, OtherEmbedderError, UsageError
+from pdserve.index import id_map, store
+from pdserve.index.edit import append, build, remove
+from pdserve.index.faiss_check import faiss
 from pdserve.index.search import changed, load
 from pdserve.models.home import Home
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
@@ -102,9 +99,9 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", folders.FILES)
+@pytest.mark.parametrize("name", store.FILES)
 def test_a_file_that_was_changed_after_it_was_published(index: Path, name: str) -> None:
-    path = folders.version_folder(index, 1) / name
+    path = store.version_folder(index, 1) / name
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -130,7 +127,7 @@ def test_a_broken_manifest(index: Path) -> None:
 def test_a_copy_of_the_plain_files_is_an_index(index: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in (*folders.FILES, "index.json"):
+    for name in (*store.FILES, "index.json"):
         shutil.copy(index / name, copy / name)  # with new times
     assert load(copy).version == 1
     images = write_gallery(tmp_path / "gallery", each=6)
@@ -211,17 +208,17 @@ def test_found_by_name_data_set_and_folder(tmp_path: Path) -> None:
     own = home.index("drinks") / "index"
     foreign(own)
     foreign(home.index("plain"))
-    assert folders.find("drinks", home) == own
-    assert folders.find(str(own), home) == own
-    assert folders.find(str(home.index("drinks")), home) == own
-    assert folders.find("plain", home) == home.index("plain")
+    assert store.find("drinks", home) == own
+    assert store.find(str(own), home) == own
+    assert store.find(str(home.index("drinks")), home) == own
+    assert store.find("plain", home) == home.index("plain")
     with pytest.raises(UsageError, match="There is no index at 'nothing'"):
-        folders.find("nothing", home)
+        store.find("nothing", home)
 
 
 def test_the_place_of_a_new_index(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     (home.index("drinks") / "gallery").mkdir(parents=True)
-    assert folders.place("drinks", home) == home.index("drinks") / "index"
-    assert folders.place("new", home) == home.index("new")
-    assert folders.place(str(tmp_path / "new"), home) == tmp_path / "new"
+    assert store.place("drinks", home) == home.index("drinks") / "index"
+    assert store.place("new", home) == home.index("new")
+    assert store.place(str(tmp_path / "new"), home) == tmp_path / "new"

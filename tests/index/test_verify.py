@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_index
-from pdserve.index import store as folders
-from pdserve.index.build import build
+from pdserve.index import faiss_index, store
+from pdserve.index.edit import build
 from pdserve.index.verify import Finding, verify
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
 from tests.index.test_edit import foreign
@@ -28,14 +27,14 @@ def test_one_of_paddleclas_is_good_as_far_as_known(tmp_path: Path) -> None:
     assert not wrong(tmp_path)
 
 
-@pytest.mark.parametrize("name", folders.FILES)
+@pytest.mark.parametrize("name", store.FILES)
 def test_a_changed_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "index"
     build(write_gallery(tmp_path / "gallery"), folder, GridEmbedder())
     plain = folder / name
     plain.unlink()
     assert [finding.what for finding in wrong(folder)] == [name]
-    own = folders.version_folder(folder, 1) / name
+    own = store.version_folder(folder, 1) / name
     own.write_bytes(own.read_bytes() + b"x")
     assert {f".versions/1/{name}", name, "index"} == {finding.what for finding in wrong(folder)}
 

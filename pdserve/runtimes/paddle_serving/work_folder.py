@@ -29,7 +29,7 @@ from pdserve.formats.prototxt import ModelConfig, Variable
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.index import faiss_index, id_map
 from pdserve.index import store as index_folders
-from pdserve.index.embedder import EmbedderId, require_same
+from pdserve.index.embed import EmbedderId, require_same
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection

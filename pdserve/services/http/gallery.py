@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError, RequestError
-from pdserve.index.apply import Change
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
+from pdserve.index.plan import Change
 from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
 from pdserve.services.http.responses import ErrorAnswer, json_response
 from pdserve.services.protocols import Context, Route

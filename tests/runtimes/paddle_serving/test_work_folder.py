@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from pdserve.convert import convert
-from pdserve.errors import SettingsError, UnsupportedModelError
+from pdserve.errors import OtherEmbedderError, SettingsError, UnsupportedModelError
 from pdserve.formats import prototxt
-from pdserve.index.errors import OtherEmbedderError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.runtimes.paddle_serving import work_folder

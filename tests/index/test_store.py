@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from pdserve.errors import IndexFolderError
 from pdserve.files import FileRecord
-from pdserve.index import manifest
-from pdserve.index.embedder import EmbedderId
-from pdserve.index.errors import IndexFolderError
-from pdserve.index.manifest import Manifest
+from pdserve.index import store
+from pdserve.index.embed import EmbedderId
+from pdserve.index.store import Manifest
 
 KNOWN = Manifest(
     version=7,
@@ -32,9 +32,9 @@ KNOWN = Manifest(
 
 
 def test_written_and_read(tmp_path: Path) -> None:
-    assert manifest.read(tmp_path) is None
-    (tmp_path / manifest.FILE).write_text(manifest.dumps(KNOWN), "utf-8")
-    assert manifest.read(tmp_path) == KNOWN
+    assert store.read_manifest(tmp_path) is None
+    (tmp_path / store.MANIFEST).write_text(store.manifest_json(KNOWN), "utf-8")
+    assert store.read_manifest(tmp_path) == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_written_and_read(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    fields = json.loads(manifest.dumps(KNOWN)) | change
-    (tmp_path / manifest.FILE).write_text(json.dumps(fields), "utf-8")
+    fields = json.loads(store.manifest_json(KNOWN)) | change
+    (tmp_path / store.MANIFEST).write_text(json.dumps(fields), "utf-8")
     with pytest.raises(IndexFolderError, match=rf"manifest .* cannot be read .*{words}"):
-        manifest.read(tmp_path)
+        store.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"format": 1}', "3"], ids=lambda text: text[:12])
 def test_no_manifest_at_all(tmp_path: Path, text: str) -> None:
-    (tmp_path / manifest.FILE).write_text(text, "utf-8")
+    (tmp_path / store.MANIFEST).write_text(text, "utf-8")
     with pytest.raises(IndexFolderError, match="cannot be read"):
-        manifest.read(tmp_path)
+        store.read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""What was embedded and not yet published."""
+"""The cache of what was embedded and not yet published."""
 
 import contextlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.index.work import FOLDER, opened
+from pdserve.index.embed import FOLDER, open_cache
 from tests.index.galleries import GridEmbedder, clustered
 
 ROWS = clustered(6, 16)
@@ -18,8 +18,8 @@ class _KilledError(Exception):
 
 
 def interrupted(folder: Path, embedder: GridEmbedder, count: int) -> None:
-    with contextlib.suppress(_KilledError), opened(folder, embedder) as work:
-        work.add(DIGESTS[:count], ROWS[:count])
+    with contextlib.suppress(_KilledError), open_cache(folder, embedder) as cache:
+        cache.add(DIGESTS[:count], ROWS[:count])
         raise _KilledError
 
 
@@ -30,23 +30,23 @@ def files(folder: Path, ending: str) -> list[Path]:
 def test_kept_after_an_error_and_gone_after_success(tmp_path: Path) -> None:
     embedder = GridEmbedder()
     interrupted(tmp_path, embedder, 4)
-    with opened(tmp_path, embedder) as work:
-        assert list(work.rows) == DIGESTS[:4]
-        work.add(DIGESTS[4:], ROWS[4:])
+    with open_cache(tmp_path, embedder) as cache:
+        assert list(cache.rows) == DIGESTS[:4]
+        cache.add(DIGESTS[4:], ROWS[4:])
         order = [5, 0, 3, 3]
-        np.testing.assert_array_equal(work.gather([DIGESTS[i] for i in order]), ROWS[order])
+        np.testing.assert_array_equal(cache.gather([DIGESTS[i] for i in order]), ROWS[order])
     assert not files(tmp_path, ".f32")
-    with opened(tmp_path, embedder) as work:
-        assert not work.rows
-        assert work.gather([]).shape == (0, 16)
+    with open_cache(tmp_path, embedder) as cache:
+        assert not cache.rows
+        assert cache.gather([]).shape == (0, 16)
 
 
 def test_another_embedder_has_its_own(tmp_path: Path) -> None:
     interrupted(tmp_path, GridEmbedder(), 4)
-    with opened(tmp_path, GridEmbedder(name="other")) as work:
-        assert not work.rows
-    with opened(tmp_path, GridEmbedder()) as work:
-        assert len(work.rows) == 4
+    with open_cache(tmp_path, GridEmbedder(name="other")) as cache:
+        assert not cache.rows
+    with open_cache(tmp_path, GridEmbedder()) as cache:
+        assert len(cache.rows) == 4
 
 
 @pytest.mark.parametrize(
@@ -57,26 +57,26 @@ def test_half_written_rows_do_not_count(tmp_path: Path, vectors: int, digests: i
     for ending, cut in ((".f32", vectors), (".sha256", digests)):
         path = files(tmp_path, ending)[0]
         path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
-    with opened(tmp_path, GridEmbedder()) as work:
-        assert list(work.rows) == DIGESTS[:left]
-        work.add(DIGESTS[5:], ROWS[5:])
-        np.testing.assert_array_equal(work.gather(DIGESTS[:left]), ROWS[:left])
-        np.testing.assert_array_equal(work.gather(DIGESTS[5:]), ROWS[5:])
+    with open_cache(tmp_path, GridEmbedder()) as cache:
+        assert list(cache.rows) == DIGESTS[:left]
+        cache.add(DIGESTS[5:], ROWS[5:])
+        np.testing.assert_array_equal(cache.gather(DIGESTS[:left]), ROWS[:left])
+        np.testing.assert_array_equal(cache.gather(DIGESTS[5:]), ROWS[5:])
 
 
 def test_rows_of_zeros_after_a_power_cut_are_not_trusted(tmp_path: Path) -> None:
     interrupted(tmp_path, GridEmbedder(), 4)
     path = files(tmp_path, ".f32")[0]
     path.write_bytes(path.read_bytes()[:100].ljust(path.stat().st_size, b"\0"))
-    with opened(tmp_path, GridEmbedder()) as work:
-        assert not work.rows
-        work.add(DIGESTS[:1], ROWS[:1])
-        np.testing.assert_array_equal(work.gather(DIGESTS[:1]), ROWS[:1])
+    with open_cache(tmp_path, GridEmbedder()) as cache:
+        assert not cache.rows
+        cache.add(DIGESTS[:1], ROWS[:1])
+        np.testing.assert_array_equal(cache.gather(DIGESTS[:1]), ROWS[:1])
 
 
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
     embedder = GridEmbedder()
-    with opened(tmp_path, embedder) as one, opened(tmp_path, embedder) as two:
+    with open_cache(tmp_path, embedder) as one, open_cache(tmp_path, embedder) as two:
         one.add(DIGESTS[:2], ROWS[:2])
         two.add(DIGESTS[2:3], ROWS[2:3])
         assert (len(one.rows), len(two.rows)) == (2, 1)

@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.index import faiss_gpu
-from pdserve.index.faiss_package import faiss
+from pdserve.index import faiss_index
+from pdserve.index.faiss_check import faiss
 from pdserve.index.search import LoadedIndex
 
 
@@ -19,10 +19,10 @@ def loaded(kind: str) -> LoadedIndex:
 
 @pytest.mark.gpu
 def test_the_same_answers_on_a_gpu() -> None:
-    if not faiss_gpu.is_available(0):
+    if not faiss_index.has_gpu(0):
         pytest.skip("needs a CUDA GPU and faiss-gpu")
     on_cpu = loaded("Flat")
-    on_gpu = faiss_gpu.moved(on_cpu, 0)
+    on_gpu = on_cpu.on_gpu(0)
     assert on_gpu._index is not on_cpu._index
     queries = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     for mine, theirs in zip(on_gpu.search(queries, 3), on_cpu.search(queries, 3), strict=True):
@@ -30,14 +30,14 @@ def test_the_same_answers_on_a_gpu() -> None:
 
 
 def test_without_a_gpu_the_index_stays_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    if faiss_gpu.is_available(0):
+    if faiss_index.has_gpu(0):
         pytest.skip("there is a GPU")
     index = loaded("Flat")
     with caplog.at_level("INFO"):
-        assert faiss_gpu.moved(index, 0) is index
+        assert index.on_gpu(0) is index
     assert "faiss-gpu" in caplog.text
 
 
 def test_a_graph_stays_on_the_cpu() -> None:
     index = replace(loaded("HNSW32"), type="HNSW32")
-    assert faiss_gpu.moved(index, 0) is index
+    assert index.on_gpu(0) is index
