@@ -131,7 +131,7 @@ def test_a_graph_whose_ways_lead_nowhere(path: Path, spoil: Callable[[Any], None
     faiss_index.read(path)
     spoil(faiss.downcast_index(index.index))
     file_of(path, index)
-    with pytest.raises(IndexFolderError, match="build it anew"):
+    with pytest.raises(IndexFolderError, match="rebuild it"):
         faiss_index.read(path)
 
 
@@ -149,5 +149,5 @@ def test_a_map_of_other_ids_than_vectors(path: Path) -> None:
     ids = struct.pack("<Q", COUNT) + np.arange(COUNT, dtype="<i8").tobytes()
     assert ids in data
     path.write_bytes(data.replace(ids, struct.pack("<Q", COUNT - 1) + ids[8:-8]))
-    with pytest.raises(IndexFolderError, match=r"build it anew"):
+    with pytest.raises(IndexFolderError, match=r"rebuild it"):
         faiss_index.read(path)

@@ -219,6 +219,6 @@ def test_found_by_name_data_set_and_folder(tmp_path: Path) -> None:
 def test_the_place_of_a_new_index(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     (home.index("drinks") / "gallery").mkdir(parents=True)
-    assert store.place("drinks", home) == home.index("drinks") / "index"
-    assert store.place("new", home) == home.index("new")
-    assert store.place(str(tmp_path / "new"), home) == tmp_path / "new"
+    assert store.find_or_new("drinks", home) == home.index("drinks") / "index"
+    assert store.find_or_new("new", home) == home.index("new")
+    assert store.find_or_new(str(tmp_path / "new"), home) == tmp_path / "new"
