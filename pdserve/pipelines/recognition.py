@@ -18,7 +18,7 @@ from pdserve.answers import Detection, FoundMatch, FoundObject, Objects
 from pdserve.engines import Device
 from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import ServingModel
-from pdserve.index import faiss_gpu, search
+from pdserve.index import search
 from pdserve.index import store as index_folder
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
@@ -249,4 +249,4 @@ def load_index(folder: Path, embedder: Embedder, settings: ModelSettings) -> Loa
     index = search.load(folder)
     index.require(embedder)
     device = Device.parse(settings.devices[0])
-    return index if device.kind != "gpu" else faiss_gpu.moved(index, device.index)
+    return index if device.kind != "gpu" else index.on_gpu(device.index)

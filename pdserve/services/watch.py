@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from pdserve.errors import PdserveError
-from pdserve.index.errors import OtherEmbedderError
+from pdserve.errors import OtherEmbedderError, PdserveError
 from pdserve.index.search import LoadedIndex, changed
 from pdserve.pipelines.base import Pipeline
 from pdserve.services.telemetry.metrics import Metrics
