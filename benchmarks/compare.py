@@ -89,13 +89,14 @@ def right_answers(given: argparse.Namespace, servers: Sequence[str], report: Rep
 def int8_notes(model: str, int8: dict[str, str], float32: dict[str, str]) -> list[str]:
     """How well the INT8 forms agree, as `pdserve optimize` found, and whether they do on this image."""
     names = (DETECTOR, EMBEDDER) if model == RECOGNITION else (model,)
-    said = []
+    agreements = []
     for name in names:
         path = Home.from_environ(os.environ).serving_model(name) / ".pdserve" / "int8" / "report.json"
-        told = json.loads(path.read_text("utf-8"))["agreement"]
-        said.append(f"{name} {told['value']:.2f} ({told['measure']}, {told['images']} images)")
+        agreement = json.loads(path.read_text("utf-8"))["agreement"]
+        figures = f"{agreement['measure']}, {agreement['images']} images"
+        agreements.append(f"{name} {agreement['value']:.2f} ({figures})")
     same = "the same labels" if labels(int8) == labels(float32) else "other labels"
-    return [f"INT8, {model}: agreement with float32 {', '.join(said)}; for this image it has {same}."]
+    return [f"INT8, {model}: agreement with float32 {', '.join(agreements)}; for this image it has {same}."]
 
 
 def fit(one: Contender, pythons: Pythons, report: Report) -> bool:
@@ -135,11 +136,11 @@ def measure_all(given: argparse.Namespace, report: Report) -> None:
                     report.skip(f"{one.title}, {model}", str(error))
                     continue
                 report.add({"round": number, "model": model, "server": name, **found})
-                told = [
+                figures = [
                     f"{n}: {load['images_per_s']:.1f}/s" if "images_per_s" in load else f"{n}: –"
                     for n, load in found["loads"].items()
                 ]
-                say(f"round {number}/{given.rounds}, {model}, {one.title}: " + ", ".join(told))
+                say(f"round {number}/{given.rounds}, {model}, {one.title}: " + ", ".join(figures))
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ class Cells:
 
 
 def figure(report: Mapping[str, Any], model: str, server: str, *path: str) -> float | None:
-    """The median over rounds of what lies at a path of the runs, such as loads, 8, p99_ms."""
+    """The median over rounds of the values at a path of the runs, such as loads, 8, p99_ms."""
     found = []
     for run in report["runs"]:
         if run["model"] == model and run["server"] == server:
@@ -108,21 +108,21 @@ def _title(report: Mapping[str, Any], model: str, name: str) -> str:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know of single figures: not offered loads, errors, contenders left out."""
-    said: dict[str, None] = {}
+    """What a reader has to know: loads not offered, errors, contenders left out."""
+    found: dict[str, None] = {}
     for run in report["runs"]:
         title = report["contenders"][run["server"]]["title"]
         for count, load in run["loads"].items():
             clients = f"{count} client" + "s" * (count != "1")
             if "not_offered" in load:
-                said[f"{title}, {run['model']}, {clients}: not offered, {load['not_offered']}."] = None
+                found[f"{title}, {run['model']}, {clients}: not offered, {load['not_offered']}."] = None
             for kind, times in load.get("errors", {}).items():
-                said[f"{title}, {run['model']}, {clients}: {times} × {kind} in round {run['round']}."] = None
+                found[f"{title}, {run['model']}, {clients}: {times} × {kind} in round {run['round']}."] = None
     for what, why in report["skipped"].items():
-        said[f"Not measured: {what}: {why}"] = None
+        found[f"Not measured: {what}: {why}"] = None
     for note in report.get("notes", ()):
-        said[note] = None
-    return list(said)
+        found[note] = None
+    return list(found)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -139,9 +139,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["| server | settings |", "|---|---|"]
     lines += [f"| {one['title']} | {one['settings']} |" for one in report["contenders"].values()]
     machine = report["machine"]
+    hardware = [machine["processor"], *machine.get("flags", ())]
     lines += [
         "",
-        f"{report['date']}, {machine['cores']} cores ({machine['processor']}), Python {machine['python']}; "
+        f"{report['date']}, {machine['cores']} cores ({', '.join(hardware)}), Python {machine['python']}; "
         f"medians of the rounds ({report['settings']['rounds']}); "
         f"loads of {report['settings']['seconds']:g} s or more. "
         "Before the colon: clients in a closed loop. Memory: the most that all of a server's processes held "
@@ -172,8 +173,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 def put_into(page: Path, block: Sequence[str]) -> None:
     """Replace what is between the two markers. Raises ValueError where they are not there once, in order."""
     text = page.read_text("utf-8")
-    before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not begun or not ended or BEGIN in rest:
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest:
         raise ValueError(f"{page} needs the lines {BEGIN} and {END}, once each.")
     page.write_text("\n".join([before + BEGIN, *block, END + after]), "utf-8")

@@ -1,14 +1,12 @@
-"""The picture of compare.py: throughput and p99 by server, for each model and number of clients."""
+"""Plot compare.py's results: throughput and p99 by server, for each model and number of clients."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.comparison import figure, models, servers
 
@@ -20,11 +18,12 @@ _PALETTES = {"pdserve": _OWN, "int8": _OWN, "raw": _RAW}
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Write the picture; its format is the path's ending."""
+    """Write the plot; the path's suffix is its format."""
     names = models(report)
     longest = max((len(servers(report, name)) for name in names), default=1)
     size = (12, 0.9 + len(names) * (0.55 + 0.36 * longest))
-    drawing, axes = pyplot.subplots(len(names), 2, figsize=size, squeeze=False, layout="constrained")
+    drawing = Figure(figsize=size, layout="constrained")
+    axes = drawing.subplots(len(names), 2, squeeze=False)
     for row, model in zip(axes, names, strict=True):
         _bars(row[0], report, model, "images_per_s", "images per second")
         _bars(row[1], report, model, "p99_ms", "p99, ms")
@@ -33,12 +32,11 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         row[1].set_yticklabels([])
     counts = report["settings"]["clients"]
     handles = [
-        matplotlib.patches.Patch(color=_shade(_SHADES, i, len(counts)), label=f"{n} client" + "s" * (n != 1))
+        Patch(color=_shade(_SHADES, i, len(counts)), label=f"{n} client" + "s" * (n != 1))
         for i, n in enumerate(counts)
     ]
     drawing.legend(handles=handles, loc="outside upper right", ncols=len(counts), frameon=False)
     drawing.savefig(path, dpi=110)
-    pyplot.close(drawing)
 
 
 def _bars(axes: Axes, report: Mapping[str, Any], model: str, what: str, label: str) -> None:

@@ -1,24 +1,23 @@
-"""The results of compare.py in a file, and what is said on the way."""
+"""The results of compare.py in a file, and its progress on standard error."""
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, MODELS
+from benchmarks.measurement import machine
 
 
 def say(text: str) -> None:
-    """Progress, for who waits."""
+    """A line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Report:
-    """What was measured so far, in a file that is whole at any time."""
+    """The measurements so far, in a file that is replaced as a whole after each."""
 
     def __init__(self, path: Path, given: argparse.Namespace) -> None:
         self._path = path
@@ -30,12 +29,7 @@ class Report:
         self.content: dict[str, Any] = {
             "command": " ".join(sys.argv),
             "date": time.strftime("%Y-%m-%d"),
-            "machine": {
-                "cores": os.cpu_count(),
-                "processor": _processor(),
-                "system": platform.platform(),
-                "python": platform.python_version(),
-            },
+            "machine": machine(given.rounds),
             "image": {"file": given.image.name, "bytes": given.image.stat().st_size},
             "settings": {
                 "models": [name for name in MODELS if name in {*given.models, *seen("model")}],
@@ -56,8 +50,8 @@ class Report:
         }
         for name in ("clients", "seconds"):
             if before and before["settings"][name] != self.content["settings"][name]:
-                told = before["settings"][name]
-                sys.exit(f"{path} was measured with {name} {told}: say the same, or leave out --resume.")
+                value = before["settings"][name]
+                sys.exit(f"{path} was measured with {name} {value}: give the same, or leave out --resume.")
 
     def has(self, number: int, model: str, server: str) -> bool:
         """Whether this was measured before."""
@@ -77,10 +71,3 @@ class Report:
         beside = self._path.with_suffix(".part")
         beside.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", "utf-8")
         beside.replace(self._path)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

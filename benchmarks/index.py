@@ -1,4 +1,4 @@
-"""Build, save, load and search indexes of made-up vectors, each type in processes of its own.
+"""Build, save, load and search indexes of synthetic vectors, each type in its own processes.
 
 ``python benchmarks/index.py [--count N] [--dim D] [--queries Q] [--types Flat,HNSW32,IVF] [--json FILE]``
 
@@ -12,14 +12,18 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 
+from benchmarks.measurement import machine
 from pdserve import console
 from pdserve.index import INDEX_TYPES, faiss_index, store
 from pdserve.index.entries import Entries
@@ -129,14 +133,14 @@ def _peak_mb() -> float:
 
 
 def _alone(function: Any, *arguments: Any) -> dict[str, float]:
-    """Run in a process of its own, whose memory is its own."""
+    """Run in a new process, so that its peak memory is that of the function."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         result: dict[str, float] = pool.apply(function, arguments)
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Benchmark the index on made-up vectors.")
+    parser = argparse.ArgumentParser(description="Benchmark the index on synthetic vectors.")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=1_000)
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmark_index.json"))
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    where = machine()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vectors.f32"
         queries = make(given.count, given.dim, path, given.queries)
@@ -155,9 +160,10 @@ def main() -> None:
             row |= _alone(build, kind, path, given.count, given.dim, folder)
             row |= _alone(search, folder, queries, best)
             rows.append(row)
-            # As it comes: a graph of a million takes a while.
+            # After each type: a graph of a million takes a while.
             given.json.write_text(
-                json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n", "utf-8"
+                json.dumps({"cpus": os.cpu_count(), "machine": where, "rows": rows}, indent=1) + "\n",
+                "utf-8",
             )
             for left in sorted(folder.rglob("*"), reverse=True):
                 left.rmdir() if left.is_dir() else left.unlink()

@@ -34,8 +34,8 @@ def installed_mb(python: Path, roots: Iterable[str] | None, source: Path | None 
     a link to that.
     """
     ask = "import sys, sysconfig; print(sysconfig.get_path('purelib')); print('%d.%d' % sys.version_info[:2])"
-    said = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout
-    site, version = said.splitlines()[-2:]
+    printed = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout
+    site, version = printed.splitlines()[-2:]
     there = {_name(each.metadata["Name"]): each for each in distributions(path=[site])}
     environment = {"python_version": version, "python_full_version": version + ".0"}
     common = _closure([name for name in COMMON if name in there], there, environment)

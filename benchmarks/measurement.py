@@ -1,6 +1,12 @@
-"""One contender measured once with one model: started, checked, loaded, stopped."""
+"""Measure one contender once with one model: start it, check its answer, load it, stop it.
+
+Also what every benchmark shares: the load it offers and the description of the machine in its results.
+"""
 
 import http.client
+import importlib.metadata
+import os
+import platform
 import subprocess
 import tempfile
 import time
@@ -14,16 +20,71 @@ from urllib.parse import urlsplit
 
 from benchmarks.answers import fault
 from benchmarks.contenders import Contender, Launch, Pythons, launch, service
-from benchmarks.offered import offer
 from benchmarks.process_tree import MemorySampler, ProcessTree
 from benchmarks.rivals.environment import ROOT
-from pdserve.tools.bench import Run
+from pdserve.tools.bench import Run, build_target, closed_loop
 from pdserve.tools.bench.http import Post, posts
+from pdserve.tools.bench.session import in_loop
+from pdserve.tools.optimize.report import processor
 
 START_LIMIT_S = 120
 # Images that the rivals run together, and how many such batches a load should see.
 BATCH = 8
 BATCHES = 3
+
+
+# Instruction sets that decide how fast an engine is, by their names in /proc/cpuinfo.
+_FLAGS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+)
+_PACKAGES = (
+    *("pdserve", "openvino", "paddlepaddle", "paddlepaddle-gpu", "onnxruntime", "onnxruntime-gpu", "nncf"),
+    *("numpy", "opencv-python-headless", "pillow", "faiss-cpu", "uvicorn", "uvloop"),
+)
+
+
+def machine(rounds: int = 1) -> dict[str, Any]:
+    """Where a result was measured: processor, instruction sets, system, versions, commit, rounds. Linux."""
+    words = Path("/proc/cpuinfo").read_text("utf-8").split()
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return {
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "flags": [flag for flag in _FLAGS if flag in words],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": done.stdout.strip() or None,
+        "rounds": rounds,
+    }
+
+
+def offer(
+    url: str,
+    image: bytes,
+    route: str,
+    clients: int,
+    seconds: float,
+    service: str,
+    warm_up_s: float = 1,
+    timeout_s: float = 120,
+) -> Run:
+    """A closed loop on one route, from this process: ``clients`` that send one image again and again.
+
+    ``url`` as build_target takes it.
+    """
+    target = build_target(route, url, [image], service=service)
+    return in_loop(
+        closed_loop(target, clients=clients, duration_s=seconds, warm_up_s=warm_up_s, timeout_s=timeout_s)
+    )
 
 
 class UnfitError(Exception):
@@ -47,20 +108,20 @@ def measure_server(one: Contender, model: str, plan: Plan, wanted: dict[str, str
     try:
         return _measure(one, model, plan, wanted)
     except (OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
-        raise UnfitError(f"it broke off: {type(error).__name__}: {error}") from error
+        raise UnfitError(f"it failed: {type(error).__name__}: {error}") from error
 
 
 def _measure(one: Contender, model: str, plan: Plan, wanted: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         mark = uuid.uuid4().hex
         how = launch(one, model, plan.home, Path(folder), plan.pythons, mark)
-        # What launches Paddle Serving is pdserve, and no part of it.
+        # Paddle Serving is launched by pdserve, whose memory is not counted.
         launcher = one.kind == "paddle-serving"
         with (
-            _running(how, Path(folder), mark) as (process, tree, begun),
+            _running(how, Path(folder), mark) as (process, tree, started),
             MemorySampler(tree, but_root=launcher) as memory,
         ):
-            start_s = _first_answer(how, process, Path(folder) / "log", plan, model, wanted, begun)
+            start_s = _first_answer(how, process, Path(folder) / "log", plan, model, wanted, started)
             loads = _loads(how.url, model, plan)
         return {"start_s": start_s, "memory_mb": memory.peak_mb, "loads": loads}
 
@@ -71,7 +132,7 @@ def _running(
 ) -> Iterator[tuple["subprocess.Popen[bytes]", ProcessTree, float]]:
     """The server's process, its tree and when it was started; all of them are ended afterwards."""
     with (folder / "log").open("wb") as log:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         process = subprocess.Popen(
             how.command,
             cwd=ROOT,
@@ -83,7 +144,7 @@ def _running(
         )
     tree = ProcessTree(process.pid, mark)
     try:
-        yield process, tree, begun
+        yield process, tree, started
     finally:
         tree.end()
         process.wait(10)
@@ -96,12 +157,12 @@ def _first_answer(
     plan: Plan,
     model: str,
     wanted: dict[str, str],
-    begun: float,
+    started: float,
 ) -> float:
     """Seconds from the command to the first good answer. Raises UnfitError."""
     (post,) = posts("pipeline", [[plan.image.read_bytes()]], service(model))
     wrong = "no answer"
-    deadline = begun + START_LIMIT_S
+    deadline = started + START_LIMIT_S
     while time.perf_counter() < deadline:
         if process.poll() is not None:
             raise UnfitError(f"it ended with {process.returncode}: {_end_of(log)}")
@@ -112,13 +173,13 @@ def _first_answer(
             continue
         faulty = fault(body, wanted) if status == 200 else f"HTTP {status}"
         if faulty is None:
-            return time.perf_counter() - begun
+            return time.perf_counter() - started
         # A server that is still starting may say so in its own way; a wrong label stays wrong.
         wrong = faulty
         time.sleep(0.05)
         if status == 200:
             deadline = min(deadline, time.perf_counter() + 10)
-    raise UnfitError(f"no good answer in {time.perf_counter() - begun:.0f} s: {wrong}; {_end_of(log)}")
+    raise UnfitError(f"no good answer in {time.perf_counter() - started:.0f} s: {wrong}; {_end_of(log)}")
 
 
 def _ask(url: str, post: Post) -> tuple[int, bytes]:
@@ -134,7 +195,7 @@ def _ask(url: str, post: Post) -> tuple[int, bytes]:
 
 def _end_of(log: Path) -> str:
     lines = log.read_text("utf-8", "replace").strip().splitlines()
-    return " | ".join(lines[-3:])[-400:] or "it said nothing"
+    return " | ".join(lines[-3:])[-400:] or "no output"
 
 
 def _throughput(run: Run, clients: int) -> float:
@@ -156,9 +217,9 @@ def _loads(url: str, model: str, plan: Plan) -> dict[str, Any]:
     """
     image = plan.image.read_bytes()
     (post,) = posts("pipeline", [[image]], service(model))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     _ask(url, post)
-    rate = 1 / (time.perf_counter() - begun)
+    rate = 1 / (time.perf_counter() - started)
     loads: dict[str, Any] = {}
     for clients in sorted(plan.clients):
         one_round = clients / rate

@@ -22,6 +22,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measurement import machine
 from benchmarks.soak import resident_mb
 from pdserve.models.home import Home
 from pdserve.tools.bench import build_target, closed_loop, open_loop
@@ -32,11 +33,11 @@ async def watch(server: Server, health_ms: list[float], memory: list[float]) -> 
     """Health and memory, until cancelled."""
     async with aiohttp.ClientSession() as session:
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             async with session.get(server.url + "/v2/health/ready") as answer:
                 if answer.status != 200:
                     raise RuntimeError(f"health answers {answer.status}")
-            health_ms.append(1000 * (time.perf_counter() - begun))
+            health_ms.append(1000 * (time.perf_counter() - started))
             memory.append(resident_mb(server.process.pid))
             await asyncio.sleep(0.5)
 
@@ -73,7 +74,7 @@ def main() -> None:
     options = ("--model", given.model, "--max-queue-size", str(given.queue))
     with start(Home.from_environ(os.environ).root, *options) as server:
         report = asyncio.run(overload(server, given.image.read_bytes(), given.times, given.seconds))
-    report |= {"command": " ".join(sys.argv), "queue": given.queue}
+    report |= {"command": " ".join(sys.argv), "machine": machine(), "queue": given.queue}
     table = Table("", "before", "during", "after", title=f"{given.model}, {given.times:g} × its capacity")
     phases = [report[phase] for phase in ("before", "during", "after")]
     table.add_row("offered per second", *(f"{p['rate']:.0f}" if p["rate"] else "as answered" for p in phases))

@@ -20,6 +20,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.measurement import machine
 from tests.running import pdserve, start
 from tests.tiny import build_embedder, picture
 
@@ -80,13 +81,13 @@ def measure(url: str, searches: int, clients: int, changes: int) -> dict[str, ob
                     return
                 has_fourth[response.json()["index_version"]] = i % 2 == 0
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     changer = threading.Thread(target=change)
     for thread in [*threads, changer]:
         thread.start()
     changer.join()
-    took_changes = time.perf_counter() - begun
+    took_changes = time.perf_counter() - started
     for thread in threads:
         thread.join()
     unexplained = [(version, yellow) for version, yellow in seen if has_fourth.get(version) != yellow]
@@ -97,7 +98,7 @@ def measure(url: str, searches: int, clients: int, changes: int) -> dict[str, ob
         "errors": len(errors),
         "unexplained answers": len(unexplained),
         "first error": errors[0] if errors else "",
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "seconds of changes": round(took_changes, 1),
     }
 
@@ -113,7 +114,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:>20}: {value}")
     if given.out:
-        given.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        given.out.write_text(json.dumps(figures | {"machine": machine()}, indent=1) + "\n", "utf-8")
     sys.exit(1 if figures["errors"] or figures["unexplained answers"] else 0)
 
 

@@ -1,4 +1,4 @@
-"""What the engine does with nothing around it, in a process of its own: what serving.py and compare.py go by.
+"""The speed of the engine alone, in its own process: the reference of serving.py and compare.py.
 
 Reads one JSON object per line and answers with one: what to run, how, and for how long; then images/s and
 the median of the runs' durations. Engines stay loaded between lines, so that a measurement can be repeated
@@ -91,8 +91,8 @@ def measure(step: Callable[[], int], threads: int, seconds: float) -> dict[str, 
     step()
     durations: list[float] = []
     images = [0] * threads
-    begun = time.perf_counter()
-    end = begun + seconds
+    started = time.perf_counter()
+    end = started + seconds
 
     def loop(number: int) -> None:
         while (now := time.perf_counter()) < end:
@@ -104,7 +104,7 @@ def measure(step: Callable[[], int], threads: int, seconds: float) -> dict[str, 
         worker.start()
     for worker in workers:
         worker.join()
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - started
     return {"images_per_s": sum(images) / elapsed, "run_ms": 1000 * float(np.median(durations))}
 
 
@@ -158,7 +158,7 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     for line in sys.stdin:
         try:
-            said = work(json.loads(line))
+            answer = work(json.loads(line))
         except PdserveError as error:
-            said = {"error": error.message}
-        print(json.dumps(said), flush=True)
+            answer = {"error": error.message}
+        print(json.dumps(answer), flush=True)

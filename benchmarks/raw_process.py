@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class Raw:
-    """The raw engine in a process of its own; ``common`` goes with everything that is asked of it."""
+    """The raw engine in its own process; ``common`` goes with everything that is asked of it."""
 
     def __init__(self, common: dict[str, Any]) -> None:
         self._common = common
@@ -37,10 +37,10 @@ class Raw:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the raw engine's process ended at {asked}")
-        said = dict(json.loads(line))
-        if "error" in said:
-            raise RuntimeError(said["error"])
-        return said
+        answer = dict(json.loads(line))
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
 
     def close(self) -> None:
         assert self._process.stdin

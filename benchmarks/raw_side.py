@@ -31,7 +31,7 @@ def right_answer(raw: Raw, model: str, image: Path, precision: str) -> dict[str,
 
 
 class RawSide:
-    """The raw engine and pipeline at their best; what that is, is looked for once and kept over rounds."""
+    """The raw engine and pipeline at their best settings, which are searched once and used in all rounds."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

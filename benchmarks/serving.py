@@ -1,8 +1,8 @@
 """What the server costs over the engine: both side by side, on one machine, in one run.
 
-The raw engine (benchmarks/raw_engine.py, in a process of its own) and the real ``pdserve serve`` take turns,
+The raw engine (benchmarks/raw_engine.py, in its own process) and the real ``pdserve serve`` take turns,
 so that a machine whose speed drifts does so for both; each ratio is of the medians over all rounds. The load
-comes from ``pdserve.bench``, over HTTP, from this process: its own time is part of what the server "costs".
+comes from ``pdserve.tools.bench``, over HTTP, from this process: its time counts as the server's cost.
 
     python benchmarks/serving.py --image photo.jpg            # all of it, about a quarter of an hour
     python benchmarks/serving.py --only light --rounds 3 --out light.json
@@ -13,7 +13,6 @@ Needs the models: ``pdserve fetch``, ``pdserve fetch ResNet50_vd EfficientNet_li
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.offered import offer
+from benchmarks.measurement import machine, offer
 from benchmarks.raw_process import Raw
 from pdserve.models.home import Home
 from pdserve.tools.bench import Run
@@ -61,8 +60,8 @@ class Rounds:
         for number in range(rounds):
             for name, work in self._works.items():
                 self.found[name].append(work())
-                said = ", ".join(f"{key} {value:.1f}" for key, value in self.found[name][-1].items())
-                print(f"  round {number + 1}/{rounds}  {name}: {said}", file=sys.stderr, flush=True)
+                figures = ", ".join(f"{key} {value:.1f}" for key, value in self.found[name][-1].items())
+                print(f"  round {number + 1}/{rounds}  {name}: {figures}", file=sys.stderr, flush=True)
 
     def median(self, name: str, figure: str) -> float:
         return statistics.median(each[figure] for each in self.found[name])
@@ -194,11 +193,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(given.rounds),
         "image": {"file": given.image.name, "bytes": given.image.stat().st_size},
     }
     console = Console()
@@ -208,7 +203,7 @@ def main() -> None:
         table = Table("", "measured", "asked for", title=f"{name}, {given.precision}")
         for what, (value, sign, wanted) in report[name]["checks"].items():
             good = {">=": value >= wanted, "<=": value <= wanted, "<": value < wanted}[sign]
-            table.add_row(what, f"{value:.3f}" + ("" if good else "  short of it"), f"{sign} {wanted}")
+            table.add_row(what, f"{value:.3f}" + ("" if good else "  missed"), f"{sign} {wanted}")
         console.print(table)
     if given.out:
         given.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -24,6 +24,7 @@ import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measurement import machine
 from pdserve.formats.protos import pipeline
 from pdserve.models.home import Home
 from tests.running import Server, start
@@ -123,10 +124,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with start(Home.from_environ(os.environ).root, "--model", given.model) as server:
         report = asyncio.run(soak(server, given.image.read_bytes(), given.requests, given.clients))
-    report |= {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - begun, 1)}
+    report |= {"command": " ".join(sys.argv), "machine": machine()}
+    report["seconds"] = round(time.perf_counter() - started, 1)
     # The first tenth fills caches and pools; from there on nothing may grow.
     settled = [mb for done, mb in report["memory_mb"] if done >= given.requests / 10]
     middle = sorted(settled)[len(settled) // 2]

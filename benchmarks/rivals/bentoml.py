@@ -1,7 +1,7 @@
 """BentoML: a service that takes requests, and one with the model behind it that batches adaptively.
 
 Its guide to adaptive batching: ``batchable=True`` on the model's service, called by the one that takes
-requests, each in a process of its own.
+requests, each in its own process.
 """
 
 import os

@@ -26,7 +26,7 @@ def stamp_of(name: str) -> str:
 def prepare(name: str, folder: Path) -> Path:
     """The Python of ``folder/name``, made or mended where requirements or dependencies have changed.
 
-    Raises RuntimeError, with what pip said last, where it cannot be made.
+    Raises RuntimeError, with pip's last line, where it cannot be made.
     """
     wanted = stamp_of(name)
     place = folder.absolute() / name
@@ -44,5 +44,7 @@ def prepare(name: str, folder: Path) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr[-300:]]
-        raise RuntimeError(f"`{' '.join(command[-4:])}` failed: {said[-1].strip()}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            done.stderr[-300:]
+        ]
+        raise RuntimeError(f"`{' '.join(command[-4:])}` failed: {errors[-1].strip()}")

@@ -5,7 +5,7 @@ server has the fastest there is and only the server differs. Three steps, for se
 ``prepare`` one image, ``infer`` a batch of prepared ones, ``answer``.
 
 The model and the port come from the environment, RIVAL_MODEL and RIVAL_PORT, since some servers start their
-workers anew from the name of a module.
+new workers from the name of a module.
 """
 
 import os
