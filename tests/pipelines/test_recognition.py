@@ -229,6 +229,18 @@ def test_writing_is_off_unless_asked_for(home: Path) -> None:
         assert client.get("/v1/gallery").json()["writes"] is False
 
 
+def test_an_image_over_the_limit_is_not_added(home: Path) -> None:
+    limited = (*OPTIONS, "--gallery-writes", "--max-pixels", "1199")  # a picture has 40 × 30
+    with (
+        start(home, *limited, service="recognition") as server,
+        httpx.Client(base_url=server.url, trust_env=False) as client,
+    ):
+        response = append(client, "x", picture((1, 2, 3)))
+        assert response.status_code == 400
+        assert "40×30 pixels, more than the limit of 1199" in response.json()["error"]["message"]
+        assert client.get("/v1/gallery").json()["count"] == 9
+
+
 @pytest.mark.full
 def test_a_published_index_is_picked_up_without_losing_a_request(
     server: Server, client: httpx.Client, home: Path, tmp_path: Path

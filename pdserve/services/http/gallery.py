@@ -74,7 +74,9 @@ def routes(context: Context) -> Iterator[Route]:
         body = await read_body(request, settings)
         images = _labelled(request, body, settings)
         check_count(images, settings)
-        return await change(append, images, active().folder, service.embedder, strict=True)
+        return await change(
+            append, images, active().folder, service.embedder, strict=True, max_pixels=settings.max_pixels
+        )
 
     async def drop(request: Request) -> Response:
         check_writes()
