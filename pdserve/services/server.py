@@ -38,9 +38,8 @@ def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], hom
     """
     active = _ActiveSettings(read_settings)
     with _prepared(active.settings.server, active.settings.notes) as server:
-        pool = Pool()
 
-        def build(read_again: bool) -> Replica:
+        def build(read_again: bool, pool: Pool) -> Replica:
             settings = active.read(read_again)
             pipeline = entry.open(settings, home)
             active.settings = settings
@@ -48,7 +47,6 @@ def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], hom
 
         service = Service(entry, build, server.metrics)
         server.run(service, active.settings.options)
-        pool.close()
 
 
 class _ActiveSettings:

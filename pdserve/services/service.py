@@ -17,7 +17,7 @@ from pdserve.pipelines.embedder import Embedder
 from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
-from pdserve.services.replica import Replica
+from pdserve.services.replica import Pool, Replica
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.request import Stages
 from pdserve.services.watch import IndexWatch
@@ -52,13 +52,15 @@ class Answering(Protocol):
 class Service:
     """Answers requests from its active replica, within limits; ready between ``start`` and ``stop``.
 
-    ``build`` opens a replica; see `Reloader`. An answer is an instance of the entry's answer type, or the
-    error of an image that has none.
+    ``build`` opens a replica, whose images are decoded in the given pool; see `Reloader`. An answer is an
+    instance of the entry's answer type, or the error of an image that has none.
     """
 
-    def __init__(self, entry: ServiceEntry, build: Callable[[bool], Replica], metrics: Metrics) -> None:
+    def __init__(self, entry: ServiceEntry, build: Callable[[bool, Pool], Replica], metrics: Metrics) -> None:
+        self._pool = Pool()
+
         def built(read_settings: bool) -> Replica:
-            replica = build(read_settings)
+            replica = build(read_settings, self._pool)
             give_back_freed_memory()
             return replica
 
@@ -102,8 +104,9 @@ class Service:
         self.reloader.stop()
 
     async def close(self) -> None:
-        """Finish what is queued and free the engines."""
+        """Finish what is queued and free engines and threads."""
         await self.reloader.close()
+        self._pool.close()
 
     async def answer(
         self,

@@ -31,7 +31,7 @@ class Models:
         self.anew: list[bool] = []
         self.works = True
 
-    def build(self, anew: bool = False) -> "Standin":
+    def build(self, anew: bool = False, pool: object = None) -> "Standin":
         self.anew.append(anew)
         if self.broken:
             raise ModelError(self.broken)
@@ -211,7 +211,7 @@ def test_nothing_is_ready_while_an_engine_is_rebuilt() -> None:
         hold = threading.Event()
         hold.set()
 
-        def build(anew: bool) -> Standin:
+        def build(anew: bool, pool: object) -> Standin:
             hold.wait(10)
             return models.build(anew)
 

@@ -14,7 +14,7 @@ from pdserve.formats.serving_model import open_serving_model
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.services.replica import Pool, Replica
+from pdserve.services.replica import Replica
 from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServiceSettings
@@ -92,7 +92,7 @@ async def _ask(service: Service, image: bytes) -> None:
 def _open(settings: ServiceSettings, home: Home) -> tuple[Service, str]:
     entry, metrics = SERVICES[settings.kind], Metrics()
     pipeline = entry.open(settings, home)
-    service = Service(entry, lambda _: Replica(pipeline, settings, Pool(), metrics), metrics)
+    service = Service(entry, lambda _, pool: Replica(pipeline, settings, pool, metrics), metrics)
     engines = [model.engines[0].name for model in pipeline.models.values()]
     return service, ", ".join(dict.fromkeys(engines))
 
