@@ -7,14 +7,14 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
 from pdserve.services.http import base64_json
-from pdserve.services.http.multipart import boundary_of, parts
 from pdserve.settings import ServerSettings
 
 Result = TypeVar("Result")
@@ -24,6 +24,8 @@ _PART_BYTES = 16 * 1024
 # Fields of a form beside the images, and what one may hold.
 _MAX_FIELDS = 16
 _MAX_FIELD_BYTES = 64 * 1024
+# What a line of a part's headers may have.
+_MAX_HEADER_BYTES = 8 * 1024
 
 
 class SlowBodyError(RequestError):
@@ -138,34 +140,53 @@ def read_form(
     files: list[bytes] = []
     fields: dict[str, list[str]] = {}
     file_count = text_count = 0
-    for part in parts(body, boundary_of(request.headers.get("content-type", ""))):
-        if len(part.data) > limits.max_part_bytes:
+    for name, is_file, data in _parts(body, request.headers.get("content-type", "")):
+        if len(data) > limits.max_part_bytes:
             raise BodyTooLargeError(
                 f"A part of the form is larger than the limit of {limits.max_part_bytes} bytes; send smaller "
                 "ones or raise max_part_bytes."
             )
-        if part.is_file:
+        if is_file:
             file_count += 1
             if file_count > max_images:
                 raise BodyTooLargeError(
                     f"The form has more than {max_images} files, which is the limit; send several requests."
                 )
-            if part.name == "images":
-                files.append(part.data)
+            if name == "images":
+                files.append(data)
             continue
         text_count += 1
-        if text_count > max_images + _MAX_FIELDS or len(part.data) > _MAX_FIELD_BYTES:
+        if text_count > max_images + _MAX_FIELDS or len(data) > _MAX_FIELD_BYTES:
             raise RequestError(
                 f"The form has more than {max_images + _MAX_FIELDS} text fields, or one of more than "
                 f"{_MAX_FIELD_BYTES} bytes."
             )
         try:
-            fields.setdefault(part.name, []).append(part.data.decode())
+            fields.setdefault(name, []).append(data.decode())
         except UnicodeDecodeError as error:
-            raise RequestError(f"The form's field {part.name!r} is not UTF-8.") from error
+            raise RequestError(f"The form's field {name!r} is not UTF-8.") from error
     if not files:
         raise RequestError("The form has no file in a field called images.")
     return files, fields
+
+
+def _parts(body: bytes, content_type: str) -> Iterator[tuple[str, bool, bytes]]:
+    """The parts of a form (RFC 7578), in order: name, whether it is a file, content. Raises RequestError."""
+    try:
+        boundary = parse_options_header(content_type)[1].get("boundary", "")
+        with PushMultipartParser(boundary, max_header_size=_MAX_HEADER_BYTES, strict=True) as parser:
+            name, is_file, data = "", False, b""
+            for event in parser.parse(body):
+                if event is None:
+                    yield name, is_file, data
+                elif isinstance(event, MultipartSegment):
+                    # Some clients name a file by RFC 5987 alone, which the parser does not read.
+                    is_file = event.filename is not None or "filename*=" in event["Content-Disposition"]
+                    name, data = event.name or "", b""
+                else:
+                    data = bytes(event)  # all of it: the body is parsed in one piece
+    except MultipartError as error:
+        raise RequestError(f"The multipart form cannot be read: {error}.") from error
 
 
 def json_object(body: bytes, wanted: str) -> dict[str, Any]:

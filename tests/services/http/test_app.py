@@ -260,3 +260,15 @@ def test_a_late_answer_is_504(serving: Any) -> None:
     server = serving("--model", "tiny", "--timeout-ms", "1", "--max-queue-delay-ms", "500")
     response = httpx.post(f"{server.url}/v1/classification", content=picture(RED), trust_env=False)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline")
+
+
+@pytest.mark.parametrize("name", ['; filename="a.png"', "; filename*=UTF-8''%e7%8c%ab.png"])
+def test_a_file_in_a_form_is_known_by_its_file_name(client: httpx.Client, name: str) -> None:
+    head = f'--x\r\nContent-Disposition: form-data; name="images"{name}\r\nContent-Type: image/png\r\n\r\n'
+    response = client.post(
+        "/v1/classification",
+        content=head.encode() + picture(RED) + b"\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    assert response.status_code == 200
+    assert best(response.json()["results"][0]) == "red"
