@@ -18,7 +18,7 @@ from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.pipelines.recognition import choose, open_recognition, regions
-from pdserve.services.http.base64_json import from_base64
+from pdserve.services.http.bodies import strict_base64
 
 MODEL = os.environ.get("RIVAL_MODEL", "ResNet50_vd")
 PORT = int(os.environ.get("RIVAL_PORT", "18080"))
@@ -32,7 +32,7 @@ WAIT_S = 0.002
 
 def image(body: Mapping[str, Any]) -> bytes:
     """The image file in ``{"key": ["image"], "value": [base64]}``."""
-    data = from_base64(body["value"][0])
+    data = strict_base64(body["value"][0])
     if data is None:
         raise ValueError("the value is not base64")
     return data

@@ -20,7 +20,7 @@ import numpy as np
 
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.formats.protos import pipeline
-from pdserve.services.http.base64_json import from_base64
+from pdserve.services.http.bodies import strict_base64
 from pdserve.services.http.responses import encode, log_failures, message, to_json
 from pdserve.services.service import Answering
 from pdserve.services.telemetry.request import current
@@ -46,14 +46,11 @@ _KNOWN_TYPES = range(14)
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here.
-
-    A value in bytes is the image that its base64 meant.
-    """
+    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here."""
 
     name: str
     key: Sequence[str]
-    value: Sequence[str | bytes]
+    value: Sequence[str]
     tensors: Sequence[Any] = ()
     logid: int = 0
 
@@ -112,7 +109,7 @@ async def answer(
 def _response(service: Answering, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
     extra = {}
     if full:
-        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(answer) for answer in answers]})
+        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(answer) for answer in answers]}).decode()
     for answer in answers:
         if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.
@@ -132,12 +129,12 @@ def _failed(error: PdserveError, logid: int) -> PipelineResponse:
     return PipelineResponse(error.err_no, text, error=error)
 
 
-def _inputs(request: PipelineRequest) -> dict[str, str | bytes | None]:
+def _inputs(request: PipelineRequest) -> dict[str, str | None]:
     """The values by key, in order; a later one of the same key replaces an earlier one in its place.
 
     A tensor of numbers stands as None: it is well-formed, and no image. Raises PackageError.
     """
-    inputs: dict[str, str | bytes | None] = {}
+    inputs: dict[str, str | None] = {}
     for i, key in enumerate(request.key):
         if i >= len(request.value):
             raise PackageError(f"list index ({i}) out of range")
@@ -185,10 +182,10 @@ def _check_array_file(data: bytes) -> None:
         raise ValueError("the header promises more than there is")
 
 
-def _image(value: str | bytes | None) -> bytes | PdserveError:
+def _image(value: str | None) -> bytes | PdserveError:
     if value is None:
         return ImageError("A tensor of numbers is no image; send the base64 of an image file.")
-    image = value if isinstance(value, bytes) else from_base64(value)
+    image = strict_base64(value)
     if image is not None:
         return image
     try:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError
 
 log = logging.getLogger("pdserve")
-
-# Text may hold a lone surrogate that a caller sent, which cannot be UTF-8: encode it with "replace".
-encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=asdict).encode
 
 # gRPC's numbers, which the published gateway gives in the body beside the HTTP status.
 _GATEWAY_CODES = {400: 3, 401: 16, 404: 5, 408: 4, 413: 8, 500: 13, 503: 14, 504: 4}
@@ -56,6 +54,17 @@ def to_error(error: PdserveError) -> ErrorAnswer:
     return ErrorAnswer(Error(error.code, message(error)))
 
 
+def encode(content: Any) -> bytes:
+    """JSON of dictionaries, lists, texts, numbers and dataclasses. A lone surrogate becomes "?"."""
+    try:
+        return orjson.dumps(content)
+    except orjson.JSONEncodeError:  # a surrogate that a caller sent cannot be UTF-8
+        return _LENIENT.encode(content).encode("utf-8", "replace")
+
+
+_LENIENT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=asdict)
+
+
 def to_json(answer: Any) -> Any:
     """One image's answer, or its error, as a value that `encode` takes."""
     return to_error(answer) if isinstance(answer, PdserveError) else answer
@@ -69,16 +78,15 @@ def log_failures(answers: Sequence[Any], what: str) -> None:
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON."""
-    body = encode(content).encode("utf-8", "replace")
-    return Response(body, status, dict(headers or {}), "application/json")
+    return Response(encode(content), status, dict(headers or {}), "application/json")
 
 
 def gateway_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """The same as Paddle Serving's gateway writes it: safe to paste into HTML."""
-    text = encode(content)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Response(text.encode("utf-8", "replace"), status, dict(headers or {}), "application/json")
+    body = encode(content)
+    for character in b"<>&":
+        body = body.replace(bytes((character,)), b"\\u%04x" % character)
+    return Response(body, status, dict(headers or {}), "application/json")
 
 
 def error_response(
