@@ -18,7 +18,7 @@ from pdserve.errors import PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 
-State = Literal["ok", "missing", "failed", "taken", "note"]
+Status = Literal["ok", "missing", "failed", "taken", "note"]
 
 # pdserve's own requirements, by their names on the package index; of alternatives one is enough.
 _PACKAGES = (
@@ -38,12 +38,12 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the report; ``remedy`` is the command that fixes it, where there is something to fix."""
 
     area: str
     name: str
-    state: State
+    state: Status
     detail: str
     remedy: str | None = None
 
@@ -63,7 +63,7 @@ def doctor(as_json: Json = False) -> None:
         console.table(("area", "what", "state", "detail", "to fix it"), rows)
 
 
-def examine(environ: Mapping[str, str]) -> list[Finding]:
+def examine(environ: Mapping[str, str]) -> list[Check]:
     """Check everything; nothing found here raises."""
     return [
         *_machine(environ),
@@ -75,15 +75,15 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def _machine(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _machine(environ: Mapping[str, str]) -> Iterator[Check]:
     python = f"{platform.python_version()} at {sys.executable}"
-    yield Finding("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parents[1]}")
-    yield Finding("machine", "Python", "ok", python)
-    yield Finding("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
+    yield Check("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parents[1]}")
+    yield Check("machine", "Python", "ok", python)
+    yield Check("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
     yield _home(Home.from_environ(environ).root)
 
 
-def _home(root: Path) -> Finding:
+def _home(root: Path) -> Check:
     """Whether the folder of models, or the nearest existing one above it, is writable."""
     try:
         existing = next(path for path in (root, *root.parents) if path.exists())
@@ -93,50 +93,50 @@ def _home(root: Path) -> Finding:
         writable = False
     if not writable:
         remedy = "set PDSERVE_HOME to a folder of yours"
-        return Finding("machine", "PDSERVE_HOME", "failed", f"{root} cannot be written", remedy)
-    return Finding("machine", "PDSERVE_HOME", "ok", f"{root}, {free / 2**30:.1f} GiB free")
+        return Check("machine", "PDSERVE_HOME", "failed", f"{root} cannot be written", remedy)
+    return Check("machine", "PDSERVE_HOME", "ok", f"{root}, {free / 2**30:.1f} GiB free")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Check]:
     for names in _PACKAGES:
         first = names.partition("|")[0]
         for name in names.split("|"):
             try:
-                yield Finding("package", name, "ok", importlib.metadata.version(name))
+                yield Check("package", name, "ok", importlib.metadata.version(name))
                 break
             except importlib.metadata.PackageNotFoundError:
                 continue
         else:
-            yield Finding("package", first, "missing", "not installed", f"pip install {first}")
+            yield Check("package", first, "missing", "not installed", f"pip install {first}")
 
 
-def _engines() -> Iterator[Finding]:
+def _engines() -> Iterator[Check]:
     """Each engine on each device, by running a tiny model."""
     for name in engines.ENGINES:
         for device in ("cpu", "gpu:0"):
             what = f"{name} on {device}"
             try:
-                yield Finding("engine", what, "ok", engines.probe(name, engines.Device.parse(device)))
+                yield Check("engine", what, "ok", engines.probe(name, engines.Device.parse(device)))
             except PdserveError as error:
                 text, _, remedy = error.message.partition("`")
-                state: State = "missing" if error.code in ("engine_missing", "device") else "failed"
-                yield Finding("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
+                state: Status = "missing" if error.code in ("engine_missing", "device") else "failed"
+                yield Check("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
             except Exception as error:  # a broken installation fails in its own ways; the report goes on
-                yield Finding("engine", what, "failed", f"{type(error).__name__}: {error}")
+                yield Check("engine", what, "failed", f"{type(error).__name__}: {error}")
 
 
-def _runtimes(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _runtimes(environ: Mapping[str, str]) -> Iterator[Check]:
     """Each other runtime that this system can have."""
     for name, entry in RUNTIMES.items():
         try:
             if found := load(entry.find)(Home.from_environ(environ), environ):
-                yield Finding("runtime", name, "ok", found)
+                yield Check("runtime", name, "ok", found)
         except PdserveError as error:
             detail = error.message.partition(";")[0]
-            yield Finding("runtime", name, "missing", detail, f"pdserve runtime install {name}")
+            yield Check("runtime", name, "missing", detail, f"pdserve runtime install {name}")
 
 
-def _ports() -> Iterator[Finding]:
+def _ports() -> Iterator[Check]:
     for service, entry in SERVICES.items():
         for protocol, port in zip(("HTTP", "gRPC"), entry.ports, strict=True):
             what = f"{port} ({service}, {protocol})"
@@ -148,12 +148,12 @@ def _ports() -> Iterator[Finding]:
                 except OSError as error:
                     option = "--http-port" if protocol == "HTTP" else "--rpc-port"
                     remedy = f"stop what runs there, or pdserve serve {service} {option} N"
-                    yield Finding("port", what, "taken", error.strerror or "in use", remedy)
+                    yield Check("port", what, "taken", error.strerror or "in use", remedy)
                 else:
-                    yield Finding("port", what, "ok", "free")
+                    yield Check("port", what, "ok", "free")
 
 
-def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _proxies(environ: Mapping[str, str]) -> Iterator[Check]:
     """Variables that would send other programs' requests to this machine through a proxy."""
     listed = [part.strip() for key in ("no_proxy", "NO_PROXY") for part in environ.get(key, "").split(",")]
     spared = dict.fromkeys(part for part in listed if part)
@@ -164,7 +164,7 @@ def _proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
         if key not in set(environ) or not environ[key]:  # on Windows either spelling is the other
             continue
         if spared.keys() & {"*", *local}:
-            yield Finding("proxy", key, "ok", "set; no_proxy excludes this machine")
+            yield Check("proxy", key, "ok", "set; no_proxy excludes this machine")
         else:
             detail = "set; pdserve ignores it for this machine, other clients would not"
-            yield Finding("proxy", key, "note", detail, remedy)
+            yield Check("proxy", key, "note", detail, remedy)

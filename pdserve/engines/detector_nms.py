@@ -35,7 +35,7 @@ _ATTRIBUTES = {
 
 
 @dataclass(frozen=True)
-class Fetched:
+class NmsOutput:
     """A fetch that the operator's output ``slot`` becomes, cast to each of ``dtypes`` in turn."""
 
     slot: str
@@ -55,7 +55,7 @@ class Cut:
     boxes: str
     scores: str
     settings: Suppression
-    outputs: Mapping[str, Fetched]
+    outputs: Mapping[str, NmsOutput]
 
 
 def cut(program: bytes) -> Cut:
@@ -84,13 +84,13 @@ def complete(cut: Cut, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """What the cut program fetched, by name -> what the whole one would have fetched."""
     found = multiclass_nms(tensors[cut.boxes], tensors[cut.scores], cut.settings)
     return {name: tensors[name] for name in cut.fetches} | {
-        name: _output(found, fetched) for name, fetched in cut.outputs.items()
+        name: _output(found, output) for name, output in cut.outputs.items()
     }
 
 
-def _output(found: Suppressed, fetched: Fetched) -> Array:
-    array: Array = getattr(found, _SLOTS[fetched.slot])
-    for dtype in fetched.dtypes:
+def _output(found: Suppressed, output: NmsOutput) -> Array:
+    array: Array = getattr(found, _SLOTS[output.slot])
+    for dtype in output.dtypes:
         array = array.astype(dtype)
     copied: Array = array.copy()  # two fetches may have one source, and each is the caller's
     return copied
@@ -123,12 +123,12 @@ def _settings(op: Any) -> Suppression:
     return Suppression(**values)
 
 
-def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[str, Fetched], set[int]]:
+def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[str, NmsOutput], set[int]]:
     """Follow the operator's outputs to the fetches: these by name, and the operators on the way."""
-    outputs: dict[str, Fetched] = {}
+    outputs: dict[str, NmsOutput] = {}
     gone = {place}
     known = {
-        name: Fetched(slot.parameter, ())
+        name: NmsOutput(slot.parameter, ())
         for slot in main.ops[place].outputs
         if slot.parameter in _SLOTS
         for name in slot.arguments
@@ -145,7 +145,9 @@ def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[s
         elif _passes_on(op):
             (out,) = (name for slot in op.outputs for name in slot.arguments)
             dtype = np.dtype(element(variables[out].type.dense_tensor.tensor)[0])
-            known[out] = Fetched(source.slot, (*source.dtypes, dtype) if op.type == "cast" else source.dtypes)
+            known[out] = NmsOutput(
+                source.slot, (*source.dtypes, dtype) if op.type == "cast" else source.dtypes
+            )
         else:
             raise _refusal(f"{op.type} works on what it returns")
     return outputs, gone

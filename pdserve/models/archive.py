@@ -55,7 +55,7 @@ def fetch(job: Job, source: Archive) -> Fetched:
     if isinstance(where, Path):
         return _publish(job, source, _local(job, where, source.sha256), str(where))
     part, shown = Partial(job.downloads / f"{job.name}.tar"), public(where)
-    present = part.state(shown)
+    present = part.remote(shown)
     if job.force and present and present.complete:
         part.discard()
     got = download(

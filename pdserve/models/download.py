@@ -50,7 +50,7 @@ class Downloaded:
 
 
 @dataclass(frozen=True)
-class State:
+class RemoteFile:
     """What the server said of the file that a part is the start of.
 
     ``validator`` is for If-Range; ``total`` is in bytes, None if not known; ``md5`` is hexadecimal;
@@ -84,25 +84,25 @@ class Partial:
         """Bytes received."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def state(self, url: str) -> State | None:
+    def remote(self, url: str) -> RemoteFile | None:
         """What is known of the part, None if nothing is or if it came from another address."""
         try:
-            state = State(**json.loads(self.note.read_text("utf-8")))
+            remote = RemoteFile(**json.loads(self.note.read_text("utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
             return None
-        usable = self.path.exists() and state.url == url and (not state.complete or state.total == self.size)
-        return state if usable else None
+        whole = not remote.complete or remote.total == self.size
+        return remote if whole and remote.url == url and self.path.exists() else None
 
-    def remember(self, state: State) -> None:
+    def remember(self, remote: RemoteFile) -> None:
         with files.disk_errors(self.note):
-            self.note.write_text(json.dumps(asdict(state)), "utf-8")
+            self.note.write_text(json.dumps(asdict(remote)), "utf-8")
 
-    def start(self, state: State) -> None:
+    def start(self, remote: RemoteFile) -> None:
         """Make the part empty, and note what it is the start of."""
         with files.disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
-        self.remember(state)
+        self.remember(remote)
 
     def discard(self) -> None:
         for path in (self.path, self.note):
@@ -160,32 +160,32 @@ def download(
     part = Partial(target)
     stop = cancel or threading.Event()
     task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free)
-    state = part.state(task.shown)
+    remote = part.remote(task.shown)
     restarted = False
     with requests.Session() as session:
         session.headers.update({"User-Agent": f"pdserve/{__version__}", "Accept-Encoding": "identity"})
         session.trust_env = urlsplit(url).hostname not in _LOOPBACK
         while True:
-            if state is None or not state.complete:
-                state = _retry(session, task)
-            found, problem = _check(task, state, sha256)
+            if remote is None or not remote.complete:
+                remote = _retry(session, task)
+            found, problem = _check(task, remote, sha256)
             if problem is None:
                 return Downloaded(part.path, found, part.size)
             part.discard()
-            if restarted or state.pieces == 1:
+            if restarted or remote.pieces == 1:
                 raise ChecksumError(problem)
             # The pieces may be of two files that the server took for one.
             progress.note(task.name, "the resumed file is wrong; restarting")
-            state, restarted = None, True
+            remote, restarted = None, True
 
 
-def _check(task: _Task, state: State, sha256: str | None) -> tuple[str, str | None]:
+def _check(task: _Task, remote: RemoteFile, sha256: str | None) -> tuple[str, str | None]:
     """The file's SHA-256, and what is wrong with it."""
     task.progress.note(task.name, "checking")
     with files.disk_errors(task.part.path):
         found, md5 = files.digest(task.part.path, "sha256", "md5")
-    if state.md5 and md5 != state.md5:
-        return found, f"{task.shown} came with MD5 {md5} where {state.md5} was promised; fetch it again."
+    if remote.md5 and md5 != remote.md5:
+        return found, f"{task.shown} came with MD5 {md5} where {remote.md5} was promised; fetch it again."
     if sha256 and found != sha256.lower():
         return found, (
             f"{task.shown} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
@@ -194,7 +194,7 @@ def _check(task: _Task, state: State, sha256: str | None) -> tuple[str, str | No
     return found, None
 
 
-def _retry(session: "requests.Session", task: _Task) -> State:
+def _retry(session: "requests.Session", task: _Task) -> RemoteFile:
     """Attempt until the file is complete, or nothing new came for ``policy.attempts`` in a row."""
     failures, most = 0, task.part.size
     while True:
@@ -219,20 +219,20 @@ def _retry(session: "requests.Session", task: _Task) -> State:
                 raise task.interrupted() from None
 
 
-def _attempt(session: "requests.Session", task: _Task) -> State:
+def _attempt(session: "requests.Session", task: _Task) -> RemoteFile:
     import requests
     import urllib3
 
-    state, have = task.part.state(task.shown), task.part.size
+    remote, have = task.part.remote(task.shown), task.part.size
     headers = {}
-    if state and state.validator and have:
-        headers = {"Range": f"bytes={have}-", "If-Range": state.validator}
+    if remote and remote.validator and have:
+        headers = {"Range": f"bytes={have}-", "If-Range": remote.validator}
     else:
-        state = None
+        remote = None
     timeout = (task.policy.connect_timeout, task.policy.read_timeout)
     try:
         with session.get(task.url, headers=headers, stream=True, timeout=timeout) as response:
-            state = _start(response, task, state)
+            remote = _start(response, task, remote)
             _receive(response, task)
     except requests.exceptions.SSLError as error:
         raise FetchError(
@@ -244,25 +244,25 @@ def _attempt(session: "requests.Session", task: _Task) -> State:
     except requests.RequestException as error:
         raise FetchError(f"Cannot fetch {task.shown}: {error}; check the mirror's address.") from error
     have = task.part.size
-    if state.total is not None and have != state.total:
-        raise _RetryableError(f"sent {have} of {state.total} bytes", restart=have > state.total)
-    state = replace(state, total=have, complete=True)
-    task.part.remember(state)
-    return state
+    if remote.total is not None and have != remote.total:
+        raise _RetryableError(f"sent {have} of {remote.total} bytes", restart=have > remote.total)
+    remote = replace(remote, total=have, complete=True)
+    task.part.remember(remote)
+    return remote
 
 
-def _start(response: "requests.Response", task: _Task, state: State | None) -> State:
+def _start(response: "requests.Response", task: _Task, remote: RemoteFile | None) -> RemoteFile:
     """Check the response's status line and headers, and prepare the part for its body."""
     status, headers = response.status_code, response.headers
-    if status == 206 and state:
-        _check_range(headers, task.part.size, state)
-        state = replace(state, pieces=state.pieces + 1)
-        task.part.remember(state)
+    if status == 206 and remote:
+        _check_range(headers, task.part.size, remote)
+        remote = replace(remote, pieces=remote.pieces + 1)
+        task.part.remember(remote)
     elif status == 200:
         length = headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
-        state = State(task.shown, _validator(headers), total, _md5(headers))
-        task.part.start(state)
+        remote = RemoteFile(task.shown, _validator(headers), total, _md5(headers))
+        task.part.start(remote)
     elif status == 416:
         raise _RetryableError("has no such range", restart=True)
     elif status in (408, 429) or status >= 500:
@@ -271,22 +271,22 @@ def _start(response: "requests.Response", task: _Task, state: State | None) -> S
         hint = "it is not there; check the name or the mirror" if status in (404, 410) else "check the mirror"
         raise FetchError(f"{task.shown} answered {status} {response.reason}: {hint}.")
     have = task.part.size
-    if state.total is not None:
+    if remote.total is not None:
         # The unpacked copy, which comes next to it, is at least as large.
-        need = 2 * state.total - have
+        need = 2 * remote.total - have
         files.require_space(task.part.path.parent, need, f"Fetching {task.name}", task.free)
-    task.progress.start(task.name, state.total, have)
-    return state
+    task.progress.start(task.name, remote.total, have)
+    return remote
 
 
-def _check_range(headers: Mapping[str, str], have: int, state: State) -> None:
+def _check_range(headers: Mapping[str, str], have: int, remote: RemoteFile) -> None:
     """Some servers honour Range but not If-Range, or send another range than requested."""
     got = headers.get("Content-Range", "")
-    total = "*" if state.total is None else str(state.total)
+    total = "*" if remote.total is None else str(remote.total)
     if not got.startswith(f"bytes {have}-") or got.rpartition("/")[2] not in ("*", total):
         reason = f"sent the range {got!r} where the bytes from {have} of {total} were requested"
         raise _RetryableError(reason, restart=True)
-    if _validator(headers) not in (None, state.validator):
+    if _validator(headers) not in (None, remote.validator):
         raise _RetryableError("has another file now", restart=True)
 
 

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.commands.doctor import Finding, _home, _ports, _proxies, _runtimes, examine
+from pdserve.commands.doctor import Check, _home, _ports, _proxies, _runtimes, examine
 from pdserve.pipelines import SERVICES
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
     return examine({"PDSERVE_HOME": str(tmp_path_factory.mktemp("home"))})
 
 
-def test_what_pdserve_stands_on_is_there(report: list[Finding]):
+def test_what_pdserve_stands_on_is_there(report: list[Check]):
     packages = [finding for finding in report if finding.area == "package"]
     assert len(packages) > 5
     assert [finding for finding in packages if finding.state != "ok"] == []
 
 
-def test_every_engine_ran_or_says_why_not(report: list[Finding]):
+def test_every_engine_ran_or_says_why_not(report: list[Check]):
     engines = {finding.name: finding for finding in report if finding.area == "engine"}
     assert set(engines) == {f"{e} on {d}" for e in ("openvino", "paddle", "onnx") for d in ("cpu", "gpu:0")}
     assert engines["openvino on cpu"].state == "ok"
@@ -39,7 +39,7 @@ def test_a_python_without_paddle_serving_gets_the_command_that_brings_it(tmp_pat
     assert finding.remedy == "pdserve runtime install paddle-serving"
 
 
-def test_a_finding_as_json(report: list[Finding]):
+def test_a_finding_as_json(report: list[Check]):
     assert set(report[0].to_json()) == {"area", "name", "state", "detail", "remedy"}
 
 

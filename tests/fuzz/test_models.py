@@ -268,4 +268,4 @@ def test_note_of_a_part(tmp_path: Path, data: bytes) -> None:
     partial = Partial(tmp_path / "a")
     partial.path.write_bytes(b"abc")
     partial.note.write_bytes(data)
-    outcome(lambda: partial.state("http://host/a"))
+    outcome(lambda: partial.remote("http://host/a"))
