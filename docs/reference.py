@@ -1,0 +1,124 @@
+"""Writes docs/reference.md from the settings and the commands: ``python docs/reference.py``."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from pdserve.cli import app
+from pdserve.pipelines import SERVICES
+from pdserve.settings import PANELS, Setting, describe
+
+PAGE = Path(__file__).with_name("reference.md")
+HEAD = """# Reference
+
+<!-- Written by docs/reference.py from the settings and the commands; change it there. -->
+"""
+SETTINGS = """A setting comes from its option, else from its variable in the environment, else from its key in the file
+that `--config` names, else it has its default. Lists are written with commas, as in `PDSERVE_MEAN=0.5,0.5,0.5`.
+In the keys of `config.yml`, `*` stands for an operator's name; [each key of Paddle
+Serving's](migrating.md#each-key-of-configyml) is explained with the move from there.
+"""
+VARIABLES = {
+    "PDSERVE_HOME": "the folder of models, indexes and runtimes; by default the user's data folder",
+    "PDSERVE_MIRROR": "an address or a folder in place of the model host, as `fetch --mirror`",
+    "PDSERVE_API_KEY": "the key that a server asks for, and that `predict` and `bench` show",
+    "PDSERVE_PADDLE_SERVING_PYTHON": "the Python with Paddle Serving, as `serve --python`",
+    "PDSERVE_FONT": "a font file for the labels that `predict --draw` writes",
+    "PDSERVE_DEBUG": "1: an error shows its traceback too",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "where traces go; with the extra `otel` it turns them on",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *_settings(), *_variables(), *_commands()]).rstrip() + "\n"
+
+
+def _settings() -> Iterator[str]:
+    services = {kind: {each.name: each for each in describe(entry)} for kind, entry in SERVICES.items()}
+    first, *others = services.values()
+    shared = [each for each in first.values() if all(other.get(each.name) == each for other in others)]
+    yield from ("## Settings of every service", "", SETTINGS)
+    yield from _by_panel(shared)
+    for kind, settings in services.items():
+        yield from (f"## Settings of {kind}", "")
+        yield from _by_panel([each for each in settings.values() if each not in shared])
+
+
+def _by_panel(settings: Sequence[Setting]) -> Iterator[str]:
+    for panel in PANELS:
+        if rows := [_setting(each) for each in settings if each.panel == panel]:
+            yield from (f"**{panel}**", "")
+            yield from _table(("option", "variable", "key of config.yml", "default", "meaning"), rows)
+
+
+def _setting(each: Setting) -> tuple[str, ...]:
+    flags = [_code(f"{flag} {each.metavar}".strip()) for flag in each.flags[:1]]
+    options = ", ".join([*flags, *map(_code, each.flags[1:])])
+    return options, _code(each.variable), _code(each.key), _code(each.default_text), each.help
+
+
+def _variables() -> Iterator[str]:
+    yield from ("## Other variables", "")
+    yield from _table(("variable", "meaning"), [(_code(name), text) for name, text in VARIABLES.items()])
+
+
+def _commands() -> Iterator[str]:
+    yield from ("## Commands", "", "Exit codes: 0 done, 1 the work failed, 2 the command line is wrong.", "")
+    settings = {flag for entry in SERVICES.values() for each in describe(entry) for flag in each.flags}
+    yield from _command("pdserve", typer.main.get_command(app), settings)
+
+
+def _command(name: str, command: Any, settings: set[str]) -> Iterator[str]:
+    if hasattr(command, "commands"):
+        for part, each in command.commands.items():
+            yield from _command(f"{name} {part}", each, settings)
+        return
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    yield from (f"### {' '.join([name, *(each.make_metavar(_context(command)) for each in arguments)])}", "")
+    yield from (command.help.replace("\n\n", "\n").replace("\n", " ").strip(), "")
+    serves = name.startswith("pdserve serve ")
+    rows = [
+        (", ".join(map(_code, each.opts)) + _metavar(each, command), _default(each), each.help or "")
+        for each in command.params
+        if each.param_type_name == "option"
+        and each.name != "help"
+        and not (serves and settings.intersection(each.opts))
+    ]
+    if rows:
+        yield from _table(("option", "default", "meaning"), rows)
+    if serves:
+        yield from ("Besides, the options of the settings above.", "")
+
+
+def _context(command: Any) -> Any:
+    return typer.Context(command)
+
+
+def _metavar(option: Any, command: Any) -> str:
+    return "" if option.is_flag else " " + _code(option.make_metavar(_context(command)))
+
+
+def _default(option: Any) -> str:
+    value = option.default
+    if callable(value) or value in (None, False, ()) or value is ...:
+        return ""
+    return _code(str(getattr(value, "value", value)).replace("\t", "tab"))
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+    yield ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
