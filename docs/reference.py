@@ -6,7 +6,7 @@ from typing import Any
 
 import typer.main
 
-from pdserve.cli import app
+from pdserve.cli import LazyCommand, app
 from pdserve.pipelines import SERVICES
 from pdserve.settings import PANELS, Setting, describe
 
@@ -15,10 +15,10 @@ HEAD = """# Reference
 
 <!-- Written by docs/reference.py from the settings and the commands; change it there. -->
 """
-SETTINGS = """A setting comes from its option, else from its variable in the environment, else from its key in the file
-that `--config` names, else it has its default. Lists are written with commas, as in `PDSERVE_MEAN=0.5,0.5,0.5`.
-In the keys of `config.yml`, `*` stands for an operator's name; [each key of Paddle
-Serving's](migrating.md#each-key-of-configyml) is explained with the move from there.
+SETTINGS = """A setting comes from its option, else from its variable in the environment, else from its key in
+the file that `--config` names, else it has its default. Lists are written with commas, as in
+`PDSERVE_MEAN=0.5,0.5,0.5`. In the keys of `config.yml`, `*` stands for an operator's name; [each key of
+Paddle Serving's](migrating.md#each-key-of-configyml) is explained with the move from there.
 """
 VARIABLES = {
     "PDSERVE_HOME": "the folder of models, indexes and runtimes; by default the user's data folder",
@@ -74,7 +74,8 @@ def _commands() -> Iterator[str]:
 def _command(name: str, command: Any, settings: set[str]) -> Iterator[str]:
     if hasattr(command, "commands"):
         for part, each in command.commands.items():
-            yield from _command(f"{name} {part}", each, settings)
+            loaded = each.load() if isinstance(each, LazyCommand) else each
+            yield from _command(f"{name} {part}", loaded, settings)
         return
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     yield from (f"### {' '.join([name, *(each.make_metavar(_context(command)) for each in arguments)])}", "")
