@@ -1,22 +1,14 @@
 """``pdserve bench``: put a load on a running service and measure it."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pdserve import console
 from pdserve.commands import options as o
 from pdserve.errors import UsageError
-
-
-class Arrivals(StrEnum):
-    """When an open loop's requests are sent."""
-
-    poisson = "poisson"
-    constant = "constant"
 
 
 def bench(
@@ -59,8 +51,9 @@ def bench(
         ),
     ] = None,
     arrivals: Annotated[
-        Arrivals, typer.Option("--arrivals", help="When the requests of --rate are sent.")
-    ] = Arrivals.poisson,
+        Literal["poisson", "constant"],
+        typer.Option("--arrivals", help="When the requests of --rate are sent."),
+    ] = "poisson",
     seed: Annotated[int, typer.Option("--seed", help="Of the random times of poisson.")] = 0,
     duration: Annotated[
         float | None,
@@ -113,7 +106,7 @@ def bench(
     from pdserve.tools.bench.targets import choose_targets
 
     plan = session.Plan(
-        loads=session.loads(_numbers(clients, "--clients"), _numbers(rate, "--rate"), arrivals.value),
+        loads=session.loads(_numbers(clients, "--clients"), _numbers(rate, "--rate"), arrivals),
         duration_s=10 if duration is None and requests is None else duration,
         requests=requests,
         warm_up_s=warm_up,

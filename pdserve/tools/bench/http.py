@@ -102,24 +102,8 @@ class HttpTarget:
     batch: int
     tls: ssl.SSLContext | None
 
-    def connect(self) -> "HttpClient":
-        return HttpClient(self)
-
-
-class HttpClient:
-    """One client of a route; see run.Connection."""
-
-    def __init__(self, target: HttpTarget) -> None:
-        self._connection = HttpConnection(target.server, target.tls)
-        self._requests = target.requests
-        self._check = target.check
-
-    async def ask(self, number: int, timeout_s: float) -> None:
-        requests = self._requests
-        self._check(*await self._connection.exchange(requests[number % len(requests)], timeout_s))
-
-    async def close(self) -> None:
-        self._connection.close()
+    def connect(self) -> "HttpConnection":
+        return HttpConnection(self.server, self.tls, self.requests, self.check)
 
 
 def http_target(route: str, server: Address, made: Sequence[Post], batch: int, access: Access) -> HttpTarget:
@@ -186,14 +170,30 @@ def request_head(server: Address, method: str, path: str, headers: dict[str, str
 class HttpConnection(asyncio.Protocol):
     """A connection to one server, one exchange at a time; the first opens it, as does the next after a break.
 
-    It goes straight to the server, whatever proxy the environment names.
+    It goes straight to the server, whatever proxy the environment names. ``requests`` and ``check``: as a
+    target has them, for `ask`.
     """
 
-    def __init__(self, server: Address, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        server: Address,
+        tls: ssl.SSLContext | None = None,
+        requests: Sequence[bytes] = (),
+        check: Callable[[int, bytes], None] = check_v1,
+    ) -> None:
         self._server = server
         self._tls = tls
+        self._requests = requests
+        self._check = check
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+
+    async def ask(self, number: int, timeout_s: float) -> None:
+        request = self._requests[number % len(self._requests)]
+        self._check(*await self.exchange(request, timeout_s))
+
+    async def close(self) -> None:
+        self._break()
 
     async def exchange(self, request: bytes, timeout_s: float) -> tuple[int, bytes]:
         """Send a request, whole, and wait for the answer: its status and body. Raises FailedError."""
@@ -212,14 +212,14 @@ class HttpConnection(asyncio.Protocol):
             return await answer
         except BaseException:
             # A late answer would be taken for that of the next request.
-            self.close()
+            self._break()
             raise
         finally:
             deadline.cancel()
             self._answer = None
 
-    def close(self) -> None:
-        """Break the connection; the next exchange opens a new one."""
+    def _break(self) -> None:
+        """Abort the connection; the next exchange opens a new one."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
@@ -248,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:  # an answer without a request
-            self.close()
+            self._break()
             return
         try:
             self._parser.feed_data(data)

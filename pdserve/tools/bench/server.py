@@ -38,7 +38,7 @@ class ServerProbe:
             head = request_head(self.address, "GET", path, self._headers)
             return await connection.exchange(head, _READY_TIMEOUT_S)
         finally:
-            connection.close()
+            await connection.close()
 
     async def check_ready(self, service: str) -> None:
         """Raise UnreachableError where nothing answers, ClientError where the server is not ready.

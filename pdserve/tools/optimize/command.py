@@ -1,9 +1,8 @@
 """``pdserve optimize``: make a faster form of a model, and publish it where it agrees with the float one."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,35 +15,14 @@ if TYPE_CHECKING:
     from pdserve.tools.optimize import Outcome
 
 
-class Precision(StrEnum):
-    """The forms of a model."""
-
-    int8 = "int8"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Preset(StrEnum):
-    """NNCF's presets."""
-
-    mixed = "mixed"
-    performance = "performance"
-
-
-class Task(StrEnum):
-    """What models do."""
-
-    classification = "classification"
-    embedding = "embedding"
-    detection = "detection"
-
-
 def optimize(
     model: Annotated[
         str,
         typer.Option("--model", metavar="NAME|DIR", help="A converted model's name, or a serving folder."),
     ],
-    precision: Annotated[Precision, typer.Option("--precision", help="The form to make.")],
+    precision: Annotated[
+        Literal["int8", "bf16", "fp16"], typer.Option("--precision", help="The form to make.")
+    ],
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
@@ -66,8 +44,9 @@ def optimize(
         typer.Option("--min-agreement", min=0, max=1, help="Publish from this share of agreement on."),
     ] = 0.98,
     preset: Annotated[
-        Preset, typer.Option("--preset", help="mixed: asymmetric activations; performance: symmetric.")
-    ] = Preset.mixed,
+        Literal["mixed", "performance"],
+        typer.Option("--preset", help="mixed: asymmetric activations; performance: symmetric."),
+    ] = "mixed",
     accuracy_control: Annotated[
         bool,
         typer.Option(
@@ -76,7 +55,8 @@ def optimize(
     ] = False,
     samples: Annotated[int, typer.Option("--samples", min=8, help="The most images that calibrate.")] = 300,
     task: Annotated[
-        Task | None, typer.Option("--task", help="The model's task, where it does not say.")
+        Literal["classification", "embedding", "detection"] | None,
+        typer.Option("--task", help="The model's task, where it does not say."),
     ] = None,
     gpu: o.GpuOption = None,
     cpu: o.CpuOption = False,
@@ -107,10 +87,10 @@ def optimize(
         calibration or (),
         images or (),
         min_agreement,
-        preset.value,
+        preset,
         accuracy_control,
         samples,
-        task.value if task else None,
+        task,
     )
     try:
         with console.image_bars() as bars:
