@@ -1,3 +1,4 @@
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -146,3 +147,29 @@ def test_objects_of_a_published_server():
     ]
     with pytest.raises(ClientError):
         from_pipeline(["result"], ["[{}]"], 1, Objects)
+
+
+@dataclass(frozen=True)
+class Segment:
+    points: tuple[tuple[float, float], ...]
+    name: str | None
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segments:
+    segments: tuple[Segment, ...]
+    count: int = 0
+
+
+def test_the_answers_of_a_new_service_need_no_code_here():
+    content = [
+        {"segments": [{"points": [[1, 2.5], [3, 4]], "name": None, "extra": {"a": 1}}], "count": 1},
+        {"segments": [{"points": [[1, 2, 3]], "name": "three numbers are no point"}]},
+        {"segments": [{"points": []}]},  # without its name
+    ]
+    good, odd, short = from_results({"results": content}, 3, Segments)
+    assert good == Segments((Segment(((1.0, 2.5), (3.0, 4.0)), None, {"a": 1}),), 1)
+    assert items(good) == list(good.segments)
+    assert isinstance(odd, ClientError)
+    assert isinstance(short, ClientError)
