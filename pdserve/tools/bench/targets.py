@@ -72,17 +72,17 @@ def choose_targets(
                 f"{address} is not this machine, and a load can bring a server down; "
                 "if you may load it, add --remote."
             )
-    addresses = [(route, grpc_address if route in GRPC_ROUTES else web_address) for route in routes]
-    for route, known in addresses:
-        if known is None:
+    for route in routes:
+        if not (other if route in GRPC_ROUTES else web):
             form = "host:port" if route in GRPC_ROUTES else "http://host:port"
             raise UsageError(f"Route {route} needs an address {form}; give it as well.")
-    probe = ServerProbe(web_address, access) if web_address else None
     service = service or find_service(*((web[0], False) if web else (other[0], True)), access)
     files = _images(images, note)
     targets = [
-        _target(route, known, files, service, batch, name, access) for route, known in addresses if known
+        build_target(route, url, files, service=service, batch=batch, name=name, access=access)
+        for route, (url,) in ((route, other if route in GRPC_ROUTES else web) for route in routes)
     ]
+    probe = ServerProbe(web_address, access) if web_address else None
     return Targets(tuple(targets), probe, service, access)
 
 
@@ -102,19 +102,7 @@ def build_target(
     ``images`` are image files' bytes, sent in turn, ``batch`` in a request. ``name`` is the service's name on
     the pipeline route, where it is not the guide's. Raises UsageError.
     """
-    return _target(route, server_address(route, url, access), images, service, batch, name, access)
-
-
-def _target(
-    route: str,
-    server: Address,
-    images: Sequence[bytes],
-    service: str,
-    batch: int,
-    name: str | None,
-    access: Access,
-) -> Target:
-    requests = batches(images, batch)
+    server, requests = server_address(route, url, access), batches(images, batch)
     if route in GRPC_ROUTES:
         from pdserve.tools.bench import grpc
 

@@ -136,8 +136,7 @@ def _classification(
         return Prepared({FEED: pipeline.preprocess(image)[None]}, _size(image))
 
     def answers(prepared: Sequence[Prepared], engine: Engine) -> list[Any]:
-        asked = replace(pipeline, engines=(engine,))
-        return list(asked.infer([each.feeds[FEED][0] for each in prepared]))
+        return list(replace(pipeline, engines=(engine,)).infer([each.feeds[FEED][0] for each in prepared]))
 
     def labels(scores: Any) -> Hashable:
         return tuple((label.class_id, label.label) for label in postprocess.read(scores, top))
@@ -165,8 +164,7 @@ def _embedding(
         return Prepared({alias: embedder.prepare(image)[None]}, _size(image))
 
     def answers(prepared: Sequence[Prepared], engine: Engine) -> list[Any]:
-        asked = replace(embedder, engines=(engine,))
-        return list(asked.infer([each.feeds[alias][0] for each in prepared]))
+        return list(replace(embedder, engines=(engine,)).infer([each.feeds[alias][0] for each in prepared]))
 
     return Task(
         "embedding",
@@ -196,9 +194,9 @@ def _detection(
         return Prepared(detector.prepare(image), _size(image))
 
     def answers(prepared: Sequence[Prepared], engine: Engine) -> list[Any]:
-        asked = replace(detector, engine=engine)
-        rows = asked.infer([each.feeds for each in prepared])
-        return [asked.read(row, *each.size) for row, each in zip(rows, prepared, strict=True)]
+        other = replace(detector, engine=engine)
+        rows = other.infer([each.feeds for each in prepared])
+        return [other.read(row, *each.size) for row, each in zip(rows, prepared, strict=True)]
 
     own = detector.settings
     preprocessing = {"size": detector.size, "mean": own.mean, "std": own.std}

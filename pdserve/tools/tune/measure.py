@@ -48,7 +48,7 @@ async def _measure(
 ) -> tuple[Round, str]:
     service, engine = await asyncio.to_thread(_open, settings, home)
     service.start()
-    asked: list[tuple[float, float]] = []
+    requests: list[tuple[float, float]] = []
     numbers = itertools.count()
 
     async def client() -> None:
@@ -56,8 +56,8 @@ async def _measure(
             since = time.perf_counter()
             await _ask(service, images[next(numbers) % len(images)])
             ended = time.perf_counter()
-            asked.append((since, ended))
-            if ended >= end and len(asked) >= clients:
+            requests.append((since, ended))
+            if ended >= end and len(requests) >= clients:
                 return
 
     try:
@@ -68,16 +68,16 @@ async def _measure(
         await asyncio.gather(*(client() for _ in range(clients)))
     finally:
         await service.close()
-    return summed_up(asked, begin, max(end, min(ended for _, ended in asked))), engine
+    return summarize(requests, begin, max(end, min(ended for _, ended in requests))), engine
 
 
-def summed_up(asked: Sequence[tuple[float, float]], begin: float, end: float) -> Round:
+def summarize(requests: Sequence[tuple[float, float]], begin: float, end: float) -> Round:
     """Requests, each from and to a moment, as a round from ``begin`` to ``end``, in seconds.
 
     Each counts by the share of it that fell between, so that it does not matter where in a batch the time
     begins and ends.
     """
-    within = [(since, ended) for since, ended in asked if ended > begin and since < end]
+    within = [(since, ended) for since, ended in requests if ended > begin and since < end]
     done = sum((min(ended, end) - max(since, begin)) / (ended - since) for since, ended in within)
     p50, p99 = np.percentile([ended - since for since, ended in within], (50, 99))
     return Round(done / (end - begin), 1000 * float(p50), 1000 * float(p99))
