@@ -7,8 +7,6 @@ from pdserve.clients.credentials import NO_ACCESS, Access
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES
 
-DEFAULT_SERVICE = next(iter(SERVICES))
-
 
 def find_service(url: str | None, rpc: bool = False, access: Access = NO_ACCESS) -> str:
     """The kind of the service at ``url``, or at the default ports of this machine.
@@ -20,7 +18,7 @@ def find_service(url: str | None, rpc: bool = False, access: Access = NO_ACCESS)
         running = [kind for kind, entry in SERVICES.items() if _listens(entry.ports[rpc])]
         if len(running) > 1:
             raise UsageError(f"Here run {' and '.join(running)}; say which with --service.")
-        return running[0] if running else DEFAULT_SERVICE
+        return running[0] if running else "classification"
     if not rpc:
         from pdserve.clients.http import HttpClient
 
@@ -28,7 +26,7 @@ def find_service(url: str | None, rpc: bool = False, access: Access = NO_ACCESS)
             if kind := client.service_kind():
                 return kind
     port = (rpc_address(url) if rpc else http_address(url)).port
-    return next((kind for kind, entry in SERVICES.items() if port in entry.ports), DEFAULT_SERVICE)
+    return next((kind for kind, entry in SERVICES.items() if port in entry.ports), "classification")
 
 
 def _listens(port: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pdserve.clients.address import Address, is_this_machine, rpc_address
+from pdserve.clients.address import is_this_machine, rpc_address
 from pdserve.clients.answers import from_pipeline, from_results
 from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
 from pdserve.clients.credentials import Access, channel_credentials, key_refused, no_tls
@@ -43,9 +43,8 @@ class _Rpc:
         self.service = service
         self.timeout = timeout
         self.name = name
-        self.address: Address = rpc_address(target or f"127.0.0.1:{service_entry(service).rpc_port}")
-        if self._access.wants_tls:
-            self.address = replace(self.address, scheme="grpcs")
+        address = rpc_address(target or f"127.0.0.1:{service_entry(service).rpc_port}")
+        self.address = replace(address, scheme="grpcs") if self._access.wants_tls else address
         self._credentials = channel_credentials(ca) if self.address.scheme == "grpcs" else None
         options = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from pdserve.clients.address import Address, http_address, is_this_machine
+from pdserve.clients.address import http_address, is_this_machine
 from pdserve.clients.answers import from_pipeline, from_results
 from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
 from pdserve.clients.credentials import Access, key_refused, no_tls, tls_context
@@ -35,8 +35,7 @@ class _Http:
         self.timeout = timeout
         self._is_paddle_serving = False
         scheme = "https" if access.wants_tls else "http"
-        port = service_entry(service).http_port
-        self.address: Address = http_address(url or f"{scheme}://127.0.0.1:{port}")
+        self.address = http_address(url or f"{scheme}://127.0.0.1:{service_entry(service).http_port}")
         if access.wants_tls and self.address.scheme == "http":
             raise UsageError(f"{self.address} asks without TLS; write https:// with --tls and --ca.")
         self._sends_key = access.api_key is not None
