@@ -70,8 +70,8 @@ def _op(of_file: Mapping[str, Any], operator: Operator, notes: list[str]) -> Con
     switches = {"thread_num": model.threads, "ir_optim": model.ir_optim, "use_mkldnn": model.use_mkldnn}
     local |= {key: value for key, value in switches.items() if value not in (None, "auto")}
     instances = 1 if model.instances == "auto" else model.instances
-    op = {key: value for key, value in _given(of_file).items() if key in ("retry",)}
-    return op | {
+    retry = of_file.get("retry")
+    return ({} if retry is None else {"retry": retry}) | {
         "concurrency": instances * len(model.devices),
         "timeout": model.timeout_ms or -1,
         **_batching(operator.name, model, notes),

@@ -43,7 +43,7 @@ def install(home: Home, python: Path | None, environ: Mapping[str, str], progres
         pip = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         progress.note(RUNTIME, "installing the packages; this takes minutes")
         _run([*pip, "--no-deps", *interpreter.PUBLISHED], environ)
-        _run([*pip, *interpreter.REQUIREMENTS], environ)
+        _run([*pip, "-r", str(interpreter.REQUIREMENTS)], environ)
         progress.note(RUNTIME, "serving a tiny model, to see that it works")
         check(own, home, environ)
     found = query(target / "bin" / "python", interpreter.NEEDED)

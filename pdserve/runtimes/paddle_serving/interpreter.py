@@ -22,30 +22,7 @@ RUNTIME = "paddle-serving"
 INSTALL = "pdserve runtime install paddle-serving"
 PYTHONS = ("3.9", "3.8")
 PUBLISHED = ("paddle-serving-server==0.9.0", "paddle-serving-client==0.9.0", "paddle-serving-app==0.9.0")
-REQUIREMENTS = (
-    "paddlepaddle==2.6.2",
-    "protobuf==3.20.3",
-    "numpy<1.24",
-    "opencv-python==4.6.0.66",
-    "grpcio==1.47.5",
-    "grpcio-tools==1.47.5",
-    "flask<2.1",
-    "werkzeug<2.1",
-    "jinja2<3.1",
-    "itsdangerous<2.1",
-    "markupsafe<2.1",
-    "shapely<2",
-    "pyclipper",
-    "sentencepiece",
-    "pyyaml",
-    "requests",
-    "six",
-    "pillow",
-    "func-timeout",
-    "pytest",
-    "prometheus-client",
-    "faiss-cpu==1.7.4",
-)
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 # Module -> the package that brings it.
 NEEDED: Mapping[str, str] = {
     "paddle_serving_server": "paddle-serving-server",
@@ -167,6 +144,7 @@ def _complete(path: Path | str, origin: str, needed: Mapping[str, str]) -> Inter
 
 def _pip_commands(python: str) -> str:
     """The two commands that install versions that work together."""
-    pins = " ".join(f'"{pin}"' if "<" in pin else pin for pin in REQUIREMENTS)
+    lines = REQUIREMENTS.read_text("utf-8").splitlines()[1:]
+    pins = " ".join(f'"{pin}"' if "<" in pin else pin for pin in lines)
     pip = f"{python} -m pip install"
     return f"`{pip} --no-deps {' '.join(PUBLISHED)}` and `{pip} {pins}`"
