@@ -109,7 +109,7 @@ def build(ops: TransformOps) -> Chain:
     if not isinstance(ops, (list, tuple)):
         raise SettingsError(f"The preprocessing is {ops!r}; it must be a list of operators.")
     for op in ops:
-        name, params = named(op)
+        name, params = parse_operator(op)
         if chw and name != "NormalizeImage":
             raise SettingsError(f"{name} comes after ToCHWImage; it works on height, width, channels.")
         if normalize and name != "ToCHWImage":
@@ -132,8 +132,8 @@ def build(ops: TransformOps) -> Chain:
     return Chain(tuple(ops), tuple(steps), normalize or _to_tensor, size)
 
 
-def named(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A step's operator and its parameters, both of them known, a detector's as a classifier's.
+def parse_operator(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of a step, both checked; a detector's operators become a classifier's.
 
     Raises SettingsError.
     """

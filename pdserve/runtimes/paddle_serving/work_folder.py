@@ -281,7 +281,7 @@ def steps(ops: preprocess.TransformOps) -> list[dict[str, dict[str, Any]]]:
 
 def _plain(op: Any) -> tuple[str, dict[str, Any] | None]:
     """A step's name there and its parameters; None for a step that changes nothing there."""
-    name, params = preprocess.named(op)
+    name, params = preprocess.parse_operator(op)
     match name:
         case "DecodeImage":
             return "ReverseChannels", None if params.get("to_rgb", True) else {}
