@@ -68,14 +68,14 @@ class _ActiveSettings:
 
 @contextlib.contextmanager
 def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Server"]:
-    """The log is open, the notes are said, keys and certificates are read, the ports are free."""
+    """Open the log, log the notes, read keys and certificates, see that the ports are free."""
     with open_log(settings.log_file, settings.log_format):
         for note in notes:
             log.warning("%s", note)
         keys = Keys.read(settings)
         check_tls(settings)
         for port in (settings.http_port, settings.rpc_port, settings.prometheus_port):
-            if port:  # a taken port is said now, not after a model has loaded
+            if port:  # a taken port is an error now, not after a model has loaded
                 bind(settings.host, port).close()
         if warning := exposed_to(settings):
             log.warning("%s", warning)
@@ -84,7 +84,7 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Se
 
 
 class _Server:
-    """The doors before a service, and the signals to the process."""
+    """The listeners of a service, and the signals to the process."""
 
     def __init__(self, settings: ServerSettings, keys: Keys | None) -> None:
         self.settings = settings
@@ -93,7 +93,7 @@ class _Server:
         self._stuck = False
 
     def run(self, service: Service, options: Any) -> None:
-        """Serve until told to stop. Raises EngineError where the engines hang for good."""
+        """Serve until a signal; ends the process at once where a thread hangs in an engine."""
         with open_tracing(service.kind, os.environ) as tracer:
             app = build_app(
                 service, self.settings, self.metrics, options=options, keys=self._keys, tracer=tracer
@@ -110,26 +110,32 @@ class _Server:
         stop = asyncio.Event()
         with self._on_signals(service, stop.set):
             service.start()
-            opened = [_Door(name, door, stop) for name, door in self._doors(service, app, tracer, stop)]
+            running, addresses = [], []
             try:
-                for door in opened:
-                    await door.open()
-                log.info("ready: %s at %s", service.kind, " and ".join(door.address for door in opened))
-                await _first(stop.wait(), service.reloader.failed.wait())
+                for address, listener in self._listeners(service, app, tracer, stop):
+                    port = asyncio.get_running_loop().create_future()
+                    running.append(asyncio.create_task(_listen(listener, port, stop)))
+                    addresses.append(address % await port)
+                log.info("ready: %s at %s", service.kind, " and ".join(addresses))
+                ends = [asyncio.ensure_future(event.wait()) for event in (stop, service.reloader.failed)]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for end in ends:
+                    end.cancel()
             finally:
                 stop.set()
                 service.stop()
                 log.info("stopping: no new requests, finishing those that run")
                 # All at once: each has the same time to let its requests finish.
-                await asyncio.gather(*(door.closed() for door in opened), return_exceptions=True)
+                await asyncio.gather(*running, return_exceptions=True)
                 try:
                     await asyncio.wait_for(service.close(), max(1, self.settings.grace_s))
                 except TimeoutError:
                     self._stuck = True
 
-    def _doors(
+    def _listeners(
         self, service: Service, app: Any, tracer: Tracer | None, stop: asyncio.Event
     ) -> Iterator[tuple[str, AbstractAsyncContextManager[int]]]:
+        """The addresses, each with a place for the port, and what listens there."""
         settings = self.settings
         host = bracketed(settings.host)
         if settings.http_port is not None:
@@ -183,32 +189,18 @@ class _Server:
         await service.reloader.reload(read_settings=True)
 
 
-class _Door:
-    """A door, open in a task of its own until ``stop``. ``name`` has a place for the port."""
-
-    def __init__(self, name: str, door: AbstractAsyncContextManager[int], stop: asyncio.Event) -> None:
-        self.address = name
-        self._door = door
-        self._stop = stop
-        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._task: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        """Raises what keeps it shut."""
-        self._task = asyncio.create_task(self._keep_open())
-        await _first(asyncio.shield(self._port), self._task)
-        if not self._port.done():
-            self._task.result()
-        self.address %= self._port.result()
-
-    async def _keep_open(self) -> None:
-        async with self._door as port:
-            self._port.set_result(port)
-            await self._stop.wait()
-
-    async def closed(self) -> None:
-        if self._task:
-            await self._task
+async def _listen(
+    listener: AbstractAsyncContextManager[int], opened: "asyncio.Future[int]", stop: asyncio.Event
+) -> None:
+    """Keep a listener open until ``stop``; ``opened`` gets its port, or what keeps it from opening."""
+    try:
+        async with listener as port:
+            opened.set_result(port)
+            await stop.wait()
+    except Exception as error:
+        if opened.done():
+            raise
+        opened.set_exception(error)
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:
@@ -219,15 +211,6 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
         import uvloop
 
         uvloop.run(serving)
-
-
-async def _first(*waiting: Any) -> None:
-    """Wait for one of several; the others are let go, tasks excepted."""
-    tasks = [asyncio.ensure_future(each) for each in waiting]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task, given in zip(tasks, waiting, strict=True):
-        if task is not given:
-            task.cancel()
 
 
 async def _tick() -> None:
