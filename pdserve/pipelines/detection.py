@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,8 @@ from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models.home import Home
 from pdserve.models.labels import read_labels
-from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
-from pdserve.pipelines.detector import Detector, open_detectors
+from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
+from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
 from pdserve.pipelines.loading import open_model
 from pdserve.pipelines.model_config import label_list
 from pdserve.settings import ModelSettings, ServiceSettings, SettingsGroup
@@ -89,19 +88,14 @@ class DetectionPipeline(Pipeline[Detections]):
     async def _one(
         self, data: bytes | PdserveError, steps: Steps, top_k: int | None
     ) -> Detections | PdserveError:
-        detector, name, started = self.detectors[0], self.model.name, time.perf_counter()
+        clock = Clock()
         image = await steps.work(self.try_decode, data)
         if isinstance(image, PdserveError):
             return image
-        decoded = time.perf_counter()
-        steps.record("decode", decoded - started, name)
-        prepared = await steps.work(detector.prepare, image)
-        steps.record("preprocess", time.perf_counter() - decoded, name)
-        (rows,) = await steps.infer("detector", [prepared])
-        if isinstance(rows, PdserveError):
-            return rows
-        inferred = time.perf_counter()
-        boxes = detector.read(rows, image.shape[1], image.shape[0])[:top_k]
+        steps.record("decode", clock.lap("decode"), self.model.name)
+        boxes = await find_boxes(self.detectors[0], self.model.name, image, steps, clock)
+        if isinstance(boxes, PdserveError):
+            return boxes
         objects = tuple(
             DetectedObject(
                 (round(box.x1, 4), round(box.y1, 4), round(box.x2, 4), round(box.y2, 4)),
@@ -109,9 +103,8 @@ class DetectionPipeline(Pipeline[Detections]):
                 self._label(box.class_id),
                 score_of(box.score),
             )
-            for box in boxes
+            for box in boxes[:top_k]
         )
-        steps.record("postprocess", time.perf_counter() - inferred, name)
         return Detections(objects)
 
     def _label(self, class_id: int) -> str:

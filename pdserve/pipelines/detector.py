@@ -9,6 +9,7 @@ the image's size: its boxes are in pixels of its input, and are brought to the i
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
+from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.prototxt import Variable
 from pdserve.formats.serving_model import ServingModel
+from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
 from pdserve.settings import ModelSettings
 from pdserve.vision import boxes
@@ -120,6 +122,22 @@ class Detector:
     def _batches(self) -> bool:
         free = all(shape[:1] == (-1,) for shape in self.engine.shapes.values())
         return free and len(self.engine.fetches) > 1
+
+
+async def find_boxes(
+    detector: Detector, name: str, image: Image8, steps: Steps, clock: Clock
+) -> list[Box] | PdserveError:
+    """Detect in one image by a request's steps, under the role "detector"; ``name``: the model's."""
+    prepared = await steps.work(detector.prepare, image)
+    steps.record("preprocess", clock.lap("preprocess"), name)
+    (rows,) = await steps.infer("detector", [prepared])
+    if isinstance(rows, PdserveError):
+        return rows
+    started = time.perf_counter()
+    boxes = detector.read(rows, image.shape[1], image.shape[0])
+    steps.record("postprocess", time.perf_counter() - started, name)
+    clock.lap("detect")
+    return boxes
 
 
 def open_detectors(

@@ -6,7 +6,6 @@ boxes.
 
 import asyncio
 import logging
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from pdserve.index import store as index_folder
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
-from pdserve.pipelines.detector import Detector, open_detectors
+from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
 from pdserve.pipelines.embedder import Embedder, open_embedder
 from pdserve.pipelines.loading import open_model
 from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
@@ -135,7 +134,9 @@ class RecognitionPipeline(Pipeline[Objects]):
         if isinstance(image, PdserveError):
             return image
         steps.record("decode", clock.lap("decode"))
-        boxes = await self._boxes(image, clock, steps)
+        boxes: list[Box] | PdserveError = []
+        if self.detector_model:
+            boxes = await find_boxes(self.detectors[0], self.detector_model.name, image, steps, clock)
         if isinstance(boxes, PdserveError):
             return boxes
         found = regions(image, boxes)
@@ -150,22 +151,6 @@ class RecognitionPipeline(Pipeline[Objects]):
         answer = await steps.work(self._look_up, found, vectors, top_k, clock)
         steps.record("search", answer.timings_ms["search"] / 1000)
         return answer
-
-    async def _boxes(self, image: Image8, clock: Clock, steps: Steps) -> list[Box] | PdserveError:
-        if not self.detectors:
-            return []
-        detector, name = self.detectors[0], self.models["detector"].name  # all do the same but run
-        prepared = await steps.work(detector.prepare, image)
-        steps.record("preprocess", clock.lap("preprocess"), name)
-        (rows,) = await steps.infer("detector", [prepared])
-        if isinstance(rows, PdserveError):
-            return rows
-        height, width = image.shape[:2]
-        started = time.perf_counter()
-        boxes = detector.read(rows, width, height)
-        steps.record("postprocess", time.perf_counter() - started, name)
-        clock.lap("detect")
-        return boxes
 
     def _look_up(
         self, found: Sequence[Region], vectors: Sequence[Tensor], top_k: int | None, clock: Clock
