@@ -59,7 +59,10 @@ def read(page: Path) -> Iterator[Block]:
         mark = _MARK.search(before)
         name, line = page.relative_to(ROOT).as_posix(), before.count("\n") + 1
         body = re.sub(f"^{fence[1]}", "", fence[3], flags=re.MULTILINE)
-        yield Block(name, line, fence[2], body, _lacking(*mark.groups()) if mark else None)
+        lacking = _lacking(*mark.groups()) if mark else None
+        if lacking is None and "curl " in body and not shutil.which("curl"):
+            lacking = "needs curl"
+        yield Block(name, line, fence[2], body, lacking)
 
 
 def _lacking(kind: str, what: str) -> str | None:
@@ -67,8 +70,6 @@ def _lacking(kind: str, what: str) -> str | None:
         return what
     if what in _EXTRAS:
         return None if find_spec(_EXTRAS[what]) else f'needs {_EXTRAS[what]}: pip install "pdserve[{what}]"'
-    if what == "posix":
-        return None if shutil.which("bash") else "needs bash"
     return f"needs {_OUTSIDE[what]}"
 
 

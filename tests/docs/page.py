@@ -44,7 +44,7 @@ class Page:
         held = None if lines[-1].rstrip().endswith("&") else _SERVE.search(lines[-1])
         before = "\n".join(lines[:-1] if held else lines)
         if before.strip():
-            code, printed = self._finish(["bash", "-ec", before])
+            code, printed = self._finish(["sh", "-ec", before])
             if code:
                 return [f"exit code {code}", *printed]
         return self._serve(held[1], lines[-1]) if held else []
@@ -56,7 +56,7 @@ class Page:
 
     def _compared(self, command: Command) -> list[str]:
         line, output = command.line, command.output
-        code, printed = self._finish(["bash", "-ec", line])
+        code, printed = self._finish(["sh", "-ec", line])
         fails = any(shown.startswith("pdserve: ") for shown in output)
         wrong = differences(output, printed)
         if bool(code) != fails:
@@ -82,7 +82,7 @@ class Page:
         log = self._folder / f"{kind}.log"
         with log.open("wb") as out:
             server = subprocess.Popen(
-                ["bash", "-c", line], cwd=self.work, env=self._environ, stdout=out, stderr=out,
+                ["sh", "-c", line], cwd=self.work, env=self._environ, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
         self._servers[kind] = server
