@@ -1,10 +1,11 @@
 """The table of commands. Each is loaded when it is typed, so that ``pdserve --help`` loads none of them."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
@@ -45,17 +46,19 @@ class LazyCommand(TyperCommand):
     """A line of the table in ``--help``; `load` imports the command itself."""
 
     def __init__(self, name: str, entry: Command) -> None:
-        super().__init__(name, help=entry.help, rich_help_panel=entry.panel, rich_markup_mode=None)
+        super().__init__(name, help=entry.help, rich_help_panel=entry.panel)
         self._target = entry.target
 
     def load(self) -> Any:
         """Import the command, or the group of commands."""
-        module, _, attribute = self._target.partition(":")
-        target = getattr(import_module(module), attribute)
+        target = resolve_name(self._target)
         if not isinstance(target, typer.Typer):
-            function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
+            function, target = target, typer.Typer(add_completion=False, rich_markup_mode="rich")
             target.command(self.name)(function)
-        return typer.main.get_command(target)
+        command: Any = typer.main.get_command(target)
+        for each in (command, *getattr(command, "commands", {}).values()):
+            each.help = re.sub(r"(?<!\n)\n(?!\n)", " ", each.help or "")  # a paragraph fills its lines
+        return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent, **extra)

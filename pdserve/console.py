@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdserve.errors import PdserveError
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Display
     from rich.progress import TaskID
-
-    from pdserve.predict import Outcome, Picture
 
 _UNFOLDED = 10_000  # columns of a table in a file or a pipe, where a line must stay whole
 _NARROWEST = 14  # columns that a table's text gets at least
@@ -192,47 +189,6 @@ def _cell(content: object, digits: int) -> str:
     if content is None:
         return "-"
     return f"{content:.{digits}f}" if isinstance(content, float) else str(content)
-
-
-def outcome(outcome: "Outcome", picture: "Picture | None", as_json: bool) -> None:
-    """One image's answer: a JSON line, or lines of labels under its name."""
-    from pdserve.answers import FoundObject
-
-    answer = outcome.answer
-    if as_json:
-        if isinstance(answer, PdserveError):
-            json_line({"image": outcome.name, "error": answer.message})
-        else:
-            content = {"image": outcome.name, outcome.kind: [_described(each) for each in answer]}
-            json_line(content | ({"picture": str(picture.path)} if picture else {}))
-            _legend(picture)
-        return
-    if isinstance(answer, PdserveError):
-        say(f"{outcome.name}: {answer.message}")
-        return
-    line(f"{outcome.name}:")
-    for each in answer:
-        where = " ".join(map(str, each.bbox)) if isinstance(each, FoundObject) else f"{each.class_id:>5}"
-        line(f"  {each.score:7.4f}  {where}  {each.label}")
-    if not answer:
-        line(f"  no {outcome.kind.removesuffix('s')}")
-    if picture:
-        line(f"  {picture.path}")
-        _legend(picture)
-
-
-def _legend(picture: "Picture | None") -> None:
-    for text in picture.legend if picture else ():
-        say(f"  {text}")
-
-
-def _described(each: Any) -> dict[str, Any]:
-    content: dict[str, Any] = asdict(each)
-    # The neighbours beyond the best are told where they were asked for.
-    if len(content.get("matches", ())) < 2:
-        content.pop("matches", None)
-    content.pop("detection", None)
-    return content
 
 
 def failed(error: PdserveError) -> int:

@@ -1,18 +1,24 @@
-"""The settings of a service: flags over environment over ``config.yml`` over defaults, frozen.
+"""The settings of a service, each declared once; flags over environment over ``config.yml`` over defaults.
 
-``config.yml`` is Paddle Serving's own (``worker_num``, ``http_port``, ``dag``, ``op``), plus one block
-``pdserve:`` that Paddle Serving ignores; config_yml.py reads it. The environment's names are
-``PDSERVE_`` and the setting in capitals: ``PDSERVE_HTTP_PORT=8080``, ``PDSERVE_ENGINE=onnx``.
+A field of a group below says all there is to say of a setting: panel in ``--help``, default, help, metavar,
+bounds and, where they are not the usual ones, its options and its key in ``config.yml``. Usual are ``--NAME``
+with dashes, ``PDSERVE_NAME`` in capitals in the environment, and ``pdserve.NAME`` in the file. Options and
+reference tables are made of `describe`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from pdserve.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pdserve.pipelines import ServiceEntry
 
 
 class SettingsGroup(BaseModel):
@@ -21,8 +27,58 @@ class SettingsGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A setting as options and reference tables show it.
+
+    ``flags``: its options, the usual one first; empty for none. ``key``: in ``config.yml``, where ``*`` is an
+    operator's name. ``choices``: the import string of the table of its values, besides the default. ``kind``:
+    of its value; a list is written with commas, or as a repeated option.
+    """
+
+    name: str
+    help: str
+    panel: str
+    metavar: str
+    flags: tuple[str, ...]
+    key: str
+    default: Any
+    choices: str = ""
+    kind: Literal["value", "switch", "list", "repeated"] = "value"
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return f"PDSERVE_{self.name.upper()}"
+
+
+PANELS = ("Model", "Device", "Preprocessing", "Results", "Server", "Batching", "Limits", "Security", "Log")
+_USUAL = ("--NAME",)
+
+
+def setting(
+    panel: str,
+    default: Any,
+    help: str,  # noqa: A002 - the option's word
+    metavar: str = "",
+    *,
+    flags: tuple[str, ...] = _USUAL,
+    key: str = "",
+    choices: str = "",
+    **bounds: Any,
+) -> Any:
+    """Declare a setting as a field; ``bounds`` are pydantic's. For the rest see `Setting`."""
+    extra: Any = {"setting": Setting("", help, panel, metavar, flags, key, default, choices)}
+    return Field(default=default, json_schema_extra=extra, **bounds)
+
+
+_model, _device, _preprocessing, _results, _server, _batching, _limit, _security, _log = (
+    partial(setting, panel) for panel in PANELS
+)
+
 Auto = Literal["auto"]
 _AtLeastOne = Annotated[int, Field(ge=1)]
+_CONF = "op.*.local_service_conf"
 
 
 class ModelSettings(SettingsGroup):
@@ -30,117 +86,149 @@ class ModelSettings(SettingsGroup):
 
     ``devices``: "cpu", or "gpu:0" for each GPU; ``threads`` per instance; ``instances`` per device.
     "auto" is what suits device and engine. ``ir_optim`` and ``use_mkldnn`` are Paddle's switches, None
-    where nobody asked. Times are milliseconds; ``timeout_ms`` None means no limit. An engine that takes
-    longer than ``hang_s`` seconds over a batch counts as hung.
+    where they are not set. Times are milliseconds; ``timeout_ms`` None means no limit.
     """
 
     model: str
-    engine: str = "auto"
-    devices: tuple[str, ...] = ("cpu",)
-    threads: _AtLeastOne | Auto = "auto"
-    instances: _AtLeastOne | Auto = "auto"
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    ir_optim: bool | None = None
-    use_mkldnn: bool | None = None
-    tensorrt: bool = False
-    fetch_list: tuple[str, ...] = ()
-    max_batch_size: _AtLeastOne | Auto = "auto"
-    max_queue_delay_ms: float = Field(default=0, ge=0)
-    max_queue_size: int = Field(default=256, ge=1)
-    timeout_ms: int | None = Field(default=None, ge=1)
-    hang_s: float = Field(default=60, gt=0)
+    engine: str = _device(
+        "auto",
+        "openvino, paddle, onnx, or auto: the best that is installed.",
+        "NAME",
+        choices="pdserve.engines.table:ENGINES",
+    )
+    devices: tuple[str, ...] = _device(
+        ("cpu",), 'GPU numbers, as in "0" or "0,1".', "IDS", flags=("--gpu", "--cpu"), key=f"{_CONF}.devices"
+    )
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = _device(
+        "fp32", "fp32, fp16, bf16 or int8.", "NAME", key=f"{_CONF}.precision"
+    )
+    threads: _AtLeastOne | Auto = _device(
+        "auto", "CPU threads per instance.", "N|auto", key=f"{_CONF}.thread_num"
+    )
+    ir_optim: bool | None = _device(None, "Paddle's graph passes.", flags=(), key=f"{_CONF}.ir_optim")
+    use_mkldnn: bool | None = _device(None, "Paddle's oneDNN.", flags=(), key=f"{_CONF}.use_mkldnn")
+    tensorrt: bool = _device(False, "Paddle's TensorRT.", flags=(), key=f"{_CONF}.device_type: 2")
+    fetch_list: tuple[str, ...] = _model((), "Outputs to fetch.", flags=(), key=f"{_CONF}.fetch_list")
+    instances: _AtLeastOne | Auto = _batching(
+        "auto", "Engine instances per device.", "N|auto", key="op.*.concurrency"
+    )
+    max_batch_size: _AtLeastOne | Auto = _batching(
+        "auto", "Most images in a batch.", "N|auto", key="op.*.batch_size"
+    )
+    max_queue_delay_ms: float = _batching(
+        0, "How long a batch waits to fill.", "MS", key="op.*.auto_batching_timeout", ge=0
+    )
+    max_queue_size: int = _batching(256, "Most images that wait.", "N", ge=1)
+    timeout_ms: int | None = _limit(None, "Time limit of a request.", "MS", key="op.*.timeout", ge=1)
+    hang_s: float = _limit(60, "Time after which a running batch counts as hung.", "SECONDS", gt=0)
 
 
 class PreprocessSettings(SettingsGroup):
-    """The preprocessing of a classifier, where its own description is not enough or not wanted.
+    """A classifier's preprocessing, where the model's own is missing or not wanted."""
 
-    The fields are those of one usual chain: resize, crop, normalise.
-    """
-
-    resize_short: int | None = Field(default=None, ge=1)
-    resize: tuple[int, int] | None = None  # width, height
-    interpolation: str | None = None
-    backend: Literal["cv2", "pil"] | None = None
-    crop: int | None = Field(default=None, ge=1)
-    scale: float | str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    channel_order: Literal["rgb", "bgr"] | None = None
+    resize_short: int | None = _preprocessing(None, "Resize the short side to this.", "PIXELS", ge=1)
+    resize: tuple[int, int] | None = _preprocessing(None, "Resize to this width and height.", "W,H")
+    interpolation: str | None = _preprocessing(None, "nearest, bilinear, bicubic, area or lanczos.", "NAME")
+    backend: Literal["cv2", "pil"] | None = _preprocessing(None, "What resizes: cv2 or pil.", "NAME")
+    crop: int | None = _preprocessing(None, "Center crop to a square of this side.", "PIXELS", ge=1)
+    scale: float | str | None = _preprocessing(None, "Factor before the mean, as in 1/255.", "FACTOR")
+    mean: tuple[float, float, float] | None = _preprocessing(None, "Mean per channel.", "R,G,B")
+    std: tuple[float, float, float] | None = _preprocessing(None, "Standard deviation per channel.", "R,G,B")
+    channel_order: Literal["rgb", "bgr"] | None = _preprocessing(None, "rgb or bgr.", "NAME")
 
 
 class PostprocessSettings(SettingsGroup):
-    """The labels of a classifier and how they are chosen, where its own description is not enough."""
+    """A classifier's labels and how they are chosen, where the model's own choice is not wanted."""
 
-    labels: Path | None = None
-    top_k: int | None = Field(default=None, ge=1)
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    postprocess: Mapping[str, Any] | None = None
+    labels: Path | None = _results(None, "Label names, one a line, or class id and name.", "FILE")
+    top_k: int | None = _results(None, "Labels per image.", "N", ge=1)
+    threshold: float | None = _results(None, "Score that a label needs.", "SCORE", ge=0, le=1)
+    postprocess: Mapping[str, Any] | None = _results(None, "PostProcess of inference.yml.", flags=())
 
 
 class ClassificationOptions(PreprocessSettings, PostprocessSettings):
     """The options of classification: preprocessing and postprocessing."""
 
 
-class ServerSettings(SettingsGroup):
-    """The doors. A port of None keeps that door shut, 0 takes any free one.
-
-    ``name`` is the service's name in the pipeline protocol. Limits: ``max_body_bytes`` per request,
-    ``max_header_bytes`` for its head, ``max_part_bytes`` per part of a form, ``max_pixels`` per image,
-    ``max_images`` per request. Seconds:
-    ``header_timeout_s`` for the head of a request to come in, ``body_timeout_s`` for the next part of its
-    body, ``keep_alive_s`` for which an idle connection is kept, ``grace_s`` in which a stopping server
-    lets running requests finish.
-
-    ``api_key`` and the lines of ``api_key_file`` are what callers must show one of; neither: nobody is
-    asked. ``tls_cert`` and ``tls_key`` are PEM files, both or none. ``cors_origins`` are the web pages
-    that may ask from a browser, "*" for any.
-    """
-
-    name: str
-    host: str = Field(default="127.0.0.1", min_length=1)
-    http_port: int | None = Field(default=None, ge=0, le=65535)
-    rpc_port: int | None = Field(default=None, ge=0, le=65535)
-    max_body_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
-    max_part_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
-    max_pixels: int = Field(default=64_000_000, ge=1)
-    max_images: int = Field(default=64, ge=1)
-    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
-    header_timeout_s: float = Field(default=10, gt=0)
-    body_timeout_s: float = Field(default=30, gt=0)
-    keep_alive_s: float = Field(default=75, gt=0)
-    grace_s: float = Field(default=30, ge=0)
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    cors_origins: tuple[str, ...] = ()
-    prometheus_port: int | None = Field(default=None, ge=0, le=65535)
-    log_file: Path | None = None
-    log_format: Literal["text", "json"] = "text"
-
-
 class RecognitionOptions(SettingsGroup):
-    """How a picture is recognised; the defaults are the guide's.
+    """How an image is recognized; the defaults are the guide's.
 
     ``index`` is a name or a folder. Of the detector's boxes over ``det_threshold`` the best
-    ``max_det_results`` are looked up, and the whole picture; an answer needs ``score_threshold``;
+    ``max_det_results`` are searched for, and the whole image; an answer needs ``score_threshold``;
     boxes that overlap a better answer's by more than ``nms_threshold`` (IoU) are dropped.
     """
 
-    index: str = "drink_dataset_v1.0"
-    det_threshold: float = Field(default=0.2, ge=0, le=1)
-    max_det_results: int = Field(default=5, ge=1)
-    score_threshold: float = 0.5
-    nms_threshold: float = Field(default=0.05, ge=0, le=1)
-    top_k: int = Field(default=1, ge=1)
-    gallery_writes: bool = False
+    index: str = _model("drink_dataset_v1.0", "The index of the gallery to search.", "NAME|DIR")
+    det_threshold: float = _results(0.2, "Score that a box needs.", "SCORE", ge=0, le=1)
+    max_det_results: int = _results(5, "Most boxes to search for, besides the whole image.", "N", ge=1)
+    score_threshold: float = _results(0.5, "Similarity that an object needs.", "SCORE")
+    nms_threshold: float = _results(
+        0.05, "Overlap from which the less similar of two boxes is dropped.", "IOU", ge=0, le=1
+    )
+    top_k: int = _results(1, "Nearest gallery entries per object.", "N", ge=1)
+    gallery_writes: bool = _server(False, "Let callers change the gallery over HTTP.")
+
+
+class DetectionOptions(SettingsGroup):
+    """How objects are detected: the best ``max_det_results`` boxes with at least ``det_threshold``."""
+
+    labels: Path | None = _results(None, "Label names, one a line, or class id and name.", "FILE")
+    det_threshold: float = _results(0.2, "Score that a box needs.", "SCORE", ge=0, le=1)
+    max_det_results: int = _results(100, "Most boxes in an answer.", "N", ge=1)
+
+
+class ServerSettings(SettingsGroup):
+    """The listeners, their limits, their security, the log.
+
+    A port of None is not opened, 0 takes any free one. ``name`` is the service's name in the pipeline
+    protocol. ``api_key`` and the lines of ``api_key_file`` are keys of which callers must send one; with
+    neither, none is asked for. ``tls_cert`` and ``tls_key`` are PEM files, both or none.
+    """
+
+    name: str = _server(..., "Its name on Paddle Serving's routes.", flags=(), key="op.*")
+    host: str = _server("127.0.0.1", "Address to listen on; 0.0.0.0: all.", "ADDRESS", min_length=1)
+    http_port: int | None = _server(None, "HTTP; 0: any free port.", "PORT", key="http_port", ge=0, le=65535)
+    rpc_port: int | None = _server(None, "gRPC; 0: any free port.", "PORT", key="rpc_port", ge=0, le=65535)
+    prometheus_port: int | None = _server(
+        None,
+        "Serve /metrics on this port too, without a key.",
+        "PORT",
+        key="dag.prometheus_port",
+        ge=0,
+        le=65535,
+    )
+    grace_s: float = _server(
+        30, "Time for running requests at a stop.", "SECONDS", flags=("--grace", "--grace-s"), ge=0
+    )
+    keep_alive_s: float = _server(75, "How long an idle connection is kept.", "SECONDS", gt=0)
+    max_body_bytes: int = _limit(256 * 1024 * 1024, "Most bytes in a request's body.", "BYTES", ge=1)
+    max_part_bytes: int = _limit(256 * 1024 * 1024, "Most bytes in one part of a form.", "BYTES", ge=1)
+    max_header_bytes: int = _limit(32 * 1024, "Most bytes in a request's headers.", "BYTES", ge=1024)
+    max_pixels: int = _limit(64_000_000, "Most pixels in an image.", "N", ge=1)
+    max_images: int = _limit(64, "Most images in a request.", "N", ge=1)
+    header_timeout_s: float = _limit(10, "Time for a request's headers to arrive.", "SECONDS", gt=0)
+    body_timeout_s: float = _limit(30, "Time that a body may stand still.", "SECONDS", gt=0)
+    api_key: SecretStr | None = _security(None, "A key that callers must send.", flags=())
+    api_key_file: Path | None = _security(
+        None,
+        "Keys, one a line; callers must send one. Or one in PDSERVE_API_KEY.",
+        "FILE",
+        flags=("--api-key",),
+    )
+    tls_cert: Path | None = _security(None, "The certificate (PEM), for TLS.", "FILE")
+    tls_key: Path | None = _security(None, "The certificate's private key (PEM).", "FILE")
+    cors_origins: tuple[str, ...] = _security(
+        (), "Origin of web pages that may call; * for any; repeatable.", "ORIGIN", flags=("--cors-origin",)
+    )
+    log_file: Path | None = _log(None, "Log to this file too, rotating.", "FILE")
+    log_format: Literal["text", "json"] = _log("text", "text or json.", "NAME")
 
 
 @dataclass(frozen=True)
 class Sources:
     """Where each setting came from, for a runtime that cannot honour all of them.
 
-    ``given``: setting -> the option or the environment variable that gave it; ``block``: the settings in
+    ``given``: setting -> the option or environment variable that gave it; ``block``: the settings in
     the file's block ``pdserve:``; ``content``: the file as it is written, empty where there is none.
     """
 
@@ -172,51 +260,61 @@ class ServiceSettings:
         return next(iter(self.models.values()))
 
 
-class _Role(Protocol):
-    @property
-    def default(self) -> str: ...
-    @property
-    def optional(self) -> bool: ...
+def describe(service: "ServiceEntry") -> list[Setting]:
+    """All settings of a service, by panel."""
+    found = [
+        Setting(
+            role,
+            each.help,
+            "Model",
+            each.metavar,
+            (f"--{role}",),
+            f"op.{each.operator or '*'}.local_service_conf.model_config",
+            each.default,
+        )
+        for role, each in service.roles.items()
+    ]
+    usual = {name: getattr(service, name) for name in ("name", "http_port", "rpc_port")}
+    for group in (service.options_type(), ModelSettings, ServerSettings):
+        fields = {name: info for name, info in group.model_fields.items() if name != "model"}
+        found += [_described(name, info, usual.get(name, info.default)) for name, info in fields.items()]
+    return sorted(found, key=lambda setting: PANELS.index(setting.panel))
 
 
-class _Entry(Protocol):
-    """What `resolve` needs of an entry of the SERVICES table."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def http_port(self) -> int: ...
-    @property
-    def rpc_port(self) -> int: ...
-    @property
-    def roles(self) -> Mapping[str, _Role]: ...
-    @property
-    def operators(self) -> Mapping[str, str]: ...
-    def options_type(self) -> type[Any]: ...
+def _described(name: str, info: FieldInfo, default: Any) -> Setting:
+    extra: Any = info.json_schema_extra or {}
+    plain = Setting("", info.description or "", "Results", "", _USUAL, "", None)
+    found: Setting = extra.get("setting", plain)
+    kind: Literal["value", "switch", "list", "repeated"] = "value"
+    for each in (info.annotation, *get_args(info.annotation)):
+        if get_origin(each) is tuple:
+            kind = "repeated" if ... in get_args(each) and name != "devices" else "list"
+        elif each is bool:
+            kind = "switch"
+    flags = (f"--{name.replace('_', '-')}",) if found.flags == _USUAL else found.flags
+    key = found.key or f"pdserve.{name}"
+    return replace(found, name=name, flags=flags, key=key, default=default, kind=kind)
 
 
 _Group = TypeVar("_Group", bound=SettingsGroup)
 
 
 def resolve(
-    service: _Entry, flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
+    service: "ServiceEntry", flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
 ) -> ServiceSettings:
     """Resolve a service's settings: flags over environment over configuration file over defaults.
 
-    ``flags``: setting -> value, None where the flag was not given. What is said of engines, devices and
-    batches holds for all models of a service, except that the configuration file may tell them apart.
+    ``flags``: setting -> value or its text, None where the flag was not given. Engine, device and batches
+    hold for all models of a service, except that the configuration file may give each model its own.
     Raises SettingsError with the setting's name, where it came from and what was wrong with it.
     """
-    options = service.options_type()
-    merged = _Merged(service, flags, environ, config, (ServerSettings, ModelSettings, options))
+    merged = _Merged(service, flags, environ, config)
     models = {role: merged.group(ModelSettings, role) for role in service.roles}
     return ServiceSettings(
         service.kind,
         merged.server(),
         {role: m for role, m in models.items() if not (service.roles[role].optional and m.model == "none")},
-        merged.group(options),
+        merged.group(service.options_type()),
         merged.config_dir,
         merged.notes,
         merged.sources,
@@ -228,40 +326,38 @@ class _Merged:
 
     def __init__(
         self,
-        service: _Entry,
+        service: "ServiceEntry",
         flags: Mapping[str, Any],
         environ: Mapping[str, str],
         config: Path | None,
-        groups: Sequence[type[SettingsGroup]],
     ) -> None:
         from pdserve.config_yml import read_config
 
+        settings = {setting.name: setting for setting in describe(service)}
         operators = {operator: role for role, operator in service.operators.items()}
-        names = {name for group in groups for name in group.model_fields} | set(operators.values())
-        read = read_config(config, names, operators or None) if config else None
+        read = read_config(config, settings, operators or None) if config else None
         self.config_dir = config.parent if config else Path()
         self.notes = read.notes if read else ()
         self._config = config
-        self._defaults = {
-            "name": service.name,
-            "http_port": service.http_port,
-            "rpc_port": service.rpc_port,
-            **{role: each.default for role, each in service.roles.items()},
-        }
+        self._defaults = {name: getattr(service, name) for name in ("name", "http_port", "rpc_port")}
+        self._roles = {role: each.default for role, each in service.roles.items()}
         self._in_file = dict(read.settings) if read else {}
         self._models = read.models if read else {}
-        self._in_environment = {
-            name: _from_environment(name, environ[key])
-            for name in sorted(names)
-            if environ.get(key := f"PDSERVE_{name.upper()}")  # empty counts as absent
+        in_environment = {
+            name: _from_text(each, text)
+            for name, each in settings.items()
+            if (text := environ.get(each.variable))  # empty counts as absent
         }
-        self._in_flags = {name: value for name, value in flags.items() if value is not None}
-        self._given = {
-            **{name: f"PDSERVE_{name.upper()}" for name in self._in_environment},
-            **{name: f"--{name.replace('_', '-')}" for name in self._in_flags},
+        in_flags = {
+            name: _from_text(settings.get(name), value) for name, value in flags.items() if value is not None
+        }
+        self._given = in_environment | in_flags
+        self._origin = {name: settings[name].variable for name in in_environment} | {
+            name: settings[name].flags[0] if name in settings and settings[name].flags else f"--{name}"
+            for name in in_flags
         }
         block, content = (frozenset(read.block), read.content) if read else (frozenset(), {})
-        self.sources = Sources(self._given, block, content)
+        self.sources = Sources(self._origin, block, content)
 
     def server(self) -> ServerSettings:
         """The listeners, at least one of them on."""
@@ -273,26 +369,25 @@ class _Merged:
     def group(self, group: type[_Group], role: str | None = None) -> _Group:
         """One group of settings; with a ``role``, those of that model."""
         in_file = dict(self._models.get(role or "", {})) | self._in_file
-        said = self._in_environment | self._in_flags
-        if said.get("devices") == ("cpu",):
+        if self._given.get("devices") == ("cpu",):
             in_file.pop("tensorrt", None)  # it goes with the file's GPU, which is put aside
-        merged = {**self._defaults, **in_file, **said}
+        merged = {**self._defaults, **in_file, **self._given}
         if role:
-            said_model = said.get(role) or in_file.get(role) or in_file.get("model")
-            merged["model"] = said_model or self._defaults[role]
-        origin = dict.fromkeys(in_file, str(self._config)) | self._given
-        return _validated(group, merged, origin)
+            given = self._given.get(role) or in_file.get(role) or in_file.get("model")
+            merged["model"] = given or self._roles[role]
+        return validated(group, merged, dict.fromkeys(in_file, str(self._config)) | self._origin)
 
 
-def _from_environment(name: str, text: str) -> Any:
-    """Environment values are text; lists are written with commas, as in ``PDSERVE_MEAN=0.5,0.5,0.5``."""
-    listed = name in ("devices", "fetch_list", "mean", "std", "resize", "cors_origins")
-    return tuple(part.strip() for part in text.split(",")) if listed else text
+def _from_text(setting: Setting | None, value: Any) -> Any:
+    """A value as it is; the text of a list, such as ``0.5,0.5,0.5``, in its parts."""
+    listed = setting is not None and setting.kind in ("list", "repeated") and isinstance(value, str)
+    return tuple(part.strip() for part in value.split(",")) if listed else value
 
 
-def _validated(group: type[_Group], merged: Mapping[str, Any], origin: Mapping[str, str]) -> _Group:
+def validated(group: type[_Group], values: Mapping[str, Any], origin: Mapping[str, str]) -> _Group:
+    """A group of settings from those values that are its own. Raises SettingsError, naming the ``origin``."""
     try:
-        return group(**{name: value for name, value in merged.items() if name in group.model_fields})
+        return group(**{name: value for name, value in values.items() if name in group.model_fields})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

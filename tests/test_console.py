@@ -1,15 +1,10 @@
 import io
 import json
-from pathlib import Path
 
 import pytest
 
 from pdserve import console
-from pdserve.answers import FoundMatch, FoundObject, Label
-from pdserve.errors import DeviceError, ImageError, UsageError
-from pdserve.predict import Outcome, Picture
-
-LABELS = [Label(7, "Egyptian cat", 0.93), Label(12, "猫", 0.05)]
+from pdserve.errors import DeviceError, UsageError
 
 Captured = pytest.CaptureFixture[str]
 
@@ -81,52 +76,6 @@ def test_an_empty_table(capsys: Captured):
     assert "name" in capsys.readouterr().out
 
 
-def test_an_outcome_as_json(capsys: Captured, tmp_path: Path):
-    console.outcome(Outcome("cat.jpg", b"", LABELS), None, as_json=True)
-    console.outcome(Outcome("cat.jpg", b"", LABELS[:1]), Picture(tmp_path / "cat.png", ()), as_json=True)
-    console.outcome(Outcome("no.jpg", None, ImageError("No image.")), None, as_json=True)
-    out, err = capsys.readouterr()
-    assert [json.loads(line) for line in out.splitlines()] == [
-        {
-            "image": "cat.jpg",
-            "labels": [
-                {"class_id": 7, "label": "Egyptian cat", "score": 0.93},
-                {"class_id": 12, "label": "猫", "score": 0.05},
-            ],
-        },
-        {
-            "image": "cat.jpg",
-            "labels": [{"class_id": 7, "label": "Egyptian cat", "score": 0.93}],
-            "picture": str(tmp_path / "cat.png"),
-        },
-        {"image": "no.jpg", "error": "No image."},
-    ]
-    assert err == ""
-
-
-def test_an_outcome_for_a_person(capsys: Captured, tmp_path: Path):
-    console.outcome(Outcome("cat.jpg", b"", LABELS), Picture(tmp_path / "cat.png", ()), as_json=False)
-    out, err = capsys.readouterr()
-    head, *labels, picture = out.splitlines()
-    assert head == "cat.jpg:"
-    assert [line.split(maxsplit=2) for line in labels] == [
-        ["0.9300", "7", "Egyptian cat"],
-        ["0.0500", "12", "猫"],
-    ]
-    assert picture.strip() == str(tmp_path / "cat.png")
-    assert err == ""
-
-
-def test_no_label_is_said(capsys: Captured):
-    console.outcome(Outcome("cat.jpg", b"", []), None, as_json=False)
-    assert capsys.readouterr().out == "cat.jpg:\n  no label\n"
-
-
-def test_a_failed_image_is_talk(capsys: Captured):
-    console.outcome(Outcome("no.jpg", None, ImageError("No image.")), None, as_json=False)
-    assert capsys.readouterr() == ("", "no.jpg: No image.\n")
-
-
 def test_an_error_is_one_sentence_and_a_code(capsys: Captured, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PDSERVE_DEBUG", raising=False)
     assert console.failed(DeviceError("No GPU.")) == 1
@@ -160,23 +109,3 @@ def test_bars_are_silent_where_nobody_watches(capsys: Captured):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split() == ["a:", "again", "in", "2", "s"]
-
-
-def test_found_objects(capsys: pytest.CaptureFixture[str]) -> None:
-    one = FoundObject((1, 2, 30, 40), "茶", 0.5, (FoundMatch("茶", "tea/0.jpg", 0.5),))
-    two = FoundObject((0, 0, 9, 9), "cola", 0.9, (FoundMatch("cola", "c", 0.9), FoundMatch("茶", "t", 0.2)))
-    outcome = Outcome("a.jpg", b"", [one, two], "objects")
-    console.outcome(outcome, None, as_json=True)
-    first, second = json.loads(capsys.readouterr().out)["objects"]
-    assert first == {"bbox": [1, 2, 30, 40], "label": "茶", "score": 0.5}
-    assert [match["label"] for match in second["matches"]] == ["cola", "茶"]
-    console.outcome(outcome, None, as_json=False)
-    assert "1 2 30 40  茶" in capsys.readouterr().out
-
-
-def test_what_no_font_could_write_is_said(capsys: Captured, tmp_path: Path):
-    picture = Picture(tmp_path / "cat.png", ("1: 猫 0.93", "No font has these."))
-    console.outcome(Outcome("cat.jpg", b"", LABELS), picture, as_json=True)
-    out, err = capsys.readouterr()
-    assert out.count("\n") == 1
-    assert err.splitlines() == ["  1: 猫 0.93", "  No font has these."]

@@ -1,37 +1,26 @@
-"""Options that several commands share, each declared once, and what they mean as settings."""
+"""Command-line options: those that several commands share, and those made of the settings of services."""
 
-from collections.abc import Callable, Mapping
-from enum import Enum, StrEnum
+import inspect
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import UsageError
+from pdserve.pipelines import SERVICES, ServiceEntry
 
 if TYPE_CHECKING:
     from pdserve.models.home import Home
+    from pdserve.settings import Setting
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-class Service(StrEnum):
-    """The services there are."""
-
-    classification = "classification"
-    recognition = "recognition"
-
-
-class Engine(StrEnum):
-    """The engines there are."""
-
-    auto = "auto"
-    openvino = "openvino"
-    paddle = "paddle"
-    onnx = "onnx"
-
-
-def one_of(*names: str) -> Callable[[str], str]:
-    """A parser that takes one of some names, as of a table."""
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """A typer parser that takes these names only."""
 
     def parse(text: str) -> str:
         if text not in names:
@@ -41,212 +30,148 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def _count(text: str) -> int | str:
-    """A number of something, or auto: what suits the machine."""
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above 0.")
-    return int(text)
-
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME|DIR", help="A converted model's name, or a serving folder."),
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object per line on standard output.")
 ]
-EngineOption = Annotated[
-    Engine | None,
-    typer.Option("--engine", help="What runs the model; auto picks the best that is installed."),
-]
-GpuOption = Annotated[
-    str | None,
-    typer.Option("--gpu", metavar="IDS", help='GPU numbers, as in "0" or "0,1".', show_default=False),
-]
-CpuOption = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, whatever the configuration says.")]
-ThreadsOption = Annotated[
-    Any, typer.Option("--threads", parser=_count, metavar="N|auto", help="CPU threads per instance.")
-]
-LabelsOption = Annotated[
-    Path | None,
-    typer.Option("--labels", metavar="FILE", help="Label names, one a line, or class id and name."),
-]
-ResizeShortOption = Annotated[
-    int | None, typer.Option("--resize-short", min=1, help="Resize the short side to this.")
-]
-ResizeOption = Annotated[
-    str | None, typer.Option("--resize", metavar="W,H", help="Resize to this width and height.")
-]
-InterpolationOption = Annotated[
-    str | None, typer.Option("--interpolation", help="nearest, bilinear, bicubic, area, lanczos.")
-]
-BackendOption = Annotated[str | None, typer.Option("--backend", help="The library that resizes: cv2 or pil.")]
-CropOption = Annotated[
-    int | None, typer.Option("--crop", min=1, help="Centre crop to a square of this side.")
-]
-ScaleOption = Annotated[str | None, typer.Option("--scale", help="Factor before the mean, as in 1/255.")]
-MeanOption = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Mean per channel.")]
-StdOption = Annotated[
-    str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation per channel.")
-]
-ChannelOption = Annotated[str | None, typer.Option("--channel-order", help="rgb or bgr.")]
-TopKOption = Annotated[int | None, typer.Option("--top-k", min=1, help="How many labels an image gets.")]
-ThresholdOption = Annotated[
-    float | None, typer.Option("--threshold", min=0, max=1, help="Score from which a label counts.")
-]
-
-
-DetectorOption = Annotated[
-    str | None,
-    typer.Option("--detector", metavar="NAME|DIR|none", help="The detector; none recognises whole images."),
-]
-EmbedderOption = Annotated[
-    str | None, typer.Option("--embedder", metavar="NAME|DIR", help="The model that makes the features.")
-]
-IndexOption = Annotated[
-    str | None, typer.Option("--index", metavar="NAME|DIR", help="The index of the gallery to search.")
-]
-DetThresholdOption = Annotated[
-    float | None, typer.Option("--det-threshold", min=0, max=1, help="Score that a box needs; 0.2.")
-]
-MaxDetResultsOption = Annotated[
-    int | None, typer.Option("--max-det-results", min=1, help="Boxes that are looked up, at most; 5.")
-]
-ScoreThresholdOption = Annotated[
-    float | None, typer.Option("--score-threshold", help="Similarity that an answer needs; 0.5.")
-]
-NmsThresholdOption = Annotated[
-    float | None,
-    typer.Option("--nms-threshold", min=0, max=1, help="Overlap from which the less similar box goes; 0.05."),
-]
-NeighboursOption = Annotated[
-    int | None, typer.Option("--top-k", min=1, help="Nearest gallery entries told for an object; 1.")
+# The annotation is Any, since typer gives a parser's option no other type.
+ServiceOption = Annotated[
+    Any,
+    typer.Option(
+        "--service", parser=one_of(SERVICES), metavar="NAME", help=f"Which service: {', '.join(SERVICES)}."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="A config.yml in Paddle Serving's form.")
-]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")]
-InstancesOption = Annotated[
-    Any, typer.Option("--instances", parser=_count, metavar="N|auto", help="Engine instances per device.")
-]
-HostOption = Annotated[
-    str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if not said.")
-]
-HttpPortOption = Annotated[
-    int | None,
-    typer.Option(
-        "--http-port", min=0, max=65535, help="HTTP port; the service's own if not said, 0 for any."
-    ),
-]
-RpcPortOption = Annotated[
-    int | None,
-    typer.Option("--rpc-port", min=0, max=65535, help="gRPC port; the service's own if not said, 0 for any."),
-]
-MaxBatchSizeOption = Annotated[
-    Any, typer.Option("--max-batch-size", parser=_count, metavar="N|auto", help="Images per batch.")
-]
-MaxQueueDelayOption = Annotated[
-    float | None,
-    typer.Option("--max-queue-delay-ms", min=0, help="How long a batch waits to fill; 0: never."),
-]
-MaxQueueSizeOption = Annotated[
-    int | None, typer.Option("--max-queue-size", min=1, help="Images that may wait.")
-]
-TimeoutMsOption = Annotated[int | None, typer.Option("--timeout-ms", min=1, help="Time limit of a request.")]
-MaxBodyBytesOption = Annotated[int | None, typer.Option("--max-body-bytes", min=1, help="Limit of a body.")]
-MaxPartBytesOption = Annotated[
-    int | None, typer.Option("--max-part-bytes", min=1, help="Limit of a part of a form.")
-]
-MaxPixelsOption = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Limit of an image.")]
-MaxImagesOption = Annotated[int | None, typer.Option("--max-images", min=1, help="Limit of a request.")]
-GraceOption = Annotated[
-    float | None,
-    typer.Option("--grace", "--grace-s", min=0, help="Seconds that running requests get at a stop."),
-]
-HangOption = Annotated[
-    float | None,
-    typer.Option("--hang-s", min=0.001, help="Seconds after which an engine's run counts as hung; 60."),
 ]
 ApiKeyOption = Annotated[
     Path | None,
     typer.Option(
         "--api-key",
         metavar="FILE",
-        help="A file of keys, one a line, of which callers must show one; or one in PDSERVE_API_KEY.",
+        help="A file whose first line is the key to send; else the key in PDSERVE_API_KEY.",
+        rich_help_panel="Security",
     ),
 ]
-TlsCertOption = Annotated[
-    Path | None, typer.Option("--tls-cert", metavar="FILE", help="The certificate (PEM), for TLS.")
-]
-TlsKeyOption = Annotated[
-    Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).")
-]
-CorsOption = Annotated[
-    list[str] | None,
-    typer.Option("--cors-origin", metavar="ORIGIN", help="Web page that may ask from a browser; * for any."),
-]
-MaxHeaderBytesOption = Annotated[
-    int | None, typer.Option("--max-header-bytes", min=1024, help="Limit of a request's head; 32768.")
-]
-HeaderTimeoutOption = Annotated[
-    float | None, typer.Option("--header-timeout-s", min=0.001, help="Seconds for a request's head; 10.")
-]
-BodyTimeoutOption = Annotated[
-    float | None,
-    typer.Option("--body-timeout-s", min=0.001, help="Seconds that a body may stand still; 30."),
-]
-KeepAliveOption = Annotated[
-    float | None,
-    typer.Option("--keep-alive-s", min=0.001, help="Seconds that an idle connection is kept; 75."),
-]
-
-
-RuntimeOption = Annotated[
-    str,
+TlsOption = Annotated[
+    bool,
     typer.Option(
-        "--runtime",
-        parser=one_of("native", *RUNTIMES),
-        metavar="|".join(("native", *RUNTIMES)),
-        help="native: pdserve's own" + "".join(f"; {name}: {each.help}" for name, each in RUNTIMES.items()),
+        "--tls", metavar="", help="Use TLS; https:// in the address does too.", rich_help_panel="Security"
     ),
 ]
-PythonOption = Annotated[
-    Path | None,
-    typer.Option("--python", metavar="PATH", help="The Python that has Paddle Serving, for that runtime."),
-]
-
-
-class LogFormat(StrEnum):
-    """How the log is written."""
-
-    text = "text"
-    json = "json"
-
-
-LogFormatOption = Annotated[LogFormat | None, typer.Option("--log-format", help="Lines of text, or of JSON.")]
-PrometheusPortOption = Annotated[
-    int | None,
-    typer.Option("--prometheus-port", min=0, max=65535, help="Serve /metrics there, without a key, too."),
-]
-LogFileOption = Annotated[
-    Path | None, typer.Option("--log-file", metavar="FILE", help="Log there too, rotating.")
-]
-ShownKeyOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key",
-        metavar="FILE",
-        help="A file whose first line is the key to show; else the one in PDSERVE_API_KEY.",
-    ),
-]
-TlsOption = Annotated[bool, typer.Option("--tls", help="Ask over TLS; https:// in --url says so, too.")]
 CaOption = Annotated[
     Path | None,
-    typer.Option("--ca", metavar="FILE", help="A private authority's certificate (PEM); asks over TLS."),
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        help="The certificate (PEM) of a private authority; uses TLS.",
+        rich_help_panel="Security",
+    ),
 ]
 
 
-def devices(gpu: str | None, cpu: bool) -> tuple[str, ...] | None:
+def with_settings(
+    services: Iterable[ServiceEntry],
+    panels: Collection[str] = (),
+    names: Collection[str] = (),
+    without: Collection[str] = (),
+    environment: bool = True,
+) -> Callable[[Command], Command]:
+    """Give a command the options of the services' settings in some panels, and of those with some names.
+
+    They come as keyword arguments, None where they were not given, for `flags`. ``environment``: whether the
+    command reads the environment's variables too; ``--help`` then shows them.
+    """
+    from pdserve.settings import PANELS, describe
+
+    found: dict[str, list[Setting]] = {}
+    for service in services:
+        for setting in describe(service):
+            if (setting.panel in panels or setting.name in names) and setting.name not in without:
+                found.setdefault(setting.name, []).append(setting)
+    ordered = sorted(found.values(), key=lambda same: PANELS.index(same[0].panel))
+    options = [each for same in ordered for each in _parameters(same, environment)]
+
+    def decorate(command: Command) -> Command:
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _parameters(same: "list[Setting]", environment: bool) -> list[inspect.Parameter]:
+    """A setting's options as parameters of a command; ``same``: as each of the services has it."""
+    setting = same[0]
+    if not setting.flags:
+        return []
+    defaults = {_shown(each.default) for each in same}
+    notes = [f"default: {text}" for text in defaults if text and len(defaults) == 1]
+    notes += [setting.variable] if environment else []
+    text = setting.help.replace("[", r"\[") + (f"\n\n[dim]{'; '.join(notes)}[/dim]" if notes else "")
+    if setting.name == "devices":
+        gpu, cpu = setting.flags
+        force = "Run on the CPU, whatever the configuration says."
+        return [
+            _parameter("gpu", str, [gpu], setting.metavar, text, setting.panel),
+            _parameter("cpu", bool, [cpu], "", force, setting.panel),
+        ]
+    kind = {"switch": bool, "repeated": list[str]}.get(setting.kind, str)
+    metavar = "" if kind is bool else setting.metavar
+    parser = _chooser(setting) if setting.choices else None
+    return [_parameter(setting.name, kind, setting.flags, metavar, text, setting.panel, parser)]
+
+
+def _chooser(setting: "Setting") -> Callable[[str], str]:
+    """A typer parser that loads the table of a setting's values."""
+    return lambda text: one_of((setting.default, *resolve_name(setting.choices)))(text)
+
+
+def _parameter(
+    name: str,
+    kind: Any,
+    flags: Iterable[str],
+    metavar: str,
+    text: str,
+    panel: str,
+    parser: Callable[[str], Any] | None = None,
+) -> inspect.Parameter:
+    option = typer.Option(
+        *flags, metavar=metavar, help=text, show_default=False, rich_help_panel=panel, parser=parser
+    )
+    annotation: Any = Annotated[Any if parser else kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _shown(default: Any) -> str:
+    """A default in words; empty where there is none, or the model itself says."""
+    if default is None or default is False:
+        return ""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def flags(given: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A command's options as flags for the settings of a service; those that were not given are left out.
+
+    Raises UsageError for an option that only another service has, and where --gpu contradicts --cpu.
+    """
+    from pdserve.settings import describe
+
+    found = {name: value for name, value in given.items() if value not in (None, [])}
+    chosen = devices(found.pop("gpu", None), found.pop("cpu", False))
+    names = {service: {each.name for each in describe(entry)} for service, entry in SERVICES.items()}
+    for name in found:
+        if name not in names[kind]:
+            other = next(service for service in names if name in names[service])
+            raise UsageError(f"--{name.replace('_', '-')} goes with --service {other}.")
+    return found | ({"devices": chosen} if chosen else {})
+
+
+def devices(gpu: str | None, cpu: bool | None) -> tuple[str, ...] | None:
+    """The devices that --gpu and --cpu mean; None for neither. Raises UsageError."""
     if gpu is not None and cpu:
         raise UsageError("--gpu and --cpu contradict each other; give one of them.")
     if cpu:
@@ -259,48 +184,8 @@ def devices(gpu: str | None, cpu: bool) -> tuple[str, ...] | None:
     return tuple(f"gpu:{int(part)}" for part in numbers)
 
 
-def _numbers(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-def as_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """A command's arguments as settings."""
-    flags = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
-    for name in ("resize", "mean", "std"):
-        if name in flags:
-            flags[name] = _numbers(flags[name])
-    flags["devices"] = devices(flags.pop("gpu"), flags.pop("cpu"))
-    flags["api_key_file"] = flags.pop("api_key", None)
-    if flags.get("cors_origin"):
-        flags["cors_origins"] = tuple(flags["cors_origin"])
-    flags.pop("cors_origin", None)
-    for name in ("config", "runtime", "python"):  # which are not of a service
-        flags.pop(name, None)
-    return flags
-
-
-def service_flags(given: Mapping[str, Any], service: str) -> dict[str, Any]:
-    """A command's arguments as flags for the settings of a service.
-
-    Raises UsageError for an option that only another service has.
-    """
-    from pdserve.pipelines import SERVICES
-
-    names = {kind: {*entry.roles, *entry.options_type().model_fields} for kind, entry in SERVICES.items()}
-    own = {}
-    for name, value in given.items():
-        kinds = [kind for kind in SERVICES if name in names[kind]]
-        if not kinds or service in kinds:
-            own[name] = value
-        elif value is not None:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --service {kinds[0]}.")
-    return as_settings(own)
-
-
 def home() -> "Home":
     """pdserve's home, by the environment."""
-    import os
-
     from pdserve.models.home import Home
 
     return Home.from_environ(os.environ)

@@ -1,124 +1,251 @@
-"""``pdserve predict``: ask a server, or a model in this process, about images."""
+"""``pdserve predict``: ask a server, or models in this process, about images."""
 
 import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 import typer
 
 from pdserve import console
+from pdserve.clients.answers import items, single
+from pdserve.clients.credentials import NO_ACCESS, Access, key_to_send
+from pdserve.clients.discovery import find_service
 from pdserve.commands import options as o
-from pdserve.errors import PdserveError, UsageError
+from pdserve.commands.images import Source, find_sources
+from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
+from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES, ServiceEntry
+from pdserve.settings import describe
+
+_FEW = 5  # images for which no progress is shown
+
+Answer: TypeAlias = list[Any]  # the items of one image: labels, objects
+Ask = Callable[[bytes], Answer]
 
 
+@o.with_settings(SERVICES.values(), ("Model", "Device", "Preprocessing", "Results"), without=("top_k",))
 def predict(
     images: Annotated[
         list[str], typer.Argument(metavar="PATH|URL|DIR|-…", help="Images; - is standard input.")
     ],
-    service: Annotated[
-        o.Service | None, typer.Option("--service", help="Which to ask; the one that runs if not said.")
-    ] = None,
-    rpc: Annotated[bool, typer.Option("--rpc", help="Ask over gRPC instead of HTTP.")] = False,
+    service: o.ServiceOption = None,
+    rpc: Annotated[bool, typer.Option("--rpc", metavar="", help="Ask over gRPC instead of HTTP.")] = False,
     url: Annotated[
         str | None,
-        typer.Option(
-            "--url", help="http(s)://host:port, or (grpcs://)host:port with --rpc; this machine if not said."
-        ),
+        typer.Option("--url", metavar="ADDRESS", help="http(s)://host:port; with --rpc (grpcs://)host:port."),
     ] = None,
-    api_key: o.ShownKeyOption = None,
-    tls: o.TlsOption = False,
-    ca: o.CaOption = None,
-    top_k: o.TopKOption = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", metavar="N", min=1, help="Labels per image, matches per object."),
+    ] = None,
     as_json: o.Json = False,
     draw: Annotated[
-        Path | None, typer.Option("--draw", metavar="DIR", help="Write the pictures with their labels.")
+        Path | None, typer.Option("--draw", metavar="DIR", help="Write the images with their answers here.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, max=256, help="Images in flight.")] = 8,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=256, help="Images in flight.")] = 8,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time to wait for an answer.")
     ] = 60,
-    local: Annotated[bool, typer.Option("--local", help="Run the model in this process; no server.")] = False,
-    model: o.ModelOption = None,
-    gpu: o.GpuOption = None,
-    cpu: o.CpuOption = False,
-    engine: o.EngineOption = None,
-    threads: o.ThreadsOption = None,
-    labels: o.LabelsOption = None,
-    threshold: o.ThresholdOption = None,
-    resize_short: o.ResizeShortOption = None,
-    resize: o.ResizeOption = None,
-    interpolation: o.InterpolationOption = None,
-    backend: o.BackendOption = None,
-    crop: o.CropOption = None,
-    scale: o.ScaleOption = None,
-    mean: o.MeanOption = None,
-    std: o.StdOption = None,
-    channel_order: o.ChannelOption = None,
-    detector: o.DetectorOption = None,
-    embedder: o.EmbedderOption = None,
-    index: o.IndexOption = None,
-    det_threshold: o.DetThresholdOption = None,
-    max_det_results: o.MaxDetResultsOption = None,
-    score_threshold: o.ScoreThresholdOption = None,
-    nms_threshold: o.NmsThresholdOption = None,
+    local: Annotated[
+        bool, typer.Option("--local", metavar="", help="Run the models in this process, without a server.")
+    ] = False,
+    api_key: o.ApiKeyOption = None,
+    tls: o.TlsOption = False,
+    ca: o.CaOption = None,
+    **given: Any,
 ) -> None:
-    """Ask a running server about images; with --local, a model in this process."""
-    given = dict(locals())
-    from pdserve import predict as predicting
-    from pdserve.clients.credentials import Access, key_to_send
-    from pdserve.clients.discovery import find_service
+    """Ask a running server about images; with --local, models in this process.
 
-    sources = predicting.find_sources(images)
-    own = {name: given[name] for name in (*_MACHINE, *_CLASSIFICATION, *_RECOGNITION)}
+    Without --service and --url it is the service that runs on this machine. The options from Model on
+    go with --local.
+    """
+    sources = find_sources(images)
+    settings = {name: value for name, value in given.items() if value is not None}
     if local:
         if rpc or url or api_key or tls or ca:
             raise UsageError("--local asks no server; leave out --rpc, --url, --api-key, --tls and --ca.")
-        kind = _local_kind(service, own)
-        asked: Any = predicting.local(kind, o.as_settings(own | {"top_k": top_k}), os.environ, o.home())
+        entry = SERVICES[_local_kind(service, settings)]
+        asked = open_local(entry.kind, o.flags(settings | {"top_k": top_k}, entry.kind), os.environ, o.home())
     else:
-        unfit = [name for name, value in own.items() if value not in (None, False)]
-        if unfit:
-            raise UsageError(
-                f"--{unfit[0].replace('_', '-')} goes with --local; a server has its own settings."
-            )
+        if settings:
+            name = next(iter(settings)).replace("_", "-")
+            raise UsageError(f"--{name} goes with --local; a server has its own settings.")
         access = Access(key_to_send(api_key, os.environ), tls, ca)
-        kind = service.value if service else find_service(url, rpc, access)
-        asked = predicting.remote(kind, url, rpc, timeout, top_k, access)
+        entry = SERVICES[service or find_service(url, rpc, access)]
+        asked = open_remote(entry.kind, url, rpc, timeout, top_k, access)
     if draw:
         from pdserve.vision.draw import load_font
 
         load_font()  # a wrong PDSERVE_FONT is reported now, not after a thousand answers
-    what = "objects" if kind == "recognition" else "labels"
-    bad = 0
-    with asked as ask, console.image_bars(silent=len(sources) < 5) as bars:
+    failed = 0
+    with asked as ask, console.image_bars(silent=len(sources) < _FEW) as bars:
         bars.start("predicting", len(sources), 0)
-        for outcome in predicting.predict_all(sources, ask, jobs, what):
+        for outcome in predict_all(sources, ask, jobs):
             bars.advance("predicting")
-            picture = predicting.draw(outcome, draw) if draw else None
-            bad += isinstance(outcome.answer, PdserveError)
-            console.outcome(outcome, picture, as_json)
-    raise typer.Exit(1 if bad else 0)
+            picture = draw_answer(outcome, entry, draw) if draw else None
+            failed += isinstance(outcome.answer, PdserveError)
+            show(outcome, entry, picture, as_json)
+    raise typer.Exit(1 if failed else 0)
 
 
-# Options that go with --local, by what they are for.
-_MACHINE = ("gpu", "cpu", "engine", "threads")
-_CLASSIFICATION = (
-    "model", "labels", "threshold", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
-    "mean", "std", "channel_order",
-)  # fmt: skip
-_RECOGNITION = (
-    "detector", "embedder", "index", "det_threshold", "max_det_results", "score_threshold", "nms_threshold",
-)  # fmt: skip
-_OF_KIND = {"classification": _CLASSIFICATION, "recognition": _RECOGNITION}
-
-
-def _local_kind(service: o.Service | None, own: dict[str, Any]) -> str:
-    """The service to be without a server: the one named, else the one that the options are of."""
-    given = {kind: [name for name in names if own[name] is not None] for kind, names in _OF_KIND.items()}
-    kind = service.value if service else next((kind for kind, names in given.items() if names), None)
-    if kind is None or (kind == "classification" and own["model"] is None):
+def _local_kind(service: str | None, settings: Mapping[str, Any]) -> str:
+    """The service to run here: the one named, else the first that has the first option of a service's own."""
+    names = {kind: {each.name for each in describe(entry)} for kind, entry in SERVICES.items()}
+    own = [name for name in settings if 0 < sum(name in each for each in names.values()) < len(names)]
+    kind = service or next((kind for kind in SERVICES if own and own[0] in names[kind]), None)
+    roles = SERVICES[kind].roles.keys() if kind else ()
+    if kind is None or (len(roles) == 1 and not settings.keys() & roles):
         raise UsageError("--local needs --model NAME, the model to run (or --service recognition).")
-    for other, names in given.items():
-        if other != kind and names:
-            raise UsageError(f"--{names[0].replace('_', '-')} is for {other}, not for {kind}.")
     return kind
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One image's items, or its error. ``data``: the image file's bytes where they could be read."""
+
+    name: str
+    data: bytes | None
+    answer: Answer | PdserveError
+
+
+def predict_all(sources: Sequence[Source], ask: Ask, jobs: int) -> Iterator[Outcome]:
+    """Answers in the order of the sources, ``jobs`` in flight at a time.
+
+    ``ask`` takes an image file's bytes; a PdserveError that it raises becomes the image's outcome, except
+    UnreachableError and KeyRefusedError, which are raised: the other images would fare no better.
+    """
+
+    def one(source: Source) -> Outcome:
+        data = None
+        try:
+            data = source.read()
+            return Outcome(source.name, data, ask(data))
+        except (UnreachableError, KeyRefusedError):
+            raise
+        except PdserveError as error:
+            return Outcome(source.name, data, error)
+
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="pdserve-predict")
+    try:
+        # The pool is fed a few ahead, so that a long list does not keep all its images in memory.
+        ahead = deque(pool.submit(one, source) for source in sources[: 2 * jobs])
+        for source in [*sources[2 * jobs :], *[None] * len(ahead)]:
+            outcome = ahead.popleft().result()
+            if source is not None:
+                ahead.append(pool.submit(one, source))
+            yield outcome
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def open_remote(
+    service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None, access: Access = NO_ACCESS
+) -> Iterator[Ask]:
+    """A running server, at ``url`` or at the service's default port on this machine."""
+    from pdserve.clients import HttpClient, RpcClient
+
+    kind = RpcClient if rpc else HttpClient
+    with kind(url, service, timeout, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
+        yield lambda image: items(single(client.ask([image], top_k)))
+
+
+@contextmanager
+def open_local(
+    service: str, flags: Mapping[str, Any], environ: Mapping[str, str], home: Home
+) -> Iterator[Ask]:
+    """The models in this process, with the settings that ``pdserve serve SERVICE`` would have.
+
+    Raises the errors of `ServiceEntry.open`.
+    """
+    entry = SERVICES[service]
+    pipeline = entry.open(entry.settings(flags, environ), home)
+
+    def ask(image: bytes) -> Answer:
+        (answer,) = pipeline.predict([image])
+        if isinstance(answer, PdserveError):
+            raise answer
+        return list(getattr(answer, entry.items))
+
+    try:
+        yield ask
+    finally:
+        pipeline.close()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A written picture: where it is, and the lines that could not be written into it."""
+
+    path: Path
+    legend: tuple[str, ...]
+
+
+def draw_answer(outcome: Outcome, entry: ServiceEntry, folder: Path) -> Picture | None:
+    """Write an image with its boxes and labels, or its labels, into a folder.
+
+    None where there is nothing to draw on: a failed image, or one that a server could read and this machine
+    cannot. Raises DiskError, and SettingsError for a PDSERVE_FONT that is no font.
+    """
+    from pdserve.vision.decode import decode
+    from pdserve.vision.draw import draw_labels, draw_objects, save
+
+    if outcome.data is None or isinstance(outcome.answer, PdserveError):
+        return None
+    try:
+        image = decode(outcome.data, sys.maxsize)  # the limit is the server's, which has accepted it
+    except ImageError:
+        return None
+    if has_boxes(entry):
+        whole = [replace(each, bbox=tuple(map(round, each.bbox))) for each in outcome.answer]
+        drawn = draw_objects(image, whole)
+    else:
+        drawn = draw_labels(image, outcome.answer)
+    return Picture(save(drawn.picture, folder, outcome.name), drawn.legend)
+
+
+def has_boxes(entry: ServiceEntry) -> bool:
+    """Whether the items of a service's answers have a ``bbox``."""
+    item = get_args(get_type_hints(entry.answer_type())[entry.items])[0]
+    return "bbox" in get_type_hints(item)
+
+
+def show(outcome: Outcome, entry: ServiceEntry, picture: Picture | None, as_json: bool) -> None:
+    """Print one image's answer: a JSON line, or lines of items under its name."""
+    answer = outcome.answer
+    legend = picture.legend if picture else ()
+    if isinstance(answer, PdserveError):
+        if as_json:
+            console.json_line({"image": outcome.name, "error": answer.message})
+        else:
+            console.say(f"{outcome.name}: {answer.message}")
+        return
+    if as_json:
+        content = {"image": outcome.name, entry.items: [_json(each) for each in answer]}
+        console.json_line(content | ({"picture": str(picture.path)} if picture else {}))
+    else:
+        console.line(f"{outcome.name}:")
+        for each in answer:
+            box = " ".join(f"{corner:.0f}" for corner in getattr(each, "bbox", ()))
+            console.line(f"  {each.score:7.4f}  {box or f'{each.class_id:>5}'}  {each.label}")
+        if not answer:
+            console.line(f"  no {entry.items.removesuffix('s')}")
+        if picture:
+            console.line(f"  {picture.path}")
+    for text in legend:
+        console.say(f"  {text}")
+
+
+def _json(item: Any) -> dict[str, Any]:
+    """An item's fields; the matches of an object where they say more than its label and score."""
+    content: dict[str, Any] = asdict(item)
+    content.pop("detection", None)
+    if len(content.get("matches", ())) < 2:
+        content.pop("matches", None)
+    return content

@@ -152,7 +152,7 @@ _ENTRIES = (
         rpc_port=9995,
         roles={"detector": Role("picodet_PPLCNet_x2_5_mainbody_lite_v1.0", "The detector.")},
         pipeline="pdserve.pipelines.detection:open_detection",
-        options="pdserve.pipelines.detection:DetectionOptions",
+        options="pdserve.settings:DetectionOptions",
         answer="pdserve.pipelines.detection:Detections",
         items="objects",
     ),

@@ -5,9 +5,6 @@ import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-
-from pydantic import Field
 
 from pdserve.errors import PdserveError
 from pdserve.formats.serving_model import ServingModel
@@ -17,20 +14,9 @@ from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
 from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
 from pdserve.pipelines.loading import open_model
 from pdserve.pipelines.model_config import label_list
-from pdserve.settings import ModelSettings, ServiceSettings, SettingsGroup
+from pdserve.settings import ModelSettings, ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.postprocess import score_of
-
-
-class DetectionOptions(SettingsGroup):
-    """The options of detection.
-
-    Of the detector's boxes the best ``max_det_results`` with at least ``det_threshold`` are the answer.
-    """
-
-    labels: Path | None = None
-    det_threshold: float = Field(default=0.2, ge=0, le=1)
-    max_det_results: int = Field(default=100, ge=1)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pdserve.commands import options as o
 from pdserve.commands.runtimes import RUNTIMES, load
 
 export_app = typer.Typer(
-    name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode=None
+    name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode="rich"
 )
 runtime_app = typer.Typer(
-    name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode=None
+    name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
 

@@ -14,6 +14,7 @@ import pytest
 from pdserve.clients import AsyncHttpClient, AsyncRpcClient, HttpClient, RpcClient
 from pdserve.clients.credentials import Access, key_to_send
 from pdserve.clients.discovery import find_service
+from pdserve.commands.predict import open_remote, predict_all
 from pdserve.errors import (
     BusyError,
     ClientError,
@@ -22,11 +23,10 @@ from pdserve.errors import (
     UnreachableError,
     UsageError,
 )
-from pdserve.predict import predict_all, remote
 from tests.certificates import Certificates, issue
+from tests.commands.test_predict import sources
 from tests.running import Server, pdserve, start
 from tests.services.listeners import Listeners, listeners
-from tests.test_predict import sources
 from tests.tiny import picture
 
 KEY, WRONG = "one-good-key-of-many", "nobody-knows-this-key"
@@ -264,7 +264,7 @@ def test_the_service_behind_a_key(server: Server, made: Certificates):
     access = Access(KEY, ca=made.ca)
     assert find_service(server.url, False, access) == "classification"
     for rpc, address in ((False, server.url), (True, server.target)):
-        with remote("classification", address, rpc, 60, 1, access) as ask:
+        with open_remote("classification", address, rpc, 60, 1, access) as ask:
             assert [label.label for label in ask(RED)] == ["red"]  # type: ignore[union-attr]
 
 

@@ -2,62 +2,36 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pdserve import console
 from pdserve.commands import options as o
+from pdserve.pipelines import SERVICES
 
 
+@o.with_settings(
+    SERVICES.values(),
+    ("Model", "Device", "Preprocessing", "Results"),
+    names=("instances", "http_port", "rpc_port", "max_batch_size", "max_queue_delay_ms", "timeout_ms"),
+    without=("engine", "top_k"),
+)
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
-    service: Annotated[
-        o.Service, typer.Option("--service", help="Which service.")
-    ] = o.Service.classification,
+    service: o.ServiceOption = "classification",
     config: o.ConfigOption = None,
-    model: o.ModelOption = None,
-    gpu: o.GpuOption = None,
-    cpu: o.CpuOption = False,
-    precision: o.PrecisionOption = None,
-    threads: o.ThreadsOption = None,
-    instances: o.InstancesOption = None,
-    http_port: o.HttpPortOption = None,
-    rpc_port: o.RpcPortOption = None,
-    max_batch_size: o.MaxBatchSizeOption = None,
-    max_queue_delay_ms: o.MaxQueueDelayOption = None,
-    timeout_ms: o.TimeoutMsOption = None,
-    labels: o.LabelsOption = None,
-    threshold: o.ThresholdOption = None,
-    resize_short: o.ResizeShortOption = None,
-    resize: o.ResizeOption = None,
-    interpolation: o.InterpolationOption = None,
-    backend: o.BackendOption = None,
-    crop: o.CropOption = None,
-    scale: o.ScaleOption = None,
-    mean: o.MeanOption = None,
-    std: o.StdOption = None,
-    channel_order: o.ChannelOption = None,
-    detector: o.DetectorOption = None,
-    embedder: o.EmbedderOption = None,
-    index: o.IndexOption = None,
-    det_threshold: o.DetThresholdOption = None,
-    max_det_results: o.MaxDetResultsOption = None,
-    score_threshold: o.ScoreThresholdOption = None,
-    nms_threshold: o.NmsThresholdOption = None,
     as_json: o.Json = False,
+    **given: Any,
 ) -> None:
     """Write the folder of a service for Paddle Serving: models, config.yml, service script, labels, index.
 
     It is self-contained, to be copied to a machine or into a container that has Paddle Serving.
     """
-    flags = dict(locals())
-    from pdserve.pipelines import SERVICES
     from pdserve.runtimes.paddle_serving import work_folder
 
-    options = {name: flags[name] for name in flags if name not in ("out", "service", "as_json")}
-    given = o.service_flags(options, service.value)
-    made = work_folder.export(SERVICES[service.value].settings(given, os.environ, config), o.home(), out)
+    settings = SERVICES[service].settings(o.flags(given, service), os.environ, config)
+    made = work_folder.export(settings, o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")
     if as_json:

@@ -15,7 +15,6 @@ _NATIVE = (frozenset(ServerSettings.model_fields) - _SUPPORTED) | {
 }
 # Those that protect the server are rejected also in a file that both runtimes read.
 _PROTECTING = frozenset({"host", "api_key", "api_key_file", "tls_cert", "tls_key", "gallery_writes"})
-_OPTIONS = {"--api-key-file": "--api-key", "--cors-origins": "--cors-origin"}
 _EVERYWHERE = ("0.0.0.0", "::")
 _ADVICE = "leave it out, or use --runtime native"
 
@@ -29,7 +28,7 @@ def check(settings: ServiceSettings) -> list[str]:
     refused = _NATIVE - ({"host"} if everywhere else set())
     for name, where in given.given.items():
         if name in refused:
-            raise UsageError(f"Paddle Serving has no {_OPTIONS.get(where, where)}; {_ADVICE}.")
+            raise UsageError(f"Paddle Serving has no {where}; {_ADVICE}.")
     for name in sorted(refused & given.block & _PROTECTING):
         raise SettingsError(f"Paddle Serving has no pdserve.{name}, which the configuration has; {_ADVICE}.")
     _check_ports(settings.server)

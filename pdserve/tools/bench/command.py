@@ -25,9 +25,7 @@ def bench(
             "--images", metavar="DIR|FILE", help="Images to send, in turn. Default: a synthetic photograph."
         ),
     ] = None,
-    service: Annotated[
-        o.Service | None, typer.Option("--service", help="Which to load. Default: the one that runs.")
-    ] = None,
+    service: o.ServiceOption = None,
     routes: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,7 +79,7 @@ def bench(
         str | None,
         typer.Option("--name", help="The service's name on route pipeline. Default: the guide's."),
     ] = None,
-    api_key: o.ShownKeyOption = None,
+    api_key: o.ApiKeyOption = None,
     tls: o.TlsOption = False,
     ca: o.CaOption = None,
     remote: Annotated[
@@ -121,7 +119,7 @@ def bench(
     chosen = choose_targets(
         urls or (),
         routes=[route.strip() for each in routes or () for route in each.split(",")],
-        service=service.value if service else None,
+        service=service,
         images=images or (),
         batch=batch,
         name=name,

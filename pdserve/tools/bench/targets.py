@@ -9,9 +9,9 @@ import numpy as np
 from pdserve.clients.address import Address, http_address, is_this_machine, rpc_address
 from pdserve.clients.credentials import NO_ACCESS, Access
 from pdserve.clients.discovery import find_service
+from pdserve.commands.images import find_sources
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES
-from pdserve.predict import find_sources
 from pdserve.tools.bench import http
 from pdserve.tools.bench.run import Target
 from pdserve.tools.bench.server import ServerProbe

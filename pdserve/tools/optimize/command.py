@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pdserve.tools.optimize import Outcome
 
 
+@o.with_settings([SERVICES["classification"]], ("Device", "Preprocessing"), without=("precision",))
 def optimize(
     model: Annotated[
         str,
@@ -58,30 +59,17 @@ def optimize(
         Literal["classification", "embedding", "detection"] | None,
         typer.Option("--task", help="The model's task, where it does not say."),
     ] = None,
-    gpu: o.GpuOption = None,
-    cpu: o.CpuOption = False,
-    engine: o.EngineOption = None,
-    threads: o.ThreadsOption = None,
-    resize_short: o.ResizeShortOption = None,
-    resize: o.ResizeOption = None,
-    interpolation: o.InterpolationOption = None,
-    backend: o.BackendOption = None,
-    crop: o.CropOption = None,
-    scale: o.ScaleOption = None,
-    mean: o.MeanOption = None,
-    std: o.StdOption = None,
-    channel_order: o.ChannelOption = None,
     as_json: o.Json = False,
+    **given: Any,
 ) -> None:
     """Make an int8 form of a model, or try bf16 or fp16, and publish it if it agrees with the float model.
 
     `pdserve serve --precision int8` then runs it. The report is stored with it, in the model's folder.
     """
-    given = dict(locals())
     from pdserve.tools.optimize import Plan
     from pdserve.tools.optimize import optimize as make
 
-    flags = o.as_settings({name: given[name] for name in ("model", "gpu", "cpu", *_SETTINGS)})
+    flags = o.flags(given, "classification") | {"model": model, "precision": precision}
     wanted = SERVICES["classification"].settings(flags, os.environ)
     plan = Plan(
         calibration or (),
@@ -103,11 +91,6 @@ def optimize(
 
 
 _ROLES = {"classification": "model", "detection": "detector", "embedding": "embedder"}
-# Settings of a model and its preprocessing, as with `serve`.
-_SETTINGS = (
-    "precision", "engine", "threads", "resize_short", "resize", "interpolation", "backend", "crop", "scale",
-    "mean", "std", "channel_order",
-)  # fmt: skip
 
 
 def _report(outcome: "Outcome", model: str, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 from pdserve import console
 from pdserve.commands import options as o
 from pdserve.errors import UsageError
+from pdserve.pipelines import SERVICES
 
 if TYPE_CHECKING:
     from pdserve.settings import ServiceSettings
@@ -20,18 +21,15 @@ _LIMIT_BYTES = 64 << 20  # of images that are read
 _NOISY = 0.2  # spread of a candidate's rounds from which the user is warned
 
 
+@o.with_settings(
+    SERVICES.values(), ("Model", "Device", "Preprocessing"), names=("labels",), without=("threads",)
+)
 def tune(
     images: Annotated[
         list[str] | None,
         typer.Option("--images", metavar="DIR|FILE", help="Your images. Default: a synthetic photograph."),
     ] = None,
-    service: Annotated[
-        o.Service, typer.Option("--service", help="The service to tune.")
-    ] = o.Service.classification,
-    model: o.ModelOption = None,
-    detector: o.DetectorOption = None,
-    embedder: o.EmbedderOption = None,
-    index: o.IndexOption = None,
+    service: o.ServiceOption = "classification",
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="A config.yml; the best settings are written into it."),
@@ -45,45 +43,27 @@ def tune(
     ] = None,
     clients: Annotated[int, typer.Option("--clients", min=1, help="Requests at once.")] = 8,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="For each measurement.")] = 3,
-    gpu: o.GpuOption = None,
-    cpu: o.CpuOption = False,
-    engine: Annotated[o.Engine | None, typer.Option("--engine", help="Try no other.")] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="Try no other: fp32, fp16, bf16 or int8.")
-    ] = None,
-    labels: o.LabelsOption = None,
-    resize_short: o.ResizeShortOption = None,
-    resize: o.ResizeOption = None,
-    interpolation: o.InterpolationOption = None,
-    backend: o.BackendOption = None,
-    crop: o.CropOption = None,
-    scale: o.ScaleOption = None,
-    mean: o.MeanOption = None,
-    std: o.StdOption = None,
-    channel_order: o.ChannelOption = None,
     as_json: o.Json = False,
+    **given: Any,
 ) -> None:
     """Try engines, precisions, instances, threads, batches and delays, and report which serve best.
 
     With --config the best settings are written into that file, else printed as a command. A precision is
-    tried once `pdserve optimize` has made or compared it. Ctrl-C reports what was found until then.
+    tried once `pdserve optimize` has made or compared it; with --engine or --precision no other is tried.
+    Ctrl-C reports what was found until then.
     """
-    given = dict(locals())
     if throughput and p99 is not None:
         raise UsageError("--throughput and --p99 are two goals; give one of them.")
-    from pdserve.pipelines import SERVICES
     from pdserve.tools import tune as tuning
     from pdserve.tools.tune import config as config_file
 
-    own = ("images", "service", "config", "throughput", "p99", "clients", "seconds", "as_json")
-    options = {name: value for name, value in given.items() if name not in own}
-    flags = o.service_flags(options, service.value)
+    flags = o.flags(given, service)
     if config:
         if not config.is_file():
             raise UsageError(f"There is no file {config}; give a config.yml, as in configs/.")
         config_file.check(config)
-    fixed = {name: flags[name] for name in ("engine", "precision") if flags[name] not in (None, "auto")}
-    wanted = SERVICES[service.value].settings(flags, os.environ, config)
+    fixed = {name: flags[name] for name in ("engine", "precision") if flags.get(name, "auto") != "auto"}
+    wanted = SERVICES[service].settings(flags, os.environ, config)
     goal = tuning.Goal(p99)
     effort = tuning.Effort(clients, seconds)
     files = _images(images)
@@ -102,8 +82,8 @@ def tune(
 
 def _images(named: list[str] | None) -> list[bytes]:
     """The images that can be read; the others are reported."""
+    from pdserve.commands.images import find_sources
     from pdserve.errors import ImageError
-    from pdserve.predict import find_sources
     from pdserve.tools.bench.targets import synthetic_photograph
     from pdserve.vision.decode import decode
 
@@ -245,8 +225,8 @@ def _hand_over(
         config_file.write(config, best, devices)
         console.say(f"Written into {config}. Next: {serve} --config {config}")
         return
-    named = ("model", "detector", "embedder", "index", "gpu")
-    options = [f"--{name} {given[name]}" for name in named if given[name] is not None]
+    named = (*SERVICES[wanted.kind].roles, "index", "gpu")
+    options = [f"--{name} {given[name]}" for name in named if given.get(name) is not None]
     if any(len({values[name] for values in best.values()}) > 1 for name in DEFAULTS):
         console.say(f"Best, in a config.yml, for {' '.join([serve, *options])} --config FILE:")
         console.say(config_file.snippet(best, devices).rstrip())

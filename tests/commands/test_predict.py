@@ -1,4 +1,5 @@
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -8,14 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pdserve import predict
-from pdserve.answers import Label
+from pdserve.answers import FoundMatch, FoundObject, Label
+from pdserve.commands.images import Source, find_sources
+from pdserve.commands.predict import Outcome, Picture, draw_answer, open_local, predict_all, show
 from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
 from pdserve.models.home import Home
-from pdserve.predict import Outcome, Source, draw, find_sources, predict_all
+from pdserve.pipelines import SERVICES
 from tests.file_server import Fault, FileServer, serve
 from tests.tiny import expected, picture
 
+Captured = pytest.CaptureFixture[str]
+
+CLASSIFICATION, RECOGNITION = SERVICES["classification"], SERVICES["recognition"]
+CATS = [Label(7, "Egyptian cat", 0.93), Label(12, "猫", 0.05)]
 LABELS = [Label(0, "cat", 0.5)]
 
 
@@ -176,7 +182,7 @@ def test_reading_ahead_is_bounded():
 
 def test_local(tiny_home: Path):
     flags = {"model": "tiny", "top_k": 1, "threads": 1}
-    with predict.local("classification", flags, {}, Home(tiny_home)) as ask:
+    with open_local("classification", flags, {}, Home(tiny_home)) as ask:
         (label,) = ask(picture((0, 255, 0)))
         assert (label.class_id, label.label) == (1, "green")
         assert label.score == pytest.approx(expected((0, 255, 0))[1], abs=1e-5)
@@ -185,7 +191,7 @@ def test_local(tiny_home: Path):
 
 
 def test_draw(tmp_path: Path):
-    drawn = draw(Outcome("cat.png", picture((9, 9, 9), (90, 60)), LABELS), tmp_path)
+    drawn = draw_answer(Outcome("cat.png", picture((9, 9, 9), (90, 60)), LABELS), CLASSIFICATION, tmp_path)
     assert drawn is not None
     assert drawn.path == tmp_path / "cat.png"
     with Image.open(drawn.path) as image:
@@ -199,5 +205,71 @@ def test_nothing_to_draw_on(tmp_path: Path):
         Outcome("b", picture((0, 0, 0)), ClientError("refused")),
         Outcome("c", b"in a format that only the server knows", LABELS),
     ):
-        assert draw(outcome, tmp_path) is None
+        assert draw_answer(outcome, CLASSIFICATION, tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outcome_as_json(capsys: Captured, tmp_path: Path):
+    show(Outcome("cat.jpg", b"", CATS), CLASSIFICATION, None, as_json=True)
+    show(Outcome("cat.jpg", b"", CATS[:1]), CLASSIFICATION, Picture(tmp_path / "cat.png", ()), as_json=True)
+    show(Outcome("no.jpg", None, ImageError("No image.")), CLASSIFICATION, None, as_json=True)
+    out, err = capsys.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {
+            "image": "cat.jpg",
+            "labels": [
+                {"class_id": 7, "label": "Egyptian cat", "score": 0.93},
+                {"class_id": 12, "label": "猫", "score": 0.05},
+            ],
+        },
+        {
+            "image": "cat.jpg",
+            "labels": [{"class_id": 7, "label": "Egyptian cat", "score": 0.93}],
+            "picture": str(tmp_path / "cat.png"),
+        },
+        {"image": "no.jpg", "error": "No image."},
+    ]
+    assert err == ""
+
+
+def test_an_outcome_for_a_person(capsys: Captured, tmp_path: Path):
+    show(Outcome("cat.jpg", b"", CATS), CLASSIFICATION, Picture(tmp_path / "cat.png", ()), as_json=False)
+    out, err = capsys.readouterr()
+    head, *labels, picture = out.splitlines()
+    assert head == "cat.jpg:"
+    assert [line.split(maxsplit=2) for line in labels] == [
+        ["0.9300", "7", "Egyptian cat"],
+        ["0.0500", "12", "猫"],
+    ]
+    assert picture.strip() == str(tmp_path / "cat.png")
+    assert err == ""
+
+
+def test_no_label_is_said(capsys: Captured):
+    show(Outcome("cat.jpg", b"", []), CLASSIFICATION, None, as_json=False)
+    assert capsys.readouterr().out == "cat.jpg:\n  no label\n"
+
+
+def test_a_failed_image_is_talk(capsys: Captured):
+    show(Outcome("no.jpg", None, ImageError("No image.")), CLASSIFICATION, None, as_json=False)
+    assert capsys.readouterr() == ("", "no.jpg: No image.\n")
+
+
+def test_found_objects(capsys: Captured):
+    one = FoundObject((1, 2, 30, 40), "茶", 0.5, (FoundMatch("茶", "tea/0.jpg", 0.5),))
+    two = FoundObject((0, 0, 9, 9), "cola", 0.9, (FoundMatch("cola", "c", 0.9), FoundMatch("茶", "t", 0.2)))
+    outcome = Outcome("a.jpg", b"", [one, two])
+    show(outcome, RECOGNITION, None, as_json=True)
+    first, second = json.loads(capsys.readouterr().out)["objects"]
+    assert first == {"bbox": [1, 2, 30, 40], "label": "茶", "score": 0.5}
+    assert [match["label"] for match in second["matches"]] == ["cola", "茶"]
+    show(outcome, RECOGNITION, None, as_json=False)
+    assert "1 2 30 40  茶" in capsys.readouterr().out
+
+
+def test_what_no_font_could_write_is_said(capsys: Captured, tmp_path: Path):
+    picture = Picture(tmp_path / "cat.png", ("1: 猫 0.93", "No font has these."))
+    show(Outcome("cat.jpg", b"", CATS), CLASSIFICATION, picture, as_json=True)
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert err.splitlines() == ["  1: 猫 0.93", "  No font has these."]
