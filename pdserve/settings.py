@@ -51,6 +51,12 @@ class Setting:
         """Its name in the environment."""
         return f"PDSERVE_{self.name.upper()}"
 
+    @property
+    def default_text(self) -> str:
+        """The default in words; empty where there is none, or the model itself says."""
+        default = self.default if isinstance(self.default, tuple) else (self.default,)
+        return ",".join(str(each) for each in default if each is not None and each is not False)
+
 
 PANELS = ("Model", "Device", "Preprocessing", "Results", "Server", "Batching", "Limits", "Security", "Log")
 _USUAL = ("--NAME",)
@@ -76,8 +82,7 @@ _model, _device, _preprocessing, _results, _server, _batching, _limit, _security
     partial(setting, panel) for panel in PANELS
 )
 
-Auto = Literal["auto"]
-_AtLeastOne = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1)] | Literal["auto"]
 _CONF = "op.*.local_service_conf"
 
 
@@ -102,19 +107,13 @@ class ModelSettings(SettingsGroup):
     precision: Literal["fp32", "fp16", "bf16", "int8"] = _device(
         "fp32", "fp32, fp16, bf16 or int8.", "NAME", key=f"{_CONF}.precision"
     )
-    threads: _AtLeastOne | Auto = _device(
-        "auto", "CPU threads per instance.", "N|auto", key=f"{_CONF}.thread_num"
-    )
+    threads: _Count = _device("auto", "CPU threads per instance.", "N|auto", key=f"{_CONF}.thread_num")
     ir_optim: bool | None = _device(None, "Paddle's graph passes.", flags=(), key=f"{_CONF}.ir_optim")
     use_mkldnn: bool | None = _device(None, "Paddle's oneDNN.", flags=(), key=f"{_CONF}.use_mkldnn")
     tensorrt: bool = _device(False, "Paddle's TensorRT.", flags=(), key=f"{_CONF}.device_type: 2")
     fetch_list: tuple[str, ...] = _model((), "Outputs to fetch.", flags=(), key=f"{_CONF}.fetch_list")
-    instances: _AtLeastOne | Auto = _batching(
-        "auto", "Engine instances per device.", "N|auto", key="op.*.concurrency"
-    )
-    max_batch_size: _AtLeastOne | Auto = _batching(
-        "auto", "Most images in a batch.", "N|auto", key="op.*.batch_size"
-    )
+    instances: _Count = _batching("auto", "Engine instances per device.", "N|auto", key="op.*.concurrency")
+    max_batch_size: _Count = _batching("auto", "Most images in a batch.", "N|auto", key="op.*.batch_size")
     max_queue_delay_ms: float = _batching(
         0, "How long a batch waits to fill.", "MS", key="op.*.auto_batching_timeout", ge=0
     )

@@ -108,7 +108,7 @@ def _parameters(same: "list[Setting]", environment: bool) -> list[inspect.Parame
     setting = same[0]
     if not setting.flags:
         return []
-    defaults = {_shown(each.default) for each in same}
+    defaults = {each.default_text for each in same}
     notes = [f"default: {text}" for text in defaults if text and len(defaults) == 1]
     notes += [setting.variable] if environment else []
     text = setting.help.replace("[", r"\[") + (f"\n\n[dim]{'; '.join(notes)}[/dim]" if notes else "")
@@ -144,13 +144,6 @@ def _parameter(
     )
     annotation: Any = Annotated[Any if parser else kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _shown(default: Any) -> str:
-    """A default in words; empty where there is none, or the model itself says."""
-    if default is None or default is False:
-        return ""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def flags(given: Mapping[str, Any], kind: str) -> dict[str, Any]:
