@@ -117,8 +117,8 @@ def test_predict_finds_and_draws_it(server: Server, home: Path, tmp_path: Path) 
 
 def test_bench_asks_it(server: Server, home: Path) -> None:
     done = pdserve(
-        home, "bench", "--url", server.url, "--requests", "4", "--clients", "1", "--json",
-        "--image", str(home / "picture.png"),
+        home, "bench", server.url, "--requests", "4", "--clients", "1", "--json",
+        "--images", str(home / "picture.png"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["errors"] in ({}, 0)
