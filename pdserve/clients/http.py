@@ -126,9 +126,11 @@ class HttpClient(_Http, Client):
     def service_kind(self) -> str | None:
         """The kind of the service that a pdserve server offers; None where the server does not say."""
         try:
-            extensions = self._client.get("/v2").json()["extensions"]
-            return next((kind for kind in SERVICES if kind in extensions), None)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            content = self._client.get("/v2").json()
+            # Older servers have it among the extensions.
+            offered = (content.get("service"), *content.get("extensions", ()))
+            return next((kind for kind in SERVICES if kind in offered), None)
+        except (httpx.HTTPError, ValueError, AttributeError, TypeError):
             return None
 
     def close(self) -> None:

@@ -113,6 +113,14 @@ _ENTRIES = (
         predicts=True,
         grpc_service=pipeline.SERVICE,
     ),
+    Protocol(
+        "health-grpc",
+        "grpc",
+        f"{_GRPC}.health:methods",
+        "gRPC's health checking protocol, for probes",
+        open=True,
+        grpc_service="grpc.health.v1.Health",
+    ),
 )
 
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ENTRIES}

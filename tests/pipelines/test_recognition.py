@@ -19,6 +19,7 @@ from pdserve.pipelines.recognition import Region, choose
 from pdserve.settings import RecognitionOptions
 from pdserve.vision.boxes import Box
 from tests.running import Server, pdserve, start
+from tests.services.http.described import check_response
 from tests.services.watching import until
 from tests.tiny import build_embedder, build_serving_model, picture
 
@@ -118,6 +119,9 @@ def test_openapi_describes_what_comes(client: httpx.Client) -> None:
     wanted = follow(follow(schema)["properties"]["results"]["items"]["anyOf"][0])
     result = recognised(client, shade("red", 0.9))
     assert set(result) == set(wanted["required"])
+    check_response(document, "/v1/recognition", client.post("/v1/recognition", content=shade("red", 0.9)))
+    check_response(document, "/v1/gallery", client.get("/v1/gallery"))
+    assert result["objects"][0]["detection"] is None
     assert set(result["objects"][0]) == set(follow(wanted["properties"]["objects"]["items"])["required"])
 
 

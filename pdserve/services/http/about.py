@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources as package_files
 from typing import Any
 
@@ -35,11 +35,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The server. ``extensions`` is that of the Open Inference Protocol."""
+    """The server; ``extensions`` are those of the Open Inference Protocol."""
 
     name: str
     version: str
     extensions: list[str]
+    service: str = field(metadata={"description": "the kind of service, as in /v1/{kind}"})
 
 
 def health(context: Context) -> Iterator[Route]:
@@ -61,7 +62,7 @@ def routes(context: Context) -> Iterator[Route]:
     """Name and version, metrics, the OpenAPI document and a page that shows it."""
 
     async def metadata(_: Request) -> Response:
-        return json_response(Metadata("pdserve", __version__, [context.service.kind]))
+        return json_response(Metadata("pdserve", __version__, [], context.service.kind))
 
     async def metrics(request: Request) -> Response:
         return _metrics(context.metrics, request)

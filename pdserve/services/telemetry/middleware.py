@@ -182,12 +182,13 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
         known = protocol is not None and answer is not _unimplemented
         route = details.method.rpartition("/")[2] if known else _OTHER
         predicts = known and protocol is not None and protocol.predicts
+        is_probe = protocol is not None and protocol.open
         tracer = self._recorder.tracer
 
         async def recording(request: Any, context: _Context) -> Any:
             metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
             asked = RequestContext(metadata.get(HEADER))
-            if tracer:
+            if tracer and not is_probe:
                 asked.span = tracer.span({key: metadata[key] for key in tracer.fields if key in metadata})
             identified = ((HEADER, asked.id),)
             context.set_trailing_metadata(identified)  # an abort without any of its own sends these, too

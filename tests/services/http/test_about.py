@@ -1,11 +1,16 @@
-"""/metrics over HTTP, on the service's port and on its own."""
+"""What a server says about itself: /metrics, on the service's port and on its own; /v2; the documentation."""
 
 import asyncio
+import contextlib
+import importlib.resources
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from pdserve import __version__
 from pdserve.errors import SettingsError
 from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
@@ -67,3 +72,57 @@ def test_on_a_port_of_its_own_without_a_key_or_tls(more: dict[str, Any]) -> None
             await ask(f"http://127.0.0.1:{port}/metrics")
 
     asyncio.run(test())
+
+
+@contextlib.contextmanager
+def client_of_the_service(**settings: Any) -> Iterator[httpx.Client]:
+    metrics = Metrics()
+    app = build_app(FakeService(metrics), SETTINGS.model_copy(update=settings), metrics)
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
+        yield client
+
+
+def test_the_servers_metadata() -> None:
+    with client_of_the_service() as client:
+        content = client.get("/v2").json()
+    # "classification" would be Triton's extension of that name, which this is not.
+    assert content == {
+        "name": "pdserve",
+        "version": __version__,
+        "extensions": [],
+        "service": "classification",
+    }
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"])
+def test_what_answers_get_answers_head(path: str) -> None:
+    with client_of_the_service() as client:
+        found = client.head(path)
+        assert (found.status_code, found.content) == (200, b"")
+        refused = client.put(path)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_the_documentation_page_loads_nothing_from_elsewhere() -> None:
+    with client_of_the_service() as client:
+        page = client.get("/docs")
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert not re.search(r"\b(https?:)?//", page.text)
+        loaded = re.findall(r'(?:href|src|url)(?:="|: ")([^"]+)"', page.text)
+        assert {"docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json"} <= set(loaded)
+        for address in loaded:
+            if not address.startswith("data:"):
+                # Relative, so that they hold behind a path prefix; none starts at the root.
+                assert not address.startswith("/")
+                assert client.get(str(page.url.join(address))).status_code == 200
+        style = client.get("/docs/swagger-ui.css")
+        assert style.headers["Content-Type"].startswith("text/css")
+        assert {each[:5] for each in re.findall(r"url\(\s*[\"']?([^)]+)", style.text)} == {"data:"}
+        assert "@import" not in style.text
+        assert client.get("/redoc", follow_redirects=True).text == page.text
+
+
+def test_swagger_ui_comes_with_its_licence() -> None:
+    folder = importlib.resources.files("pdserve.services.http") / "swagger_ui"
+    assert "Apache License" in (folder / "LICENSE").read_text("utf-8")
+    assert "SmartBear" in (folder / "NOTICE").read_text("utf-8")

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.running import Server
+from tests.services.http.described import check_response
 from tests.services.watching import until
 from tests.tiny import NAMES, expected, picture
 
@@ -195,6 +196,19 @@ def test_openapi_describes_the_routes(client: httpx.Client) -> None:
     bodies = paths["/v1/classification"]["post"]["requestBody"]["content"]
     assert {"image/*", "multipart/form-data", "application/json"} <= set(bodies)
     assert client.get("/docs").status_code == 200
+
+
+def test_answers_are_as_openapi_describes_them(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready"):
+        check_response(document, path, client.get(path))
+    good, bad = (base64.b64encode(data).decode() for data in (picture(RED), b"hello"))
+    for images in ([good], [good, bad], [bad], [], [good] * 5):
+        response = client.post("/v1/classification", json={"images": images})
+        check_response(document, "/v1/classification", response)
+    for value in (good, bad, 1):
+        response = client.post("/imagenet/prediction", json={"key": ["image"], "value": [value]})
+        check_response(document, "/{name}/{method}", response)
 
 
 def test_unknown_routes_and_verbs_of_v1(client: httpx.Client) -> None:
