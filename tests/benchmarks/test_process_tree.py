@@ -9,7 +9,7 @@ from benchmarks.process_tree import MARK, MemorySampler, ProcessTree
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")]
 
-# A parent that starts a child in a session of its own, and ends: only the mark is left to know it by.
+# A parent that starts a child in its own session, and ends: only the mark is left to know it by.
 PARENT = (
     "import subprocess, sys, time\n"
     "work = 'import time; held = bytearray(30_000_000); time.sleep(60)'\n"

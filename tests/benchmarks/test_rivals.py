@@ -19,7 +19,7 @@ def test_a_rival_is_a_file_with_pinned_requirements(name: str) -> None:
     wanted = requirements(name).read_text("utf-8").split()
     assert wanted
     assert all("==" in line for line in wanted)
-    # The version that is told in the table is the one that is installed.
+    # The version in the table is the one that is installed.
     assert wanted[0].partition("==")[2] in CONTENDERS[name].settings
 
 

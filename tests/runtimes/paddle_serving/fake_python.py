@@ -1,9 +1,9 @@
 """Stands in for a Python that has Paddle Serving: run as an interpreter, it answers what pdserve asks of one.
 
-Asked for versions, it has all packages but those in ``FAKE_LACKS``. Told to run a service script, it is a
+Asked for versions, it has all packages but those in ``FAKE_LACKS``. Asked to run a service script, it is a
 service: it reads config.yml, starts a child that would live for ever, writes both numbers to ``FAKE_PIDS``
 and answers every POST. ``FAKE_SERVICE``: "dies" at its start, "misfits" as of a wrong package, "says no" to
-every request, "falls" two requests after the start, or "ignores" SIGTERM. Told to run a module, it fails.
+every request, "falls" two requests after the start, or "ignores" SIGTERM. Asked to run a module, it fails.
 """
 
 import http.server
@@ -77,6 +77,6 @@ if __name__ == "__main__":
     if sys.argv[1].endswith("versions.py"):
         versions(sys.argv[2:])
     elif sys.argv[1] == "-m":
-        raise SystemExit("ERROR: there is no room on the disk.")
+        raise SystemExit("ERROR: there is no space on the disk.")
     else:
         serve()

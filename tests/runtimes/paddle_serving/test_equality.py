@@ -1,4 +1,4 @@
-"""Both runtimes on the same models and images: the same answers, field by field, by both doors.
+"""Both runtimes on the same models and images: the same answers, field by field, over HTTP and gRPC.
 
 Where they differ, it is a fault of Paddle Serving, listed in FAULTS. Other faults that users know (crops
 outside the image, the first image's boxes only, labels cut at a blank) were of the service scripts of the
@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from tests.running import Server, pdserve, start
-from tests.runtimes.paddle_serving.asking import Answer, by_published_client, encoded, over_http, over_rpc
+from tests.runtimes.paddle_serving.exchange import Answer, by_published_client, encoded, over_http, over_rpc
 from tests.tiny import picture
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"

@@ -35,7 +35,7 @@ def test_what_is_broken_never_looks_installed(tmp_path: Path, fake_python: Path)
     done = pdserve(home, "runtime", "install", RUNTIME, "--python", str(fake_python))
     assert done.returncode == 1
     assert "`-m venv" in done.stderr.splitlines()[-1]
-    assert "failed: there is no room on the disk." in done.stderr.splitlines()[-1]
+    assert "failed: there is no space on the disk." in done.stderr.splitlines()[-1]
     assert [path.name for path in (home / "runtimes").iterdir()] == [f"{RUNTIME}.lock"]
 
 

@@ -313,19 +313,19 @@ def test_stages_of_a_server_that_tells_them() -> None:
     assert all("GET /metrics" in head and "authorization: Bearer secret" in head for head in heads)
 
 
-def test_keys_and_tls_at_both_doors(tiny_home: Path, images: Path, tmp_path: Path) -> None:
+def test_keys_and_tls_over_http_and_grpc(tiny_home: Path, images: Path, tmp_path: Path) -> None:
     made = issue(tmp_path / "tls")
     key = tmp_path / "keys"
     key.write_text("a-key-of-more-than-16-characters\n")
     options = ("--api-key", key, "--tls-cert", made.cert, "--tls-key", made.key)
     with start(tiny_home, "--model", "tiny", *map(str, options)) as server:
-        doors = (server.url, server.target, "--images", images, "--route", "v1,grpc", "--ca", made.ca)
-        runs, _ = bench(tiny_home, *doors, "--api-key", key, *QUICK)
+        addresses = (server.url, server.target, "--images", images, "--route", "v1,grpc", "--ca", made.ca)
+        runs, _ = bench(tiny_home, *addresses, "--api-key", key, *QUICK)
         assert [(run["route"], run["answers"], run["errors"]) for run in runs] == [
             ("v1", 12, {}),
             ("grpc", 12, {}),
         ]
-        _, said = bench(tiny_home, *doors, *QUICK, code=1)
+        _, said = bench(tiny_home, *addresses, *QUICK, code=1)
         assert "needs a key" in said
 
 

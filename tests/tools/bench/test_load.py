@@ -114,7 +114,7 @@ def test_refused_connections() -> None:
 
 
 def test_a_name_of_several_addresses_that_all_refuse() -> None:
-    """What asyncio makes of that has neither a kind nor a number of its own."""
+    """What asyncio makes of that has neither a kind nor an errno."""
     refused = [
         f"[Errno {errno.ECONNREFUSED}] Connect call failed ({host!r}, 1)" for host in ("::1", "127.0.0.1")
     ]
@@ -197,7 +197,7 @@ def test_a_server_that_hangs() -> None:
 
 
 def test_a_late_answer_is_not_the_next_one() -> None:
-    """The first answer comes after its time, on a connection that was given up."""
+    """The first answer comes after its time, on a connection that was closed."""
 
     async def first_late(request: Request, writer: asyncio.StreamWriter) -> None:
         if request.number == 0:

@@ -41,15 +41,15 @@ def test_stages_come_in_the_order_of_the_way() -> None:
     assert server.stages[0] == Stage("decode", "", pytest.approx(1), 1)
 
 
-def test_a_server_that_did_nothing_or_began_anew() -> None:
+def test_a_server_that_did_nothing_or_restarted() -> None:
     metrics = Metrics()
     metrics.stage("infer", 0.010, "tiny")
     metrics.stage("infer", 0.010, "tiny")
     reading = read_counters(text(metrics))
     assert between(reading, reading) is None
-    anew = Metrics()
-    anew.stage("infer", 0.010, "tiny")
-    assert between(reading, read_counters(text(anew))) is None
+    restarted = Metrics()
+    restarted.stage("infer", 0.010, "tiny")
+    assert between(reading, read_counters(text(restarted))) is None
 
 
 def test_the_numbers_of_another_program() -> None:

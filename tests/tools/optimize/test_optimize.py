@@ -48,11 +48,11 @@ def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) 
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    told = json.loads(line)
-    place = Path(told["published"])
+    published = json.loads(line)
+    place = Path(published["published"])
     assert place.is_relative_to(home / "models" / "tiny_serving")
     report = json.loads((place / "report.json").read_text("utf-8"))
-    for each in (told, report):
+    for each in (published, report):
         assert each["agreement"]["value"] >= 0.98
         assert (each["calibration"]["images"], each["comparison"]["images"]) == (12, 12)
     assert "FakeQuantize" in (place / "model.xml").read_text("utf-8")
@@ -107,14 +107,14 @@ def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 1
     assert "is not published" in done.stderr
-    kept = home / "models" / "tiny_serving" / ".pdserve"
-    assert not list(kept.rglob("model.*"))
+    stored = home / "models" / "tiny_serving" / ".pdserve"
+    assert not list(stored.rglob("model.*"))
     done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
     assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--precision", "int8"), "--calibration"),
         pytest.param(
@@ -124,13 +124,17 @@ def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> Non
         (("--precision", "int8", "--calibration", "{photos}", "--gpu", "0"), "int8"),
     ],
 )
-def test_what_cannot_be_done_is_said(home: Path, photos: Path, options: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_done_is_said(
+    home: Path, photos: Path, options: tuple[str, ...], message: str
+) -> None:
     given = [option.format(photos=photos) for option in options]
-    if told == "fp16" and "FP16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if message == "fp16" and "FP16" in import_openvino().Core().get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    ):
         pytest.skip("this processor computes in fp16; it needs one that does not")
     done = pdserve(home, "optimize", "--model", "tiny", *given)
     assert done.returncode in (1, 2)
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

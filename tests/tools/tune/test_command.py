@@ -73,8 +73,8 @@ def test_the_table_and_what_to_type(tiny_home: Path, tmp_path: Path) -> None:
     assert "images/s" in done.stdout
     assert "best" in done.stdout
     assert f"skipped {tmp_path / 'b.png'}" in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("Next: pdserve serve classification --model tiny --engine openvino")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Next: pdserve serve classification --model tiny --engine openvino")
 
 
 @pytest.mark.posix
@@ -103,7 +103,7 @@ def test_ctrl_c_tells_what_was_found_and_writes_nothing(tiny_home: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--model", "tiny", "--throughput", "--p99", "5"), "two goals"),
         (("--model", "nothing"), "nothing"),
@@ -120,12 +120,12 @@ def test_ctrl_c_tells_what_was_found_and_writes_nothing(tiny_home: Path, tmp_pat
     ],
 )
 def test_what_cannot_be_done_is_said(
-    tiny_home: Path, tmp_path: Path, options: tuple[str, ...], told: str
+    tiny_home: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     empty, broken = tmp_path / "empty", tmp_path / "broken.yml"
     empty.mkdir()
     broken.write_text("a: [1\n")
     done = pdserve(tiny_home, "tune", *(each.format(empty=empty, broken=broken) for each in options))
     assert done.returncode in (1, 2)
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

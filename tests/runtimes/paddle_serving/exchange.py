@@ -1,4 +1,4 @@
-"""One request of the pipeline protocol to a server, by either door, and what it answers."""
+"""One request of the pipeline protocol to a server, over HTTP or gRPC, and its answer."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ import httpx
 from pdserve.formats.protos import pipeline
 from tests.running import Server, environment
 
-# What the published client is told to do: a line of JSON in, one out.
+# The program of the published client: a line of JSON in, one out.
 _CLIENT = """
 import json, sys
 from paddle_serving_server.pipeline import PipelineClient
@@ -45,8 +45,8 @@ def over_http(server: Server, name: str, body: Any) -> tuple[int, Answer | None]
     response = httpx.post(f"{server.url}/{name}/prediction", content=content, trust_env=False, timeout=200)
     if response.status_code != 200:
         return response.status_code, None
-    told = response.json()
-    return 200, Answer(told["err_no"], dict(zip(told["key"], told["value"], strict=True)))
+    answer = response.json()
+    return 200, Answer(answer["err_no"], dict(zip(answer["key"], answer["value"], strict=True)))
 
 
 def over_rpc(server: Server, **fields: Any) -> Answer:
@@ -58,8 +58,8 @@ def over_rpc(server: Server, **fields: Any) -> Answer:
             request_serializer=pipeline.request_class().SerializeToString,
             response_deserializer=pipeline.response_class().FromString,
         )
-        told = call(pipeline.request_class()(**fields), timeout=200)
-    return Answer(told.err_no, dict(zip(told.key, told.value, strict=True)))
+        answer = call(pipeline.request_class()(**fields), timeout=200)
+    return Answer(answer.err_no, dict(zip(answer.key, answer.value, strict=True)))
 
 
 def by_published_client(
