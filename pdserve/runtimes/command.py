@@ -35,7 +35,7 @@ def runtime() -> None:
 @runtime_app.command("install")
 def install(
     name: Annotated[
-        str, typer.Argument(help="|".join(RUNTIMES), parser=o.one_of(*RUNTIMES), metavar="RUNTIME")
+        str, typer.Argument(help="|".join(RUNTIMES), parser=o.one_of(RUNTIMES), metavar="RUNTIME")
     ],
     python: Annotated[
         Path | None,

@@ -22,5 +22,5 @@ def test_the_commands_know_it(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unknown_runtime_is_a_wrong_command_line(tmp_path: Path) -> None:
-    for command in (("serve", "classification", "--runtime", "nothing"), ("runtime", "install", "nothing")):
+    for command in (("serve", "classification", "--runtime", "nothing"), ("runtime", "install", "serving")):
         assert pdserve(tmp_path, *command).returncode == 2

@@ -10,11 +10,12 @@ from pdserve.clients.address import Address, http_address, is_this_machine, rpc_
 from pdserve.clients.credentials import NO_ACCESS, Access
 from pdserve.clients.discovery import find_service
 from pdserve.commands.images import find_sources
-from pdserve.errors import UsageError
+from pdserve.errors import ImageError, UsageError
 from pdserve.pipelines import SERVICES
 from pdserve.tools.bench import http
 from pdserve.tools.bench.run import Target
 from pdserve.tools.bench.server import ServerProbe
+from pdserve.vision.decode import decode
 
 GRPC_ROUTES = ("grpc",)
 ROUTES = (*http.ROUTES, *GRPC_ROUTES)
@@ -150,15 +151,28 @@ def _images(named: Sequence[str], note: Callable[[str], None]) -> list[bytes]:
     return images
 
 
-def read_images(named: Sequence[str], limit_bytes: int) -> tuple[list[bytes], int]:
+def read_images(
+    named: Sequence[str], limit_bytes: int, skip: Callable[[str, ImageError], object] | None = None
+) -> tuple[list[bytes], int]:
     """The images of files and folders (at any depth, in order of path), until ``limit_bytes`` are read; and
-    how many there were. Raises UsageError for a folder without images, ImageError for an unreadable file.
+    how many there were. With ``skip``, those that cannot be read or decoded are passed to it and left out.
+
+    Raises UsageError for a folder without images; without ``skip`` also for an empty file, and ImageError for
+    an unreadable one.
     """
     sources = find_sources(named)
     images: list[bytes] = []
     taken = 0
     for source in sources:
-        image = source.read()
+        try:
+            image = source.read()
+            if skip:
+                decode(image)
+        except ImageError as error:
+            if not skip:
+                raise
+            skip(source.name, error)
+            continue
         if not image:
             raise UsageError(f"The file {source.name} is empty; leave it out.")
         taken += len(image)

@@ -9,7 +9,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
-from pdserve.errors import UsageError
+from pdserve.errors import ImageError, UsageError
 from pdserve.pipelines import SERVICES
 
 if TYPE_CHECKING:
@@ -82,33 +82,25 @@ def tune(
 
 def _images(named: list[str] | None) -> list[bytes]:
     """The images that can be read; the others are reported."""
-    from pdserve.commands.images import find_sources
-    from pdserve.errors import ImageError
-    from pdserve.tools.bench.targets import synthetic_photograph
-    from pdserve.vision.decode import decode
+    from pdserve.tools.bench.targets import read_images, synthetic_photograph
 
     if not named:
         console.say("With a synthetic photograph of 640×480; your own, with --images, are better.")
         return [synthetic_photograph()]
-    found: list[bytes] = []
-    left = _LIMIT_BYTES
-    for source in find_sources(named):
-        try:
-            data = source.read()
-            decode(data)
-        except ImageError as error:
-            console.say(f"skipped {source.name}: {error.message}")
-            continue
-        left -= len(data)
-        if found and left < 0:
-            console.say(f"With the first {len(found)} images: more would not fit in memory.")
-            break
-        found.append(data)
-    if not found:
+    skipped: list[str] = []
+
+    def skip(name: str, error: ImageError) -> None:
+        skipped.append(name)
+        console.say(f"skipped {name}: {error.message}")
+
+    images, count = read_images(named, _LIMIT_BYTES, skip)
+    if not images:
         raise UsageError(
             f"There is no image that can be read in {', '.join(named)}; give others with --images."
         )
-    return found
+    if len(images) + len(skipped) < count:
+        console.say(f"With the first {len(images)} images: more would not fit in memory.")
+    return images
 
 
 class _Progress:
