@@ -12,7 +12,6 @@ from typing import Any
 
 from pdserve.engines import detector_nms, int8, table
 from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
-from pdserve.engines.device import cores
 from pdserve.errors import DeviceError, UnsupportedModelError
 from pdserve.formats.parameters import read_parameters
 from pdserve.vision.types import Array
@@ -38,7 +37,7 @@ def open_model(request: LoadRequest) -> LoadedModel:
         model, note = core.read_model(form.program, form.weights), form.note
     else:
         model = _read_model(core, request, graph)
-    threads = request.threads or cores() if request.instances is None else request.cpu_shares(1)[0]
+    threads = request.cpu_shares(1)[0]
     hint = _HINTS[request.precision]
     if request.instances is not None or threads == 1:
         count = request.instances or 1

@@ -53,7 +53,7 @@ def fetch(job: Job, source: Archive) -> Fetched:
     """Fetch an archive from the model host or its mirror. Raises ArchiveError, ChecksumError, FetchError."""
     where = mirrored(source.url, job.mirror)
     if isinstance(where, Path):
-        return _publish(job, source, _local(job, where, source.sha256), str(where))
+        return _publish(job, _local(job, where, source.sha256), str(where))
     part, shown = Partial(job.downloads / f"{job.name}.tar"), public(where)
     present = part.remote(shown)
     if job.force and present and present.complete:
@@ -69,7 +69,7 @@ def fetch(job: Job, source: Archive) -> Fetched:
         free=job.free,
     )
     try:
-        fetched = _publish(job, source, got, shown)
+        fetched = _publish(job, got, shown)
     except ArchiveError:
         part.discard()
         raise
@@ -97,11 +97,11 @@ def _local(job: Job, path: Path, sha256: str | None) -> Downloaded:
     return Downloaded(path, found, size)
 
 
-def _publish(job: Job, source: Archive, got: Downloaded, origin: str) -> Fetched:
+def _publish(job: Job, got: Downloaded, origin: str) -> Fetched:
     job.progress.note(job.name, "unpacking")
     with files.replace_folder(job.target) as folder:
         unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
-        return job.finish(folder, source.url, origin, got.sha256, got.size)
+        return job.finish(folder, origin, got.sha256, got.size)
 
 
 def unpack(

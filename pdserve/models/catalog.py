@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from pdserve.errors import UsageError
 
@@ -26,14 +26,28 @@ DEFAULTS = (
 )
 
 
+class Source(Protocol):
+    """Where an entry comes from; ``kind`` is a key of models.fetch.SOURCES."""
+
+    kind: ClassVar[str]
+
+    @property
+    def address(self) -> str:
+        """What the record and ``fetch --list`` say of it."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """A tar file, gzipped or not, at ``url``; ``sha256`` (hex) where it is known beforehand."""
 
-    kind: ClassVar[str] = "archive"  # in models.fetch.SOURCES
+    kind: ClassVar[str] = "archive"
 
     url: str
     sha256: str | None = None
+
+    @property
+    def address(self) -> str:
+        return self.url
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,10 @@ class Wheel:
     member: str
     build: str | None = None
 
+    @property
+    def address(self) -> str:
+        return f"{self.package}=={self.version}"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -64,7 +82,7 @@ class Entry:
     name: str
     family: str
     task: Task
-    source: Archive | Wheel
+    source: Source
     feed_aliases: tuple[str, ...] = ()
     fetch_aliases: tuple[str, ...] = ()
     transforms: tuple[Transform, ...] | None = None
@@ -73,12 +91,11 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; ``source`` is the URL, or PACKAGE==VERSION."""
-        source = self.source
         return {
             "name": self.name,
             "task": self.task,
             "family": self.family,
-            "source": source.url if isinstance(source, Archive) else f"{source.package}=={source.version}",
+            "source": self.source.address,
             "feed_aliases": list(self.feed_aliases),
             "fetch_aliases": list(self.fetch_aliases),
             "transforms": None if self.transforms is None else list(self.transforms),

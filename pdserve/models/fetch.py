@@ -71,8 +71,9 @@ class Job:
     def downloads(self) -> Path:
         return self.home.root / "downloads"
 
-    def finish(self, folder: Path, source: str, origin: str, sha256: str, size: int) -> Fetched:
+    def finish(self, folder: Path, origin: str, sha256: str, size: int) -> Fetched:
         """Write the record of a complete ``folder``, which is about to become ``target``."""
+        source = self.entry.source.address
         record.write(folder, name=self.name, source=source, origin=origin, sha256=sha256, size=size)
         return Fetched(self.name, self.target, "fetched", origin, sha256, size)
 

