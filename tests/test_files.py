@@ -1,7 +1,29 @@
+"""Files and folders are replaced whole or not at all; checksums, records and locks of files."""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
 import pytest
 
-from pdserve.errors import DiskError
-from pdserve.files import replace_folder, temp_sibling
+from pdserve.errors import DiskError, FetchError
+from pdserve.files import (
+    FileRecord,
+    digest,
+    file_lock,
+    link_or_copy,
+    replace_file,
+    replace_files,
+    replace_folder,
+    replace_folders,
+    sha256,
+    signature,
+    temp_sibling,
+    temp_siblings,
+    write_synced,
+)
+from pdserve.progress import Progress
 
 
 def test_appears_when_complete(tmp_path):
@@ -52,3 +74,179 @@ def test_nowhere_to_write(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="Cannot write"), replace_folder(tmp_path / "file" / "m"):
         pass
+
+
+def test_leftovers_of_other_folders_stay(tmp_path: Path) -> None:
+    other = temp_sibling(tmp_path / "m.v2")
+    other.mkdir()
+    with replace_folder(tmp_path / "m"):
+        pass
+    assert other.is_dir()
+
+
+def test_several_folders_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.name == "b" and (self / "new").exists():
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    def replace() -> None:
+        with replace_folders(tmp_path / "a", tmp_path / "b", tmp_path / "deep" / "c") as new:
+            for folder in new:
+                (folder / "new").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(DiskError, match=r"Cannot write .*b: Permission denied"):
+            replace()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a", "a/old", "b", "b/old",
+    ]  # fmt: skip
+    replace()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a", "a/new", "b", "b/new", "deep", "deep/c", "deep/c/new",
+    ]  # fmt: skip
+
+
+def test_a_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    with replace_file(target) as new:
+        new.write_text("one")
+        assert not target.exists()
+
+    def fail() -> None:
+        with replace_file(target) as new:
+            new.write_text("two")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert target.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_to_the_target_itself_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    target.write_text("one")
+    with replace_file(target) as new:
+        link_or_copy(target, new)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("refused", ["a", "b", "c"])
+def test_several_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    targets = [tmp_path / name for name in ("a", "b", "c")]  # b is new
+    for target in (targets[0], targets[2]):
+        target.write_text("old")
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.name == refused and self.read_text() == "new":
+            raise PermissionError(13, "Permission denied")
+        return replace(self, target)
+
+    def write() -> None:
+        with replace_files(*targets) as new:
+            for path in new:
+                path.write_text("new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(DiskError, match=f"Cannot write .*{refused}: Permission denied"):
+            write()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "c": "old"}
+    write()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"abc" * 1_000_000)
+    expected = hashlib.sha256(b"abc" * 1_000_000)
+    assert sha256(path) == expected.hexdigest()
+    assert digest(path, "sha256", "md5") == (
+        expected.hexdigest(),
+        hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),
+    )
+    assert (
+        sha256(path, b"x", path) == hashlib.sha256(path.read_bytes() + b"x" + path.read_bytes()).hexdigest()
+    )
+    written = write_synced(tmp_path / "g", lambda file: file.write(path.read_bytes()))
+    assert written == expected.hexdigest() == sha256(tmp_path / "g")
+
+
+def test_a_record_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"one")
+    recorded = FileRecord.of(path)
+    assert recorded == FileRecord.of(path, sha256(path))
+    assert recorded.is_untouched(path)
+    os.utime(path, ns=(1, 1))
+    assert not recorded.is_untouched(path)
+    assert recorded.matches(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, recorded.mtime_ns))
+    assert recorded.matches(path)  # believed
+    assert not recorded.matches(path, full=True)
+    path.write_bytes(b"three")
+    assert not recorded.matches(path)
+
+
+def test_a_signature_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    assert signature(path) is None
+    path.write_bytes(b"one")
+    before = signature(path)
+    assert before == signature(path)
+    with replace_file(path) as new:
+        new.write_bytes(b"one")
+        os.utime(new, ns=(1, before[0] if before else 0))
+    assert signature(path) != before
+
+
+def test_a_lock_waits_and_can_be_interrupted(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, name: str, text: str) -> None:
+            notes.append(f"{name}: {text}")
+
+    path, held, release = tmp_path / "deep" / "lock", threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with file_lock(path, "first"):
+            held.set()
+            release.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    cancel = threading.Event()
+    cancel.set()
+    interrupted = pytest.raises(FetchError, match="Waiting for second was interrupted")
+    with interrupted, file_lock(path, "second", Notes(), cancel):
+        pass
+    release.set()
+    with file_lock(path, "third", Notes()):
+        pass
+    thread.join()
+    assert notes[0] == "second: another pdserve process holds the lock; waiting"
+    assert sum(note.startswith("second") for note in notes) == 1
+
+
+def test_a_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="Cannot write"), file_lock(tmp_path / "file" / "lock", "x"):
+        pass
+
+
+def test_temporary_names_are_found(tmp_path: Path) -> None:
+    made = temp_sibling(tmp_path / "f")
+    made.touch()
+    (tmp_path / ".f.notes.tmp").touch()
+    assert temp_siblings(tmp_path) == [made]

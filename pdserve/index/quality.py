@@ -6,7 +6,6 @@ not in the gallery at all: as if its whole label were left out. The shares of th
 threshold are the true-accept and the false-accept rate.
 """
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -278,8 +277,10 @@ def histogram(report: Report) -> tuple[Doubles, Doubles, Doubles]:
 
 def check_picture() -> None:
     """Raise UsageError where `draw` could not: to be called before a gallery is checked."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError('--picture needs matplotlib: `pip install "pdserve[plot]"`.')
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError('--picture needs matplotlib: `pip install "pdserve[plot]"`.') from error
 
 
 def draw(report: Report, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.extras import import_or_skip
 from tests.running import pdserve
 from tests.tiny import build_embedder, picture
 
@@ -88,10 +89,31 @@ def test_merge_and_check(home: Path, index: Path, tmp_path: Path) -> None:
         "tiny_embedder",
     )  # fmt: skip
     assert run(home, "merge", other, "--index", index)[0]["relabelled"] == 6
-    (report,) = run(home, "check", "--index", other, "--picture", tmp_path / "scores.png")
+    (report,) = run(home, "check", "--index", other)
     assert report["recall_at_1"] == 1
     assert report["index_recall"]["at_1"] == 1
+
+
+def test_the_picture_of_a_check(home: Path, index: Path, tmp_path: Path) -> None:
+    import_or_skip("matplotlib", "plot")
+    (report,) = run(home, "check", "--index", index, "--picture", tmp_path / "scores.png")
+    assert report["picture"] == str(tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_without_matplotlib_names_the_command_that_installs_it(home: Path, index: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pdserve.cli import main\n"
+        f"sys.argv = ['pdserve', 'index', 'check', '--index', {str(index)!r}, '--picture', 'scores.png']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert 'pip install "pdserve[plot]"' in done.stderr
+    assert not Path("scores.png").exists()
 
 
 def test_for_people(home: Path, index: Path) -> None:

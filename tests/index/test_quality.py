@@ -12,6 +12,7 @@ from pdserve.index.edit import build
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.quality import check, draw, histogram
 from pdserve.vision.types import Vectors
+from tests.extras import import_or_skip
 from tests.index.galleries import GridEmbedder, clustered, write_gallery
 
 
@@ -71,7 +72,13 @@ def test_one_label_only(tmp_path: Path) -> None:
     write_index(tmp_path, turned([0, 5, 9]), ["a", "a", "a"])
     report = check(tmp_path)
     assert (report.recall_at_1, report.threshold, len(report.other)) == (1.0, None, 0)
-    draw(report, tmp_path / "scores.png")
+
+
+def test_the_picture_of_one_label(tmp_path: Path) -> None:
+    import_or_skip("matplotlib", "plot")
+    write_index(tmp_path, turned([0, 5, 9]), ["a", "a", "a"])
+    draw(check(tmp_path), tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").is_file()
 
 
 def test_near_duplicates_that_contradict_come_first(tmp_path: Path) -> None:
@@ -129,6 +136,7 @@ def test_one_entry_cannot_be_compared(tmp_path: Path) -> None:
 def test_the_picture_has_both_distributions_and_the_threshold(tmp_path: Path) -> None:
     from PIL import Image
 
+    import_or_skip("matplotlib", "plot")
     build(write_gallery(tmp_path / "gallery"), tmp_path / "index", GridEmbedder())
     report = check(tmp_path / "index")
     edges, same, other = histogram(report)
