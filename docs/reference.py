@@ -1,10 +1,15 @@
 """Writes docs/reference.md from the settings and the commands: ``python docs/reference.py``."""
 
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
+from typer.core import TyperArgument
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pdserve.cli import LazyCommand, app
 from pdserve.pipelines import SERVICES
@@ -67,46 +72,67 @@ def _variables() -> Iterator[str]:
 
 def _commands() -> Iterator[str]:
     yield from ("## Commands", "", "Exit codes: 0 done, 1 the work failed, 2 the command line is wrong.", "")
-    settings = {flag for entry in SERVICES.values() for each in describe(entry) for flag in each.flags}
-    yield from _command("pdserve", typer.main.get_command(app), settings)
+    yield from _command("pdserve", typer.main.get_command(app))
 
 
-def _command(name: str, command: Any, settings: set[str]) -> Iterator[str]:
+def _command(name: str, command: Any) -> Iterator[str]:
+    if isinstance(command, LazyCommand):
+        command = command.load()
     if hasattr(command, "commands"):
         for part, each in command.commands.items():
-            loaded = each.load() if isinstance(each, LazyCommand) else each
-            yield from _command(f"{name} {part}", loaded, settings)
+            yield from _command(f"{name} {part}", each)
         return
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    yield from (f"### {' '.join([name, *(each.make_metavar(_context(command)) for each in arguments)])}", "")
-    yield from (command.help.replace("\n\n", "\n").replace("\n", " ").strip(), "")
-    serves = name.startswith("pdserve serve ")
-    rows = [
-        (", ".join(map(_code, each.opts)) + _metavar(each, command), _default(each), each.help or "")
-        for each in command.params
-        if each.param_type_name == "option"
-        and each.name != "help"
-        and not (serves and settings.intersection(each.opts))
-    ]
-    if rows:
+    named = [each.metavar or each.name.upper() for each in command.params if isinstance(each, TyperArgument)]
+    yield from (f"### {name}", "", *([_code(" ".join([name, *named])), ""] if named else []))
+    yield from (_plain(command.help).replace("\n", " "), "")
+    options = [each for each in command.params if not isinstance(each, TyperArgument)]
+    own: list[Any] = []
+    shared: list[Any] = []
+    for each in options:
+        (shared if _is_setting(each) else own).append(each)
+    if own:
+        rows = [(_option(each), _default(each), _plain(each.help)) for each in own]
         yield from _table(("option", "default", "meaning"), rows)
-    if serves:
+    if shared and name.startswith("pdserve serve "):
         yield from ("Besides, the options of the settings above.", "")
+    elif shared:
+        listed = ", ".join(_code(flag) for each in shared for flag in each.opts)
+        yield from (f"{'Besides, of' if own else 'Of'} the settings above: {listed}.", "")
 
 
-def _context(command: Any) -> Any:
-    return typer.Context(command)
+def _is_setting(option: Any) -> bool:
+    """Whether an option is one of the settings above, and not one of the same name with another meaning."""
+    if option.show_default is not False:
+        return False
+    settings = [
+        each for entry in SERVICES.values() for each in describe(entry) if option.opts[0] in each.flags
+    ]
+    return option.opts[0] == "--cpu" or any(_plain(option.help).startswith(each.help) for each in settings)
 
 
-def _metavar(option: Any, command: Any) -> str:
-    return "" if option.is_flag else " " + _code(option.make_metavar(_context(command)))
+def _option(option: Any) -> str:
+    text = ", ".join(map(_code, option.opts))
+    if option.is_flag:
+        return text
+    kinds = {int: "N", float: "N", str: "TEXT", Path: "PATH"}
+    kind = option.type_descriptor.annotation
+    choices = get_args(kind) or [
+        getattr(each, "value", each) for each in getattr(kind, "__members__", {}).values()
+    ]
+    word = option.metavar or kinds.get(kind) or "|".join(map(str, choices)) or "VALUE"
+    return f"{text} {_code(word)}"
 
 
 def _default(option: Any) -> str:
     value = option.default
-    if callable(value) or value in (None, False, ()) or value is ...:
+    if callable(value) or value in (None, False, ()) or value is ... or option.show_default is False:
         return ""
-    return _code(str(getattr(value, "value", value)).replace("\t", "tab"))
+    return _code("tab" if value == "\t" else str(getattr(value, "value", value)))
+
+
+def _plain(text: str | None) -> str:
+    """Help without rich's markup."""
+    return re.sub(r"\[/?dim\]", "", text or "").replace(r"\[", "[").replace("\n\n", "\n").strip()
 
 
 def _code(text: str) -> str:
