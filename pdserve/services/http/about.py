@@ -6,31 +6,17 @@ import functools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from importlib import resources as package_files
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pdserve import __version__
+from pdserve.services.http.openapi import document, operation
 from pdserve.services.http.responses import json_response
 from pdserve.services.http.server import http_listener
-from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
+from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
-
-
-@dataclass(frozen=True)
-class Live:
-    """The process is up."""
-
-    live: bool
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Whether a request would be answered now."""
-
-    ready: bool
 
 
 @dataclass(frozen=True)
@@ -48,14 +34,15 @@ def health(context: Context) -> Iterator[Route]:
     service = context.service
 
     async def live(_: Request) -> Response:
-        return json_response(Live(True))
+        return json_response({"live": True})
 
     async def ready(_: Request) -> Response:
-        return json_response(Ready(service.ready), 200 if service.ready else 503)
+        return json_response({"ready": service.ready}, 200 if service.ready else 503)
 
-    yield Route("GET", "/v2/health/live", live, _health("Is the process up?", {200: _model(Live, "Yes.")}))
-    answers = {200: _model(Ready, "Yes."), 503: _model(Ready, "No; it may be later.")}
-    yield Route("GET", "/v2/health/ready", ready, _health("Would a request be answered?", answers))
+    flag = dict[str, bool]
+    yield Route("GET", "/v2/health/live", live, operation("health", "Is the process up?", flag))
+    would = operation("health", "Would a request be answered?", flag, (503,), failure=flag)
+    yield Route("GET", "/v2/health/ready", ready, would)
 
 
 def routes(context: Context) -> Iterator[Route]:
@@ -68,11 +55,11 @@ def routes(context: Context) -> Iterator[Route]:
         return _metrics(context.metrics, request)
 
     @functools.cache
-    def document() -> Response:
-        return json_response(openapi(context))
+    def described() -> Response:
+        return json_response(document(context))
 
-    async def openapi_json(_: Request) -> Response:
-        return document()
+    async def openapi(_: Request) -> Response:
+        return described()
 
     async def docs(_: Request) -> Response:
         return HTMLResponse(_PAGE)
@@ -80,10 +67,9 @@ def routes(context: Context) -> Iterator[Route]:
     async def redoc(_: Request) -> Response:
         return RedirectResponse("docs")
 
-    answers = {200: _model(Metadata, "Its name, its version, its kind of service.")}
-    yield Route("GET", "/v2", metadata, _health("What server is this?", answers))
+    yield Route("GET", "/v2", metadata, operation("health", "What server is this?", Metadata))
     yield Route("GET", METRICS_PATH, metrics)
-    yield Route("GET", "/openapi.json", openapi_json)
+    yield Route("GET", "/openapi.json", openapi)
     yield Route("GET", "/docs", docs)
     yield Route("GET", "/redoc", redoc)
     for name in _PAGE_FILES:
@@ -118,55 +104,6 @@ async def metrics_listener(
     async with http_listener(application, plain, settings.prometheus_port or 0, stop) as port:
         yield port
 
-
-def _model(model: Any, description: str) -> dict[str, Any]:
-    return {"model": model, "description": description}
-
-
-def _health(summary: str, responses: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    return {"tags": ["health"], "summary": summary, "responses": responses}
-
-
-def openapi(context: Context) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of all routes that have an operation."""
-    # Imported where it is used: it describes routes, and does not run them.
-    from fastapi.openapi.utils import get_openapi
-    from fastapi.routing import APIRoute
-
-    service, settings = context.service, context.settings
-    described = [
-        (resource, APIRoute(route.path, route.endpoint, methods=[method], **route.operation))
-        for resource in resources(context)
-        for method, route in resource.routes.items()
-        if route.operation is not None and method == route.method
-    ]
-    document = get_openapi(
-        title="pdserve",
-        version=__version__,
-        description=f"{service.kind}: send pictures, get answers.",
-        routes=[route for _, route in described],
-    )
-    if settings.api_key is None and settings.api_key_file is None:
-        return document
-    document.setdefault("components", {})["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    }
-    document["security"] = [{"bearer": []}, {"header": []}]
-    for resource, _ in described:
-        for operation in document["paths"][resource.path].values():
-            if resource.protocol.open:
-                operation["security"] = []
-            else:
-                operation["responses"]["401"] = _UNAUTHORIZED
-    return document
-
-
-_UNAUTHORIZED = {
-    "description": "No key was sent, or a wrong one.",
-    "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    "content": {"application/json": {"schema": {"type": "object"}}},
-}
 
 # Swagger UI, from its own distribution; nothing is loaded from elsewhere, and behind a path prefix
 # the relative addresses still hold.

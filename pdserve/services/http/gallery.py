@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +15,8 @@ from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.plan import Change
 from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
-from pdserve.services.http.responses import ErrorAnswer, json_response
+from pdserve.services.http.openapi import operation, parameter, schema
+from pdserve.services.http.responses import json_response
 from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service, check_count
 from pdserve.services.watch import IndexWatch
@@ -29,6 +31,35 @@ class WritesOffError(RequestError):
     code = "gallery_writes_off"
     http_status = 403
     grpc_status = "PERMISSION_DENIED"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The current index; ``writes``: it may be changed over HTTP."""
+
+    index_version: int
+    count: int
+    type: str
+    metric: str
+    dimension: int
+    embedder: str | None
+    writes: bool
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image to add, in JSON."""
+
+    image: Annotated[str, Field(description="base64")]
+    label: str
+
+
+@dataclass(frozen=True)
+class LabelledForm:
+    """Images to add, as a form."""
+
+    images: list[bytes]
+    label: Annotated[list[str], Field(description="one for all images, or one for each")]
 
 
 def routes(context: Context) -> Iterator[Route]:
@@ -57,17 +88,9 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def show(_: Request) -> Response:
         index = active().loaded
-        return json_response(
-            {
-                "index_version": index.version,
-                "count": index.count,
-                "type": index.type,
-                "metric": index.metric,
-                "dimension": index.dimension,
-                "embedder": index.embedder.name if index.embedder else None,
-                "writes": options.gallery_writes,
-            }
-        )
+        embedder = index.embedder.name if index.embedder else None
+        shape = index.type, index.metric, index.dimension
+        return json_response(Gallery(index.version, index.count, *shape, embedder, options.gallery_writes))
 
     async def add(request: Request) -> Response:
         check_writes()
@@ -89,11 +112,19 @@ def routes(context: Context) -> Iterator[Route]:
         numbers = [int(each) for each in ids]
         return await change(remove, active().folder, labels=labels, images=images, ids=numbers)
 
-    answers: dict[int, Any] = {200: {"model": dict[str, Any], "description": "The current version."}}
-    described_get = {"tags": ["gallery"], "summary": "The index's version and size", "responses": answers}
-    yield Route("GET", _PATH, show, described_get)
-    yield Route("POST", _PATH, add, _operation("Add images with their labels", requestBody=_IMAGES))
-    yield Route("DELETE", _PATH, drop, _operation("Remove entries by label, image or id", parameters=_WHICH))
+    entries = {"type": "array", "items": schema(LabelledImage)}
+    body = {
+        "multipart/form-data": LabelledForm,
+        "application/json": {"type": "object", "properties": {"images": entries}},
+    }
+    which = [parameter(name, list[str], "what to remove") for name in ("label", "image", "id")]
+    failures = (400, 403, 404, 408, 413, 500, 503)
+    yield Route("GET", _PATH, show, operation("gallery", "The index's version and size", Gallery))
+    adding = operation("gallery", "Add images with their labels", dict[str, Any], failures, body=body)
+    yield Route("POST", _PATH, add, adding)
+    text = "Remove entries by label, image or id"
+    removing = operation("gallery", text, dict[str, Any], failures, parameters=which)
+    yield Route("DELETE", _PATH, drop, removing)
 
 
 def described(change: Change) -> dict[str, Any]:
@@ -137,47 +168,3 @@ def _entry(image: bytes | PdserveError, label: object) -> GalleryImage:
         raise RequestError(f"The label {label!r} is no text of one line.")
     # Named by content: a caller's file name must not take the place of another caller's.
     return GalleryImage(f"upload/{hashlib.sha256(image).hexdigest()[:16]}", label.strip(), image)
-
-
-def _operation(summary: str, **extra: Any) -> dict[str, Any]:
-    """The OpenAPI operation of a route that changes the gallery."""
-    failures = {
-        400: "The request is malformed, or an image cannot be read.",
-        403: "The server was started without --gallery-writes.",
-        404: "There is no such entry.",
-        408: "The body did not come in time.",
-        413: "Too many bytes or images.",
-        500: "The server failed; its log says at what.",
-        503: "The server is stopping, or rebuilding its engine.",
-    }
-    responses: dict[int, Any] = {200: {"model": dict[str, Any], "description": "What changed."}}
-    responses |= {status: {"model": ErrorAnswer, "description": text} for status, text in failures.items()}
-    return {"tags": ["gallery"], "summary": summary, "responses": responses, "openapi_extra": extra}
-
-
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_WHICH = [
-    {"name": name, "in": "query", "required": False, "schema": _STRINGS} for name in ("label", "image", "id")
-]
-_ENTRY = {
-    "type": "object",
-    "required": ["image", "label"],
-    "properties": {"image": {"type": "string", "description": "base64"}, "label": {"type": "string"}},
-}
-_FORM = {
-    "type": "object",
-    "required": ["images", "label"],
-    "properties": {
-        "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "label": {**_STRINGS, "description": "one for all images, or one for each"},
-    },
-}
-_IMAGES = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": _FORM},
-        "application/json": {
-            "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _ENTRY}}}
-        },
-    },
-}

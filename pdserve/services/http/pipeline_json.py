@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import orjson
 from google.protobuf import json_format
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
 from pdserve.services.http.bodies import read_body, unless_gone
+from pdserve.services.http.openapi import operation, parameter
 from pdserve.services.http.responses import GatewayError, gateway_json
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.protocols import PIPELINE_PATH, Context, Route
@@ -25,6 +27,16 @@ _INT64 = re.compile(r"-?(0|[1-9]\d*)")
 
 class MalformedError(RequestError):
     """The body is no JSON, or a field has the wrong type."""
+
+
+class PipelineFields(TypedDict, total=False):
+    """A request of the pipeline protocol: for each key the base64 of an image file."""
+
+    key: list[str]
+    value: list[str]
+    tensors: list[dict[str, Any]]
+    logid: int | str
+    clientip: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,20 @@ def routes(context: Context) -> Iterator[Route]:
         got = await unless_gone(request.receive, answer(service, asked))
         return gateway_json(PipelineAnswer(got.err_no, got.err_msg, list(got.key), list(got.value), []))
 
-    yield Route("POST", PIPELINE_PATH, pipeline, _operation())
+    segment = Annotated[str, Field(min_length=1)]
+    described = operation(
+        "pipeline protocol",
+        "Paddle Serving's pipeline protocol",
+        PipelineAnswer,
+        (400, 408, 413, 500, 503),
+        failure=GatewayError,
+        parameters=[
+            parameter("name", segment, "the service's name", "path"),
+            parameter("method", segment, "any", "path"),
+        ],
+        body={"application/json": PipelineFields},
+    )
+    yield Route("POST", PIPELINE_PATH, pipeline, described)
 
 
 def parse(name: str, body: bytes) -> PipelineRequest:
@@ -136,41 +161,3 @@ def _tensor(content: object) -> Any:
     except (json_format.ParseError, binascii.Error, TypeError, ValueError, RecursionError) as error:
         raise MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
     return tensor
-
-
-def _operation() -> dict[str, Any]:
-    """The route's OpenAPI operation."""
-    strings = {"type": "array", "items": {"type": "string"}}
-    request = {
-        "type": "object",
-        "properties": {
-            "key": strings,
-            "value": {**strings, "description": "for each key the base64 of an image file"},
-            "tensors": {"type": "array", "items": {"type": "object"}},
-            "logid": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
-            "clientip": {"type": "string"},
-        },
-    }
-    failures = {
-        400: "No JSON, or a field of the wrong type.",
-        408: "The body did not come in time.",
-        413: "A body over the limit.",
-        500: "The server failed; its log says at what.",
-        503: "The server is stopping.",
-    }
-    responses: dict[int, Any] = {
-        200: {"model": PipelineAnswer, "description": "An answer, or an error that err_no reports."}
-    }
-    return {
-        "tags": ["pipeline protocol"],
-        "summary": "Paddle Serving's pipeline protocol",
-        "responses": responses
-        | {status: {"model": GatewayError, "description": text} for status, text in failures.items()},
-        "openapi_extra": {
-            "parameters": [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-                for name in ("name", "method")
-            ],
-            "requestBody": {"content": {"application/json": {"schema": request}}},
-        },
-    }

@@ -49,11 +49,6 @@ def message(error: PdserveError) -> str:
     return error.message
 
 
-def to_error(error: PdserveError) -> ErrorAnswer:
-    """An error as callers see it."""
-    return ErrorAnswer(Error(error.code, message(error)))
-
-
 def encode(content: Any) -> bytes:
     """JSON of dictionaries, lists, texts, numbers and dataclasses. A lone surrogate becomes "?"."""
     try:
@@ -67,7 +62,9 @@ _LENIENT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def to_json(answer: Any) -> Any:
     """One image's answer, or its error, as a value that `encode` takes."""
-    return to_error(answer) if isinstance(answer, PdserveError) else answer
+    if isinstance(answer, PdserveError):
+        return ErrorAnswer(Error(answer.code, message(answer)))
+    return answer
 
 
 def log_failures(answers: Sequence[Any], what: str) -> None:

@@ -1,7 +1,8 @@
 """``POST /v1/{kind}``: images in, the service's answers out as JSON."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from pdserve.errors import PdserveError, RequestError
 from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.services.http.bodies import read_body, read_images, unless_gone
+from pdserve.services.http.openapi import operation, parameter
 from pdserve.services.http.responses import ErrorAnswer, json_response, log_failures, to_json
 from pdserve.services.protocols import Context, Route
 
@@ -18,17 +20,18 @@ def routes(context: Context) -> Iterator[Route]:
     """The route of the service's kind."""
     service, settings = context.service, context.settings
     entry = SERVICES[service.kind]
+    path = entry.route
 
     async def v1(request: Request) -> Response:
         top_k = _top_k(request)
         images = read_images(request, await read_body(request, settings), settings)
         answers = await unless_gone(request.receive, service.answer(images, top_k))
-        log_failures(answers, entry.route)
+        log_failures(answers, path)
         status = _status(answers)
         later = {"Retry-After": "1"} if status == 503 else None
         return json_response({"results": [to_json(a) for a in answers]}, status, later)
 
-    yield Route("POST", entry.route, v1, _operation(entry))
+    yield Route("POST", path, v1, _operation(entry))
 
 
 def _top_k(request: Request) -> int | None:
@@ -48,57 +51,42 @@ def _status(answers: Sequence[Any]) -> int:
     return errors[0].http_status if errors and len(errors) == len(answers) else 200
 
 
+@dataclass(frozen=True)
+class ImagesJson:
+    """A request in JSON."""
+
+    images: Annotated[list[str], Field(min_length=1, description="base64, or data: URLs of it")]
+
+
+@dataclass(frozen=True)
+class ImagesForm:
+    """A request as a form."""
+
+    images: Annotated[list[bytes], Field(min_length=1)]
+
+
 def _operation(entry: ServiceEntry) -> dict[str, Any]:
-    """The route's OpenAPI operation."""
     each: Any = entry.answer_type() | ErrorAnswer
     results: Any = create_model(
         f"{entry.kind.capitalize()}Results",
         __config__=ConfigDict(json_schema_serialization_defaults_required=True),
         results=(list[each], Field(description="one for each image, in order")),
     )
-    either = results | ErrorAnswer
-    file = {"type": "string", "format": "binary"}
-    images = {"type": "object", "required": ["images"], "properties": {}}
-    base64 = {
-        "type": "array",
-        "minItems": 1,
-        "items": {"type": "string"},
-        "description": "base64, or data: URLs of it",
-    }
-    files = {"type": "array", "minItems": 1, "items": file}
-    return {
-        "tags": [entry.kind],
-        "summary": f"{entry.kind.capitalize()} of one image or several",
-        "responses": {
-            200: {"model": results, "description": "At least one image has an answer."},
-            400: {"model": either, "description": "No image could be read, or the request is malformed."},
-            408: {"model": ErrorAnswer, "description": "The body did not come in time."},
-            413: {"model": either, "description": "Too many bytes, images or pixels."},
-            500: {"model": either, "description": "The server failed; its log says at what."},
-            503: {
-                "model": ErrorAnswer,
-                "description": "The queue is full, or the server is stopping; Retry-After is set.",
-            },
-            504: {"model": ErrorAnswer, "description": "The deadline passed."},
+    return operation(
+        entry.kind,
+        f"{entry.kind.capitalize()} of one image or several",
+        results,
+        (400, 408, 413, 500, 503, 504),
+        failure=results | ErrorAnswer,
+        parameters=[
+            parameter(
+                "top_k", Annotated[int, Field(ge=1)], "how many labels, or gallery entries for each object"
+            )
+        ],
+        body={
+            "image/*": bytes,
+            "application/octet-stream": bytes,
+            "multipart/form-data": ImagesForm,
+            "application/json": ImagesJson,
         },
-        "openapi_extra": {
-            "parameters": [
-                {
-                    "name": "top_k",
-                    "in": "query",
-                    "required": False,
-                    "schema": {"type": "integer", "minimum": 1},
-                    "description": "how many labels, or gallery entries for each object",
-                }
-            ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "image/*": {"schema": file},
-                    "application/octet-stream": {"schema": file},
-                    "multipart/form-data": {"schema": images | {"properties": {"images": files}}},
-                    "application/json": {"schema": images | {"properties": {"images": base64}}},
-                },
-            },
-        },
-    }
+    )
