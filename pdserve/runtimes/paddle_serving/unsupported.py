@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from pdserve.errors import SettingsError, UsageError
+from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 
 _SUPPORTED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
@@ -23,6 +24,8 @@ def check(settings: ServiceSettings) -> list[str]:
     """Notes on settings without effect. Raises UsageError and SettingsError for unsupported ones."""
     if sys.platform != "linux":
         raise UsageError("Paddle Serving runs on Linux only; use --runtime native.")
+    if not (SCRIPTS / f"{settings.kind}_web_service.py").is_file():
+        raise UsageError(f"Paddle Serving has no service for {settings.kind}; use --runtime native.")
     given = settings.sources
     everywhere = settings.server.host in _EVERYWHERE  # which is where Paddle Serving listens
     refused = _NATIVE - ({"host"} if everywhere else set())

@@ -98,13 +98,11 @@ def export(settings: ServiceSettings, home: Home, folder: Path) -> WorkFolder:
 
 
 def write(settings: ServiceSettings, home: Home, folder: Path, ports: Ports, place: Place) -> WorkFolder:
-    """Fill an empty folder; big files come by ``place``.
+    """Fill an empty folder with the service of settings that `unsupported.check` passed.
 
-    Raises UsageError, ModelError, AliasError, SettingsError, UnsupportedModelError, IndexFolderError for
-    what Paddle Serving could not run.
+    Big files come by ``place``. Raises ModelError, AliasError, SettingsError, UnsupportedModelError,
+    IndexFolderError for what Paddle Serving could not run.
     """
-    if settings.kind not in _PARTS:
-        raise UsageError(f"Paddle Serving has no service for {settings.kind}; use --runtime native.")
     content, operators = _PARTS[settings.kind](settings, home, folder, place)
     made = config.build(settings, operators, ports)
     script = f"{settings.kind}_web_service.py"
@@ -182,7 +180,7 @@ def _recognition(settings: ServiceSettings, home: Home, folder: Path, place: Pla
     return {"detector": detector, "embedder": _input(model, fetch, chain.ops), **options}, operators
 
 
-# For each service that has a script: what the script reads, and its operators; writes the folder's files.
+# For each service with a script: what the script reads, and its operators; writes the folder's files.
 _PARTS: Mapping[str, Callable[[ServiceSettings, Home, Path, Place], _Parts]] = {
     "classification": _classification,
     "recognition": _recognition,

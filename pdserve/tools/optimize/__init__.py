@@ -7,7 +7,7 @@ is stored for them. See tasks.py for what agreement means.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pdserve import engines
 from pdserve.engines import Device, Engine, table
@@ -21,7 +21,7 @@ from pdserve.progress import SILENT, Progress
 from pdserve.settings import ClassificationOptions, ModelSettings
 from pdserve.tools.optimize import images, quantize, report
 from pdserve.tools.optimize.images import ImageFile, Sets, Skipped
-from pdserve.tools.optimize.report import Report, Speed
+from pdserve.tools.optimize.report import Report
 from pdserve.tools.optimize.tasks import Agreement, Task, open_task
 
 __all__ = ["Outcome", "Plan", "optimize"]
@@ -77,6 +77,8 @@ def optimize(
     target = optimized.folder(task.model, settings.precision)
     lock = target.with_name(f"{target.name}.lock")
     opened = [task.engine]
+    how: dict[str, Any] = {}
+    made_with: dict[str, str] = {}
     try:
         if settings.precision != "int8":  # a device without it is reported before images are read
             opened.append(_open(task, settings))
@@ -92,13 +94,28 @@ def optimize(
                     progress=progress,
                 )
                 opened.append(_open(task, settings, folder))
-            agreement = _compare(task, opened[1], sets.comparison, progress)
-            speeds: list[Speed] = []
-            if agreement.value >= plan.min_agreement:
-                example = task.prepare(sets.comparison[0].read())
-                speeds = report.measure_speed(task.engine, opened[1], example.feeds)
-            made = _report(task, opened[1], settings, plan, sets, len(skipped), agreement, speeds)
-            if agreement.value < plan.min_agreement:
+                how = {"preset": plan.preset, "accuracy_control": plan.accuracy_control}
+                made_with = {"nncf": quantize.require()}
+            engine, model = opened[1], task.model
+            agreement = _compare(task, engine, sets.comparison, progress)
+            agrees = agreement.value >= plan.min_agreement
+            example = task.prepare(sets.comparison[0].read())
+            made = Report(
+                model=model.name,
+                fingerprint=fingerprint(model.files, read_program(model.files)),
+                precision=settings.precision,
+                task=task.name,
+                preprocessing=task.preprocessing,
+                engine=engine.description,
+                versions={engine.name: table.version(engine.name)} | made_with,
+                settings=how,
+                sets=sets,
+                skipped=len(skipped),
+                agreement=agreement,
+                min_agreement=plan.min_agreement,
+                speed=report.measure_speed(task.engine, engine, example.feeds) if agrees else (),
+            )
+            if not agrees:
                 raise _disagreement(made, plan)
             report.write(made, folder)
     finally:
@@ -169,36 +186,6 @@ def _compare(task: Task, engine: Engine, files: Sequence[ImageFile], progress: P
         progress.advance(COMPARING, len(some))
     progress.done(COMPARING)
     return task.compare(floats, others)
-
-
-def _report(
-    task: Task,
-    engine: Engine,
-    settings: ModelSettings,
-    plan: Plan,
-    sets: Sets,
-    skipped: int,
-    agreement: Agreement,
-    speeds: Sequence[Speed],
-) -> Report:
-    model, int8 = task.model, settings.precision == "int8"
-    made_with = {"nncf": quantize.require()} if int8 else {}
-    how = {"preset": plan.preset, "accuracy_control": plan.accuracy_control}
-    return Report(
-        model=model.name,
-        fingerprint=fingerprint(model.files, read_program(model.files)),
-        precision=settings.precision,
-        task=task.name,
-        preprocessing=task.preprocessing,
-        engine=engine.description,
-        versions={engine.name: table.version(engine.name)} | made_with,
-        settings=how if int8 else {},
-        sets=sets,
-        skipped=skipped,
-        agreement=agreement,
-        min_agreement=plan.min_agreement,
-        speed=speeds,
-    )
 
 
 def _disagreement(made: Report, plan: Plan) -> DisagreementError:

@@ -54,6 +54,11 @@ def test_no_limit_is_dropped_in_silence(name: str) -> None:
         check({name: 4096})
 
 
+def test_a_service_without_a_script_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="no service for detection"):
+        unsupported.check(SERVICES["detection"].settings({}, {}))
+
+
 def test_the_environment_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="has no PDSERVE_API_KEY"):
         check({}, {"PDSERVE_API_KEY": "secret"})
