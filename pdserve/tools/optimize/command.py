@@ -64,7 +64,7 @@ def optimize(
 ) -> None:
     """Make an int8 form of a model, or try bf16 or fp16, and publish it if it agrees with the float model.
 
-    `pdserve serve --precision int8` then runs it. The report is stored with it, in the model's folder.
+    `--precision int8` then serves it. The report is stored with it, in the model's folder.
     """
     from pdserve.tools.optimize import Plan
     from pdserve.tools.optimize import optimize as make
