@@ -29,7 +29,7 @@ from pdserve.engines.detector_nms import complete
 from pdserve.engines.int8 import PROGRAM
 from pdserve.engines.openvino import Graph, import_openvino, read_graph
 from pdserve.engines.runner import summary
-from pdserve.errors import EngineMissingError, ImageError, UnsupportedModelError
+from pdserve.errors import EngineMissingError, PdserveError, UnsupportedModelError
 from pdserve.files import disk_errors
 from pdserve.formats.model_files import read_program
 from pdserve.formats.parameters import read_parameters
@@ -115,7 +115,7 @@ def quantize(
                     ),
                     **how,
                 )
-    except ImageError:
+    except PdserveError:  # of an image, or of images that cannot decide
         raise
     except Exception as error:  # NNCF raises many kinds
         raise UnsupportedModelError(f"nncf does not quantise {model.name}: {summary(error)}.") from error
