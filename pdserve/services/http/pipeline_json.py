@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import orjson
 from google.protobuf import json_format
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
