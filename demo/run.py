@@ -1,6 +1,6 @@
 """Serve real models on real photographs: classification over HTTP and gRPC, then recognition in a gallery.
 
-``make demo`` runs this. All it does is type pdserve's commands, and in the end it shows them. The
+``make demo`` runs this. It runs pdserve's commands, and lists them at the end. The
 photographs are some that the scikit-image package ships; pip brings them.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 from pdserve import console
 
-OUT = Path(__file__).parent / "out"
+OUT = Path(os.path.relpath(Path(__file__).parent / "out"))  # shown in the commands, so short
 MODEL = "EfficientNet_lite0"
 EMBEDDER = "EfficientNet_lite0_features"
 PHOTOS = ("coffee.png", "chelsea.png", "camera.png", "motorcycle_left.png", "rocket.jpg")
@@ -43,13 +43,13 @@ GALLERY = {
 }
 SECOND_LOOK = ("motorcycle", "motorcycle_right.png")
 PDSERVE = str(Path(sys.executable).with_name("pdserve"))
-ENVIRONMENT = {**os.environ, "PDSERVE_HOME": str(OUT / "home"), "PYTHONUTF8": "1"}
+ENVIRONMENT = {**os.environ, "PDSERVE_HOME": str((OUT / "home").absolute()), "PYTHONUTF8": "1"}
 
 typed: list[str] = []
 
 
 def shown(*arguments: str) -> list[str]:
-    """Say a pdserve command and keep it for the end; the command as a list."""
+    """Print a pdserve command and remember it for the end; return it as a list."""
     command = shlex.join(["pdserve", *arguments])
     typed.append(command)
     console.say(f"\n$ {command}")
@@ -57,19 +57,19 @@ def shown(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str) -> str:
-    """Run a pdserve command to its end; its standard output. Ends the demo where it fails."""
+    """Run a pdserve command; return its standard output. Ends the demo where it fails."""
     done = subprocess.run(shown(*arguments), stdout=subprocess.PIPE, env=ENVIRONMENT, check=False)
     if done.returncode:
         sys.exit(f"the command failed with exit code {done.returncode}")
     return done.stdout.decode("utf-8")
 
 
-def bring_photographs(folder: Path) -> None:
-    """Sample photographs out of scikit-image's wheel."""
+def download_photographs(folder: Path) -> None:
+    """Extract sample photographs from scikit-image's wheel."""
     wanted = {*PHOTOS, *GALLERY.values(), SECOND_LOOK[1]}
     if all((folder / name).is_file() for name in wanted):
         return
-    console.say("Bringing sample photographs (from the package scikit-image)")
+    console.say("Downloading sample photographs (from the package scikit-image)")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-deps", "--only-binary", ":all:", "--dest", str(OUT), "scikit-image"]
     subprocess.run(pip, check=True)
@@ -80,7 +80,7 @@ def bring_photographs(folder: Path) -> None:
 
 
 def make_queries(photos: Path, folder: Path) -> dict[Path, str]:
-    """Pictures to be recognised, with the label that each must get: crops, turned ones, re-encoded ones."""
+    """Make images to recognize, with the label that each must get: crops, rotations, small JPEGs."""
     folder.mkdir(parents=True, exist_ok=True)
     queries: dict[Path, str] = {}
     for label, name in GALLERY.items():
@@ -103,7 +103,7 @@ def make_queries(photos: Path, folder: Path) -> dict[Path, str]:
 
 
 def port(preferred: int) -> int:
-    """The usual port, or any free one where it is taken."""
+    """The usual port, or a free one where that is taken."""
     for wanted in (preferred, 0):
         with socket.socket() as probe:
             try:
@@ -117,7 +117,7 @@ def port(preferred: int) -> int:
 
 @contextmanager
 def served(service: str, usual: tuple[int, int], *options: str) -> Iterator[tuple[list[str], list[str]]]:
-    """A running server; what ``predict`` needs to find it over HTTP, and over gRPC."""
+    """Run a server; yields the options with which ``predict`` finds it over HTTP, and over gRPC."""
     http_port, rpc_port = port(usual[0]), port(usual[1])
     ports = []
     if (http_port, rpc_port) != usual:
@@ -148,7 +148,7 @@ def answers(output: str, kind: str) -> list[dict[str, Any]]:
 
 
 def classify(photos: Path) -> None:
-    """Labels of photographs, over HTTP and gRPC."""
+    """Classify photographs, over HTTP and gRPC."""
     run("fetch", MODEL)
     run("convert", "--model", MODEL)
     named = [str(photos / name) for name in PHOTOS]
@@ -168,7 +168,7 @@ def classify(photos: Path) -> None:
 
 
 def recognize(photos: Path) -> None:
-    """Which photograph of a gallery is this? Asked with parts, turned and re-encoded pictures of them."""
+    """Recognize crops, rotations and re-encoded copies of a gallery's photographs."""
     gallery = OUT / "gallery"
     for label, name in GALLERY.items():
         (gallery / label).mkdir(parents=True, exist_ok=True)
@@ -193,11 +193,13 @@ def main() -> None:
     begun = time.monotonic()
     OUT.mkdir(exist_ok=True)
     photos = OUT / "photos"
-    bring_photographs(photos)
+    download_photographs(photos)
     classify(photos)
     recognize(photos)
     console.line(f"\nDone in {time.monotonic() - begun:.0f} s. The commands, to go on from here:\n")
-    console.line(f"export PDSERVE_HOME={shlex.quote(str(OUT / 'home'))} PATH={Path(PDSERVE).parent}:$PATH")
+    console.line(
+        f"export PDSERVE_HOME={shlex.quote(str((OUT / 'home').absolute()))} PATH={Path(PDSERVE).parent}:$PATH"
+    )
     for command in typed:
         console.line(command)
 

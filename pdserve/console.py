@@ -232,9 +232,14 @@ class Bars(Progress):
 @contextmanager
 def download_bars() -> Iterator[Bars]:
     """Bars of bytes, speed and time left; notes alone where standard error is no terminal."""
-    from rich.progress import DownloadColumn, TransferSpeedColumn
+    from rich.progress import DownloadColumn, Task, TransferSpeedColumn
+    from rich.text import Text
 
-    with _bars(DownloadColumn(), TransferSpeedColumn(), transient=False) as bars:
+    class Speed(TransferSpeedColumn):
+        def render(self, task: Task) -> Text:
+            return Text() if task.finished else super().render(task)
+
+    with _bars(DownloadColumn(), Speed(), transient=False) as bars:
         yield bars
 
 
@@ -258,7 +263,7 @@ def _bars(*columns: Any, transient: bool, silent: bool = False) -> Iterator[Bars
         TextColumn("{task.description}"),
         BarColumn(),
         *columns,
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=transient,

@@ -1,0 +1,101 @@
+"""The options of the commands: none is lost, and those of settings follow from their declaration."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from pdserve.cli import COMMANDS, LazyCommand, app
+from pdserve.commands.options import flags
+from pdserve.engines.table import ENGINES
+from pdserve.errors import SettingsError, UsageError
+from pdserve.pipelines import SERVICES
+from pdserve.settings import PANELS, describe
+from tests.running import pdserve
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "options.json").read_text("utf-8"))
+
+
+def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    command = command.load() if isinstance(command, LazyCommand) else command
+    if hasattr(command, "commands"):
+        for part, each in command.commands.items():
+            yield from walk(f"{name} {part}".strip(), each)
+    else:
+        yield name, command
+
+
+def options(command: Any) -> set[str]:
+    return {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+
+
+FOUND = dict(walk("", typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_option_that_a_script_may_use_is_lost(name: str) -> None:
+    assert set(RECORDED[name]) <= options(FOUND[name])
+
+
+def test_commands_are_in_the_order_of_the_work() -> None:
+    assert list(COMMANDS)[:7] == ["fetch", "convert", "alias", "serve", "predict", "index", "doctor"]
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+def test_every_setting_has_its_options_in_serve_and_a_panel(kind: str) -> None:
+    settings = describe(SERVICES[kind])
+    assert len({each.name for each in settings}) == len(settings)
+    assert {flag for each in settings for flag in each.flags} <= options(FOUND[f"serve {kind}"])
+    for each in settings:
+        assert each.panel in PANELS
+        assert each.help.endswith(".")
+        assert each.variable == f"PDSERVE_{each.name.upper()}"
+
+
+def test_the_help_of_the_engine_names_all_engines() -> None:
+    (engine,) = (each for each in describe(SERVICES["classification"]) if each.name == "engine")
+    assert all(name in engine.help for name in ENGINES)
+
+
+def test_help_shows_panels_defaults_and_variables_in_80_columns(tmp_path: Path) -> None:
+    done = pdserve(tmp_path, "serve", "classification", "--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for words in (*PANELS, "default: 18080; PDSERVE_HTTP_PORT", "default: ResNet50_vd; PDSERVE_MODEL"):
+        assert words in done.stdout
+
+
+def test_flags_of_a_service() -> None:
+    given = {
+        "gpu": "0, 1",
+        "cpu": None,
+        "mean": "0.5, 0.25,0.125",
+        "cors_origins": ["https://a", "https://b"],
+    }
+    found = SERVICES["classification"].settings(flags(given, "classification"), {})
+    assert found.first_model.devices == ("gpu:0", "gpu:1")
+    assert found.options.mean == (0.5, 0.25, 0.125)
+    assert found.server.cors_origins == ("https://a", "https://b")
+    assert flags({"gpu": None, "cpu": None, "cors_origins": [], "labels": None}, "classification") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gpu": "0", "cpu": True}, "contradict"),
+        ({"gpu": "first"}, "--gpu is 'first'"),
+        ({"index": "drinks"}, "--index goes with --service recognition"),
+    ],
+)
+def test_options_that_do_not_fit(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        flags(given, "classification")
+
+
+def test_what_is_wrong_names_the_option_that_gave_it() -> None:
+    for name, value, option in (("grace_s", "-1", "--grace"), ("cors_origins", 5, "--cors-origin")):
+        with pytest.raises(SettingsError, match=f"^{option}: {name} is"):
+            SERVICES["classification"].settings({name: value}, {})
