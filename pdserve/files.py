@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from pdserve.errors import DiskError, FetchError, PdserveError
 from pdserve.progress import SILENT, Progress
@@ -321,26 +321,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def write_synced(path: Path, write: Callable[[Any], object]) -> str:
-    """Let ``write`` fill a new file, flush it to the disk, return its SHA-256 (hex). Raises OSError."""
+def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a new file, and flush it to the disk. Raises OSError."""
     with path.open("wb") as file:
-        hashing = _HashingFile(file)
-        write(hashing)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
-    return hashing.hash.hexdigest()
-
-
-class _HashingFile:
-    """A file that hashes what is written to it, so that it need not be read again."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.hash = hashlib.sha256(usedforsecurity=False)
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return self._file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from pdserve.index.embed import (
 )
 from pdserve.index.entries import Entries, Finder
 from pdserve.index.gallery import GalleryImage, check
-from pdserve.index.plan import Change, Plan, add_images, apply, drop_same_vectors, vector_key
+from pdserve.index.plan import Change, Plan, add_images, apply, drop_same_vectors, label, vector_key
 from pdserve.index.publish import Draft, locked, publish, writer
 from pdserve.index.store import Snapshot
 from pdserve.progress import SILENT, Progress
@@ -76,10 +76,7 @@ def build(
                 folder,
                 Draft(
                     faiss_index.build(chosen, metric, embedder.dimension, new, gather),
-                    {
-                        i: id_map.join(each.image, each.label)
-                        for i, each in zip(new.tolist(), unique.values(), strict=True)
-                    },
+                    label(new, unique.values()),
                     Entries.of(new, digests),
                     EmbedderId.of(embedder),
                     start + len(digests),

@@ -1,7 +1,7 @@
-"""``entries.npy``: which image each entry was made of, by the SHA-256 of its file.
+"""``entries.npy``: the SHA-256 of each entry's image file.
 
 A row per entry, in the order of the id map: its id (int64) and 32 bytes. Zeros stand for an image that is
-not known, as all are in an index of PaddleClas. 40 MB for a million.
+not known, as all are in an index of PaddleClas. 40 MB for a million entries.
 """
 
 import os
@@ -40,15 +40,15 @@ class Entries:
         return cls(np.fromiter(ids, np.int64), np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
 
     def without(self, gone: Ids) -> "Entries":
-        kept = ~np.isin(self.ids, gone)
-        return Entries(self.ids[kept], self.sha256[kept])
+        stays = ~np.isin(self.ids, gone)
+        return Entries(self.ids[stays], self.sha256[stays])
 
     def plus(self, more: "Entries") -> "Entries":
         return Entries(np.concatenate([self.ids, more.ids]), np.concatenate([self.sha256, more.sha256]))
 
 
 class Finder:
-    """Finds the entry of an image among a million without an object for each."""
+    """Finds the entry of an image, among a million without a Python object for each."""
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
@@ -72,7 +72,7 @@ class Finder:
 
 
 def write(file: BinaryIO, entries: Entries) -> None:
-    """Write NumPy's own format."""
+    """Write in NumPy's format."""
     rows = np.empty(len(entries.ids), _ROW)
     rows["id"], rows["sha256"] = entries.ids, entries.sha256
     np.lib.format.write_array(file, rows, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What is to become entries: images with their labels, from a label list or from folders."""
+"""Reads a gallery: images with their labels, from a label list or from folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def read_list(path: Path, root: Path, delimiter: str = "\t") -> list[GalleryImag
         if not found or not image or not label:
             raise GalleryError(
                 f"{path}, line {number}: {line[:80]!r} is not an image, {_shown(delimiter)} and a label; "
-                "correct it, or say what parts the two with --delimiter."
+                "correct it, or give the separator with --delimiter."
             )
         images.append(GalleryImage(image.strip(), label, root / image.strip()))
     if not images:
@@ -56,7 +56,7 @@ def read_list(path: Path, root: Path, delimiter: str = "\t") -> list[GalleryImag
 
 
 def scan(root: Path) -> tuple[list[GalleryImage], list[Skipped]]:
-    """Take the folders in ``root`` as labels of the images below them, sorted; what has none is left out.
+    """Find images in folders that are named after their labels, sorted; others are skipped.
 
     Raises GalleryError for a folder without labelled images.
     """
@@ -68,7 +68,7 @@ def scan(root: Path) -> tuple[list[GalleryImage], list[Skipped]]:
         if len(parts) > 1:
             images.append(GalleryImage("/".join(parts), parts[0], path))
         else:
-            skipped.append(Skipped(path.name, "is in no folder that would be its label"))
+            skipped.append(Skipped(path.name, "is in no folder named after a label"))
     if not images:
         raise GalleryError(
             f"{root} has no images in folders named after their labels "
@@ -78,7 +78,7 @@ def scan(root: Path) -> tuple[list[GalleryImage], list[Skipped]]:
 
 
 def check(images: Sequence[GalleryImage]) -> None:
-    """Raise GalleryError for an image or label that an id map cannot hold in one piece."""
+    """Raise GalleryError for an image or label that an id map cannot represent."""
     for each in images:
         for what, text in (("image", each.image), ("label", each.label)):
             if not text.strip() or any(c in text for c in "\t\r\n\0"):
@@ -86,7 +86,7 @@ def check(images: Sequence[GalleryImage]) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise GalleryError(f"The {what} {text!r} is no text; rename it.") from error
+                raise GalleryError(f"The {what} {text!r} is not valid Unicode; rename it.") from error
 
 
 def _shown(delimiter: str) -> str:

@@ -1,6 +1,6 @@
 """Plans a change of an index, and carries it out: which entries are added, relabelled and removed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pdserve.index import faiss_index, id_map
 from pdserve.index.embed import EmbedderId, HashedImage
 from pdserve.index.entries import UNKNOWN, Entries, Finder
 from pdserve.index.faiss_index import Gather
-from pdserve.index.gallery import Skipped
+from pdserve.index.gallery import GalleryImage, Skipped
 from pdserve.index.id_map import IdMap
 from pdserve.index.publish import Draft, publish
 from pdserve.index.store import Snapshot
@@ -92,6 +92,11 @@ def add_images(base: Snapshot, given: Sequence[HashedImage], plan: Plan, *, by_p
     plan.labels = {i: entry for i, entry in plan.labels.items() if base.id_map[i] != entry}
 
 
+def label(ids: Ids, images: Iterable[GalleryImage]) -> IdMap:
+    """The id map of images, one per id."""
+    return {i: id_map.join(each.image, each.label) for i, each in zip(ids.tolist(), images, strict=True)}
+
+
 def vector_key(vector: Vectors) -> bytes:
     """What stands for the digest of an image of which only the vector (d) is known."""
     return _VECTOR + vector.tobytes()
@@ -145,10 +150,7 @@ def apply(
     labels = base.id_map | plan.labels
     for i in plan.gone:
         del labels[i]
-    labels |= {
-        i: id_map.join(each.image.image, each.image.label)
-        for i, each in zip(new.tolist(), plan.new.values(), strict=True)
-    }
+    labels |= label(new, [each.image for each in plan.new.values()])
     trained_on = base.manifest.trained_on if base.manifest else base.form.slots
     index, compacted = None, False
     if plan.gone or plan.new:

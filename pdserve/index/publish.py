@@ -14,7 +14,7 @@ What a killed writer left is repaired by the next one. The version before stays 
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +28,6 @@ from pdserve.files import (
     file_lock,
     link_or_copy,
     replace_file,
-    sha256,
     sync_folder,
     write_synced,
 )
@@ -87,21 +86,18 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
         if base and not base.manifest:
             _adopt(folder, base)
         with _new_version(folder) as new:
-            if draft.index is None:
-                before = version_folder(folder, base.version if base else 0)
-                recorded = store.read_manifest(before)
+            index, digests = draft.index, {}
+            if index is None and base:
+                before = version_folder(folder, base.version)
                 link_or_copy(before / VECTORS, new / VECTORS)
-                vectors = recorded.files[VECTORS].sha256 if recorded else sha256(new / VECTORS)
+                if recorded := store.read_manifest(before):
+                    digests[VECTORS] = recorded.files[VECTORS].sha256
+                index = base.index
             else:
-                vectors = write_synced(new / VECTORS, lambda file: faiss_index.write(draft.index, file))
-            pickled = id_map.dumps(draft.id_map)
-            digests = {
-                VECTORS: vectors,
-                ID_MAP: write_synced(new / ID_MAP, lambda file: file.write(pickled)),
-                entry_files.FILE: _write_entries(new, draft.entries),
-            }
-            index = base.index if draft.index is None and base else draft.index
-            made = _manifest(int(new.name), draft, faiss_index.form(index), base, _records(new, digests))
+                write_synced(new / VECTORS, lambda file: faiss_index.write(index, file))
+            write_synced(new / ID_MAP, lambda file: file.write(id_map.dumps(draft.id_map)))
+            write_synced(new / entry_files.FILE, lambda file: entry_files.write(file, draft.entries))
+            made = _manifest(new, int(new.name), draft, faiss_index.form(index), base, digests)
             _switch(folder, new, made, base.id_map if base else {}, draft.id_map)
     store.remove_versions(folder, {made.version, base.version if base else made.version})
     return made
@@ -191,13 +187,11 @@ def _adopt(folder: Path, base: Snapshot) -> None:
     if own.is_dir():
         shutil.rmtree(own)
     own.mkdir(parents=True)
-    digests = {}
     for name in (VECTORS, ID_MAP):
         shutil.copy2(folder / name, own / name)
-        digests[name] = sha256(own / name)
-    digests[entry_files.FILE] = _write_entries(own, base.entries)
+    write_synced(own / entry_files.FILE, lambda file: entry_files.write(file, base.entries))
     found = Draft(None, base.id_map, base.entries, None, base.next_id, base.form.slots, "as found")
-    made = _manifest(base.version, found, base.form, None, _records(own, digests))
+    made = _manifest(own, base.version, found, base.form, None, {})
     store.write_manifest(own, made)
     sync_folder(own)
     _put(own, folder, entry_files.FILE)
@@ -258,12 +252,14 @@ def _is_untouched(path: Path, published: FileRecord) -> bool:
 
 
 def _manifest(
+    folder: Path,
     version: int,
     draft: Draft,
     form: faiss_index.Form,
     base: Snapshot | None,
-    files: dict[str, FileRecord],
+    digests: Mapping[str, str],
 ) -> Manifest:
+    """The manifest of the files in ``folder``; ``digests``: SHA-256 of those that need not be read."""
     now = _now()
     return Manifest(
         version=version,
@@ -280,16 +276,8 @@ def _manifest(
         embedder=draft.embedder,
         created=base.manifest.created if base and base.manifest else now,
         updated=now,
-        files=files,
+        files={name: FileRecord.of(folder / name, digests.get(name)) for name in FILES},
     )
-
-
-def _records(folder: Path, digests: dict[str, str]) -> dict[str, FileRecord]:
-    return {name: FileRecord.of(folder / name, digest) for name, digest in digests.items()}
-
-
-def _write_entries(folder: Path, entries: Entries) -> str:
-    return write_synced(folder / entry_files.FILE, lambda file: entry_files.write(file, entries))
 
 
 def _now() -> str:

@@ -42,7 +42,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two entries that are nearly one. Different labels for one picture contradict each other."""
+    """Two entries whose vectors are nearly the same. Different labels contradict each other."""
 
     similarity: float
     images: tuple[str, str]
@@ -62,9 +62,9 @@ class Mislabel:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Score from which an answer counts, and the shares of false and of true answers it lets through.
+    """A minimum score, and the shares of false and of true answers that reach it.
 
-    ``goal`` is the false-accept rate that was asked for; ``reached`` is false where no score up to 1 does.
+    ``goal`` is the false-accept rate that was requested; ``reached`` is false where no score up to 1 does.
     """
 
     score: float
@@ -85,7 +85,7 @@ class IndexRecall:
 
 @dataclass(frozen=True)
 class Report:
-    """``queries`` of ``count`` entries were looked for; ``alone`` of them are the only one of their label.
+    """``queries`` of ``count`` entries were searched for; ``alone`` of them are the only one of their label.
 
     ``recall_at_1``: the share of the others whose nearest entry has their label, None if there are none.
     ``same`` and ``other`` (float32): each query's best score among its label and among the others.

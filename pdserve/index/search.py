@@ -20,17 +20,17 @@ from pdserve.vision.types import Vectors
 
 log = logging.getLogger("pdserve")
 
-# Queries × vectors looked at × dimension, up to which one thread searches: half a second. Of an index that
-# does not look at all of its vectors, a query is about as much work as these.
+# Queries × vectors compared × dimension, up to which one thread searches: half a second. Of an index that
+# does not compare all of its vectors, a query is about as much work as these.
 _ONE_THREAD = 1 << 31
-_LOOKED_AT = 1 << 15
+_COMPARED = 1 << 15
 
 
 @dataclass(frozen=True)
 class Match:
     """An entry that was found.
 
-    ``similarity``: the inner product of two unit vectors, 1 for the same picture. It is faiss's own score
+    ``similarity``: the inner product of two unit vectors, 1 for the same image. It is faiss's own score
     where the metric is inner product; where it is L2, faiss's is the squared distance d², and the
     similarity is 1 - d²/2, which for unit vectors is the same number, so that one threshold serves both.
     """
@@ -43,7 +43,7 @@ class Match:
 
 @dataclass(frozen=True)
 class LoadedIndex:
-    """One version, whole, in memory. Never changes; may be searched from several threads.
+    """One version of an index in memory. Never changes; may be searched from several threads.
 
     ``version`` is 0 for an index without manifest, whose ``embedder`` is not known (None).
     """
@@ -69,7 +69,7 @@ class LoadedIndex:
         queries = np.asarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise IndexFolderError(
-                f"The index {self.folder} has vectors of {self.dimension} numbers and was asked about an "
+                f"The index {self.folder} has vectors of {self.dimension} numbers and the queries are an "
                 f"array of {queries.shape}; search with the embedder that it was built with."
             )
         if top_k < 1:
@@ -78,14 +78,14 @@ class LoadedIndex:
         if not wanted or not len(queries):
             return [[] for _ in queries]
         # In a graph from which entries were removed, an id may come more than once.
-        slots, asked = self._index.ntotal, wanted
+        slots, k = self._index.ntotal, wanted
         while True:
             with self._threads(len(queries)):
-                scores, ids = faiss_index.search(self._index, queries, asked)
+                scores, ids = faiss_index.search(self._index, queries, k)
             answers = [self._matches(*row, wanted) for row in zip(scores, ids, strict=True)]
-            if asked >= slots or slots == self.count or all(len(answer) == wanted for answer in answers):
+            if k >= slots or slots == self.count or all(len(answer) == wanted for answer in answers):
                 return answers
-            asked = min(slots, asked * 2)
+            k = min(slots, k * 2)
 
     @contextmanager
     def _threads(self, queries: int) -> Iterator[None]:
@@ -97,8 +97,8 @@ class LoadedIndex:
         """
         f = faiss()
         usual = f.omp_get_max_threads()
-        looked_at = self.count if is_exact(self.type) else min(self.count, _LOOKED_AT)
-        f.omp_set_num_threads(1 if queries * looked_at * self.dimension <= _ONE_THREAD else usual)
+        compared = self.count if is_exact(self.type) else min(self.count, _COMPARED)
+        f.omp_set_num_threads(1 if queries * compared * self.dimension <= _ONE_THREAD else usual)
         try:
             yield
         finally:

@@ -30,7 +30,7 @@ def verify(folder: Path) -> list[Finding]:
         findings.append(
             Finding("manifest", True, f"version {known.version}, {known.change}")
             if known
-            else Finding("manifest", None, "there is none, as in an index of PaddleClas")
+            else Finding("manifest", None, "missing, as in an index of PaddleClas")
         )
         findings += _checksums(folder, known)
         snapshot = store.read(folder)
