@@ -132,6 +132,6 @@ if __name__ == "__main__":
     steps = {step.__name__: step for step in (pir, probe, detector)}
     if len(sys.argv) > 1:
         steps[sys.argv[1]]()
-    else:  # each in a process of its own: Paddle's name counters and choice of format are global
+    else:  # each in a separate process: Paddle's name counters and choice of format are global
         for name in steps:
             subprocess.run([sys.executable, "-m", "tests.engines.make_models", name], check=True)

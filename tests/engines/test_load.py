@@ -177,7 +177,7 @@ def test_nothing_is_imported_before_it_is_used() -> None:
     assert done.stdout.strip() == "set()"
 
 
-# Run in a process of its own: load with the engine, then say what the process looks like.
+# Run in a separate process: load with the engine, then say what the process looks like.
 SIDE_EFFECTS = """
 import logging, os, signal, sys, warnings
 from pathlib import Path

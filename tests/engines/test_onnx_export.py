@@ -1,4 +1,4 @@
-"""The converted model: where it is kept, and when it is made anew."""
+"""The converted model: where it is kept, and when it is converted again."""
 
 import os
 import shutil

@@ -24,7 +24,7 @@ QUICK = Policy(pause=0.01, connect_timeout=5, read_timeout=5)
 
 
 class Heard:
-    """A progress that keeps what it was told."""
+    """A progress that records its calls."""
 
     def __init__(self) -> None:
         self.starts: list[tuple[int | None, int]] = []
@@ -104,7 +104,7 @@ def test_resumed_by_date(server, target):
 
 
 @pytest.mark.parametrize("options", [{"etag": None}, {"ranges": False}])
-def test_not_resumable_starts_anew(server, target, options):
+def test_not_resumable_starts_over(server, target, options):
     url = server.put("/m.tar", BODY, faults=[Fault(stop=1000)], **options)
     assert get(url, target).path.read_bytes() == BODY
 
@@ -131,7 +131,7 @@ def test_file_changed_between_the_runs(server, target, if_range):
 
 @pytest.mark.parametrize("check", ["md5", "sha256"])
 def test_file_changed_under_the_same_etag(server, target, check):
-    """Only the checksum tells; then everything is fetched once more."""
+    """Only the checksum shows it; then everything is fetched once more."""
     promised = {"Content-MD5": MD5} if check == "md5" else {}
     url = server.put("/m.tar", OTHER, headers=promised, faults=[Fault(stop=100_000)])
     with pytest.raises(FetchError):
@@ -167,7 +167,7 @@ def test_shorter_file_by_now(server, target):
     assert get(url, target).path.read_bytes() == BODY[:50_000]
 
 
-def test_other_address_starts_anew(server, target):
+def test_other_address_starts_over(server, target):
     server.put("/a.tar", OTHER, faults=[Fault(stop=1000)])
     server.put("/m.tar", BODY)
     with pytest.raises(FetchError):
@@ -191,7 +191,7 @@ def test_complete_one_that_was_cut_since(server, target):
 
 
 @pytest.mark.parametrize("garbage", ["", "{", "[]", '{"url": 1}'])
-def test_unreadable_note_starts_anew(server, target, garbage):
+def test_unreadable_note_starts_over(server, target, garbage):
     url = server.put("/m.tar", BODY, faults=[Fault(stop=1000)])
     with pytest.raises(FetchError):
         get(url, target, policy=Policy(attempts=1))

@@ -132,18 +132,18 @@ def test_failed_force_leaves_the_old_one(get, server):
 
 def test_force_asks_the_server_even_for_a_complete_download(get, server, home):
     """A full disk stopped the unpacking; by now the server has another file."""
-    room = iter([10**9, 0])
+    space = iter([10**9, 0])
     with pytest.raises(DiskError):
-        get(free=lambda path: next(room))
+        get(free=lambda path: next(space))
     assert leftovers(home) == {"ResNet50_vd.tar.part", "ResNet50_vd.tar.part.json"}
     server.put(PATH, OTHER, etag='"2"')
     assert get(force=True).sha256 == hashlib.sha256(OTHER).hexdigest()
 
 
 def test_no_room_to_unpack_keeps_the_download(get, server):
-    room = iter([10**9, 0])
+    space = iter([10**9, 0])
     with pytest.raises(DiskError, match=r"Unpacking http.*only 0 bytes free"):
-        get(free=lambda path: next(room))
+        get(free=lambda path: next(space))
     assert get().action == "fetched"
     assert len(server.asked) == 1
 

@@ -70,7 +70,7 @@ def elements(array: NDArray[Any]) -> bytes:
 
 
 def checkpoint_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """A checkpoint of float32 and int64 arrays, each in a storage of its own."""
+    """A checkpoint of float32 and int64 arrays, each in its own storage."""
     entries = {}
     for key, array in arrays.items():
         kind = {"float32": "FloatStorage", "int64": "LongStorage"}[array.dtype.name]

@@ -56,9 +56,9 @@ def real_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference(state: State, x: Array) -> tuple[Array, Array]:
-    """Features and probabilities by NumPy, normalisation as a step of its own.
+    """Features and probabilities by NumPy, normalisation as a separate step.
 
-    Kernel, width, grouping and residual are read off the weights; only the strides are told.
+    Kernel, width, grouping and residual are read off the weights; only the strides are given.
     """
 
     def layer(x: Array, name: str, norm: str, stride: int = 1) -> Array:
