@@ -218,9 +218,9 @@ class Bars(Progress):
         self._display.advance(self._task(name), n)
 
     def done(self, name: str) -> None:
-        task = self._task(name)
-        self._display.update(task, note="")
-        self._display.stop_task(task)
+        if (task := self._tasks.get(name)) is not None:
+            self._display.update(task, note="")
+            self._display.stop_task(task)
 
     def note(self, name: str, text: str) -> None:
         if self._display.disable:
