@@ -1,5 +1,8 @@
-"""Writes docs/reference.md from the settings and the commands: ``python docs/reference.py``."""
+"""Writes docs/reference.md, and the lists of settings in configs/, from the settings and the commands:
+``python docs/reference.py``.
+"""
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +19,7 @@ from pdserve.pipelines import SERVICES
 from pdserve.settings import PANELS, Setting, describe
 
 PAGE = Path(__file__).with_name("reference.md")
+CONFIGS = Path(__file__).parents[1] / "configs"
 HEAD = """# Reference
 
 <!-- Written by docs/reference.py from the settings and the commands; change it there. -->
@@ -34,6 +38,28 @@ VARIABLES = {
     "PDSERVE_DEBUG": "1: an error shows its traceback too",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "where traces go; with the extra `otel` it turns them on",
 }
+
+
+def config(path: Path) -> str:
+    """A file of configs/, at its end the list of the settings that only pdserve has, commented out.
+
+    The first service's file has those of every service.
+    """
+    first = next(iter(SERVICES))
+    shared = [] if path.stem == first else describe(SERVICES[first])
+    settings = [
+        each
+        for each in describe(SERVICES[path.stem])
+        if each.key.startswith("pdserve.") and each not in shared
+    ]
+    lines = [f"#    {each.name}: {_yaml(each.default)}" for each in settings]
+    width = max(map(len, lines))
+    listed = (f"{line:{width}}  # {each.help}\n" for line, each in zip(lines, settings, strict=True))
+    return path.read_text("utf-8").partition("#pdserve:\n")[0] + "#pdserve:\n" + "".join(listed)
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def page() -> str:
@@ -149,3 +175,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
+    for path in CONFIGS.glob("*.yml"):
+        path.write_text(config(path), "utf-8")

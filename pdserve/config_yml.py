@@ -1,8 +1,8 @@
 """Paddle Serving's ``config.yml`` -> settings.
 
-Every key of the published schema (paddle-serving-server 0.9.0) is honoured, named in a note where it
-has no meaning in one process, or refused by name: none is dropped in silence. Keys that the schema
-does not have are refused too, since a misspelt one would otherwise do nothing.
+Every key of the published schema (paddle-serving-server 0.9.0) is applied, reported as a note where it
+has no effect in one process, or rejected by name: none is dropped silently. Unknown keys are rejected too,
+since a misspelt one would do nothing.
 """
 
 import math
@@ -101,9 +101,9 @@ class ConfigFile(_Schema):
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """The settings the file gives, each model's by its role, and notes on keys that mean nothing here.
+    """A file's settings, each model's by its role, and notes on keys without effect.
 
-    ``block``: the settings that the block ``pdserve:`` gives. ``content``: the file as it is written.
+    ``block``: the settings in the block ``pdserve:``. ``content``: the file as it is written.
     """
 
     settings: Mapping[str, Any]
@@ -167,15 +167,16 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
     unknown = block.keys() - set(known)
     if unknown:
         raise SettingsError(f"{path}: pdserve.{min(unknown)} is no setting that pdserve knows.")
-    for key in _FILES & block.keys():  # beside the configuration, wherever the server is started
+    for key in _FILES & block.keys():  # relative to the configuration, wherever the server is started
         if isinstance(block[key], str):
             block[key] = path.parent / block[key]
-    told = tuple(f"{path.name}: {note}" for note in notes)
-    return ReadConfig(settings | block, models, told, block, content)
+    return ReadConfig(
+        settings | block, models, tuple(f"{path.name}: {note}" for note in notes), block, content
+    )
 
 
 def _op(where: str, op: OpConf) -> dict[str, Any]:
-    """One operator's settings. Raises SettingsError for what only the old runtime could do."""
+    """Read an operator's settings. Raises SettingsError for what only the old runtime supports."""
     local = op.local_service_conf
     here = f"{where}.local_service_conf"
     if op.server_endpoints or op.client_config:
@@ -200,7 +201,7 @@ def _op(where: str, op: OpConf) -> dict[str, Any]:
         "threads": local.thread_num,
         "ir_optim": local.ir_optim,
         "use_mkldnn": local.use_mkldnn,
-        # The old runtime deals its workers out to the devices; here each device has so many.
+        # The old runtime distributes its workers over the devices; here the number is per device.
         "instances": op.concurrency and math.ceil(op.concurrency / len(devices)),
         "max_batch_size": op.batch_size,
         "max_queue_delay_ms": op.auto_batching_timeout if op.auto_batching_timeout > 0 else None,
@@ -210,7 +211,7 @@ def _op(where: str, op: OpConf) -> dict[str, Any]:
 
 
 def _devices(here: str, local: LocalServiceConf) -> tuple[str, ...]:
-    """device_type and devices: −1 lets devices decide, 0 CPU, 1 GPU, 2 GPU through TensorRT."""
+    """Read device_type and devices: −1 leaves it to devices, 0 CPU, 1 GPU, 2 GPU through TensorRT."""
     if local.device_type in _DEVICE_TYPES:
         raise SettingsError(
             f"{here}.device_type {local.device_type} ({_DEVICE_TYPES[local.device_type]}) is not supported; "
@@ -231,7 +232,7 @@ def _devices(here: str, local: LocalServiceConf) -> tuple[str, ...]:
 
 
 def _server_notes(conf: ConfigFile) -> list[str]:
-    """Keys about the old runtime's processes, which one event loop with batching replaces."""
+    """Notes on keys of the old runtime's processes, which one process with batching replaces."""
     notes = []
     if conf.worker_num not in (None, 1):
         notes.append(f"worker_num {conf.worker_num} has no effect: one process takes any number of requests")

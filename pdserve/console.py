@@ -145,6 +145,8 @@ def _print_table(
     for row in cells:
         out.add_row(*map(Text, row))
     console.print(out, crop=False, soft_wrap=False)
+    if console.is_terminal:
+        console.line()
 
 
 def _fit(

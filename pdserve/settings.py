@@ -189,12 +189,7 @@ class ServerSettings(SettingsGroup):
     http_port: int | None = _server(None, "HTTP; 0: any free port.", "PORT", key="http_port", ge=0, le=65535)
     rpc_port: int | None = _server(None, "gRPC; 0: any free port.", "PORT", key="rpc_port", ge=0, le=65535)
     prometheus_port: int | None = _server(
-        None,
-        "Serve /metrics on this port too, without a key.",
-        "PORT",
-        key="dag.prometheus_port",
-        ge=0,
-        le=65535,
+        None, "Serve /metrics on this port too, without a key.", "PORT", ge=0, le=65535
     )
     grace_s: float = _server(
         30, "Time for running requests at a stop.", "SECONDS", flags=("--grace", "--grace-s"), ge=0

@@ -1,6 +1,9 @@
-"""docs/reference.md is what docs/reference.py makes of today's settings and commands."""
+"""docs/reference.md and the lists in configs/ are what docs/reference.py makes of settings and commands."""
 
 import runpy
+from pathlib import Path
+
+import pytest
 
 from tests.docs.blocks import ROOT
 
@@ -10,3 +13,9 @@ def test_the_reference_is_current() -> None:
     wanted: str = runpy.run_path(str(script))["page"]()
     found = script.with_suffix(".md").read_text("utf-8")
     assert found == wanted, "settings or commands changed: python docs/reference.py"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.name)
+def test_the_settings_in_a_configuration_are_current(path: Path) -> None:
+    wanted: str = runpy.run_path(str(ROOT / "docs" / "reference.py"))["config"](path)
+    assert path.read_text("utf-8") == wanted, "settings changed: python docs/reference.py"
