@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -30,14 +30,15 @@ class MalformedError(RequestError):
     """The body is no JSON, or a field has the wrong type."""
 
 
-class PipelineFields(TypedDict, total=False):
+@dataclass(frozen=True)
+class PipelineFields:
     """A request of the pipeline protocol: for each key the base64 of an image file."""
 
-    key: list[str]
-    value: list[str]
-    tensors: list[dict[str, Any]]
-    logid: int | str
-    clientip: str
+    key: Sequence[str] = ()
+    value: Sequence[str] = ()
+    tensors: Sequence[dict[str, Any]] = ()
+    logid: int | str = 0
+    clientip: str = ""
 
 
 @dataclass(frozen=True)
