@@ -6,15 +6,15 @@ import functools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from importlib import resources as package_files
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pdserve import __version__
-from pdserve.services.http.openapi import document, operation
-from pdserve.services.http.responses import json_response
+from pdserve.services.http.responses import json_response, operation
 from pdserve.services.http.server import http_listener
-from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send
+from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
 
@@ -103,6 +103,47 @@ async def metrics_listener(
     plain = settings.model_copy(update={"tls_cert": None, "tls_key": None})
     async with http_listener(application, plain, settings.prometheus_port or 0, stop) as port:
         yield port
+
+
+def document(context: Context) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of all routes that have an operation."""
+    # Imported where it is used: it describes routes, and does not run them.
+    from fastapi.openapi.utils import get_openapi
+    from fastapi.routing import APIRoute
+
+    described = [
+        (resource, APIRoute(route.path, route.endpoint, methods=[method], **route.operation))
+        for resource in resources(context)
+        for method, route in resource.routes.items()
+        if route.operation is not None and method == route.method
+    ]
+    found = get_openapi(
+        title="pdserve",
+        version=__version__,
+        description=f"{context.service.kind}: send pictures, get answers.",
+        routes=[route for _, route in described],
+    )
+    if context.settings.api_key is None and context.settings.api_key_file is None:
+        return found
+    found.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    found["security"] = [{"bearer": []}, {"header": []}]
+    for resource, _ in described:
+        for each in found["paths"][resource.path].values():
+            if resource.protocol.open:
+                each["security"] = []
+            else:
+                each["responses"]["401"] = _UNAUTHORIZED
+    return found
+
+
+_UNAUTHORIZED = {
+    "description": "No key was sent, or a wrong one.",
+    "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
 
 
 # Swagger UI, from its own distribution; nothing is loaded from elsewhere, and behind a path prefix

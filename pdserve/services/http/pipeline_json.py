@@ -13,13 +13,11 @@ from google.protobuf import json_format
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
 from pdserve.services.http.bodies import read_body, unless_gone
-from pdserve.services.http.openapi import operation, parameter
-from pdserve.services.http.responses import GatewayError, gateway_json
+from pdserve.services.http.responses import GatewayError, gateway_json, operation, parameter
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.protocols import PIPELINE_PATH, Context, Route
 

@@ -1,4 +1,4 @@
-"""Answers and errors as HTTP responses: JSON, an error in the form of its route, and their OpenAPI models."""
+"""Answers and errors as HTTP responses, and what OpenAPI says of them."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError
@@ -101,3 +102,45 @@ def error_response(
             error = GatewayError(text, _GATEWAY_CODES.get(status, 2), text, [])
             return gateway_json(error, status, headers)
     return json_response(ErrorAnswer(Error(code, text)), status, headers)
+
+
+_FAILURES = {
+    400: "The request is malformed, or no image can be read.",
+    403: "The server was started without --gallery-writes.",
+    404: "There is no such entry.",
+    408: "The body did not come in time.",
+    413: "Too many bytes, images or pixels.",
+    500: "The server failed; its log says at what.",
+    503: "The server cannot answer now: its queue is full, it is rebuilding its engine, or stopping.",
+    504: "The deadline passed.",
+}
+
+
+def operation(
+    tag: str,
+    summary: str,
+    answer: Any,
+    failures: Sequence[int] = (),
+    *,
+    failure: Any = ErrorAnswer,
+    body: Mapping[str, Any] | None = None,
+    parameters: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The OpenAPI operation of a route. ``answer``, ``failure``: types; ``body``: types by media type."""
+    responses = {200: {"model": answer, "description": "The answer."}}
+    responses |= {status: {"model": failure, "description": _FAILURES[status]} for status in failures}
+    extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
+    if body:
+        extra["requestBody"] = {"content": {kind: {"schema": schema(each)} for kind, each in body.items()}}
+    return {"tags": [tag], "summary": summary, "responses": responses, "openapi_extra": extra}
+
+
+def schema(of: Any) -> dict[str, Any]:
+    """The JSON schema of a type that refers to no other; a schema stays as it is."""
+    return of if isinstance(of, dict) else TypeAdapter(of).json_schema()
+
+
+def parameter(name: str, of: Any, description: str, place: str = "query") -> dict[str, Any]:
+    """A parameter of an operation, in the query or (required) in the path."""
+    found = {"name": name, "in": place, "schema": schema(of), "description": description}
+    return found | {"required": place == "path"}

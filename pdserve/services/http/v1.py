@@ -11,8 +11,14 @@ from starlette.responses import Response
 from pdserve.errors import PdserveError, RequestError
 from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.services.http.bodies import read_body, read_images, unless_gone
-from pdserve.services.http.openapi import operation, parameter
-from pdserve.services.http.responses import ErrorAnswer, json_response, log_failures, to_json
+from pdserve.services.http.responses import (
+    ErrorAnswer,
+    json_response,
+    log_failures,
+    operation,
+    parameter,
+    to_json,
+)
 from pdserve.services.protocols import Context, Route
 
 
