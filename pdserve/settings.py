@@ -97,7 +97,7 @@ class ModelSettings(SettingsGroup):
     model: str
     engine: str = _device(
         "auto",
-        "openvino, paddle, onnx, or auto: the best that is installed.",
+        "What runs the model; auto takes the best that is installed.",
         "NAME",
         choices="pdserve.engines.table:ENGINES",
     )

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from pdserve.engines.device import Device, cores
 from pdserve.formats.program import Program
 from pdserve.formats.serving_model import ServingModel
@@ -70,8 +68,3 @@ def thread_text(threads: int, instances: int) -> str:
     """CPU threads of one instance and the number of instances, in words, for a description."""
     each = f"{threads} thread{'s' * (threads > 1)}"
     return each if instances == 1 else f"{instances} instances of {each}"
-
-
-def as_batch(tensors: Sequence[Array]) -> Array:
-    """Tensors of one shape -> one with the batch axis in front; of a single tensor a view, not a copy."""
-    return tensors[0][np.newaxis] if len(tensors) == 1 else np.stack(tensors)

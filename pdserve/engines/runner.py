@@ -154,3 +154,8 @@ def _shown(shape: Sequence[int]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
+
+
+def as_batch(tensors: Sequence[Array]) -> Array:
+    """Tensors of one shape -> one with the batch axis in front; of a single tensor a view, not a copy."""
+    return tensors[0][np.newaxis] if len(tensors) == 1 else np.stack(tensors)

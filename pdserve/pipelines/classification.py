@@ -12,7 +12,7 @@ import numpy as np
 
 from pdserve.answers import Label, Labels
 from pdserve.engines import Engine
-from pdserve.engines.base import as_batch
+from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models.home import Home

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.engines.base import as_batch
+from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, SettingsError
 from pdserve.files import sha256
 from pdserve.formats.serving_model import ServingModel, open_serving_model
