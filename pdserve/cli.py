@@ -58,6 +58,8 @@ class LazyCommand(TyperCommand):
         command: Any = typer.main.get_command(target)
         for each in (command, *getattr(command, "commands", {}).values()):
             each.help = re.sub(r"(?<!\n)\n(?!\n)", " ", each.help or "")  # a paragraph fills its lines
+            for option in each.params:
+                option.metavar = "" if getattr(option, "is_flag", False) else option.metavar
         return command
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

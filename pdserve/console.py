@@ -61,6 +61,14 @@ def line(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def answer(content: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """An answer on standard output: as JSON, or as a line of text."""
+    if as_json:
+        json_line(content)
+    else:
+        line(text)
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error."""
     _write(sys.stderr, text)

@@ -76,17 +76,13 @@ def convert(
             raise UsageError(f"Nothing is fetched in {where.models}; type `pdserve fetch NAME` first.")
         done = [find.convert_fetched(name, where) for name in names]
     for serving in done:
-        if as_json:
-            console.json_line(
-                {
-                    "name": serving.name,
-                    "path": str(serving.path),
-                    "feeds": {v.name: v.alias for v in serving.config.feeds},
-                    "fetches": {v.name: v.alias for v in serving.config.fetches},
-                }
-            )
-        else:
-            console.line(f"{serving.name}: converted, {serving.path}")
+        content = {
+            "name": serving.name,
+            "path": str(serving.path),
+            "feeds": {v.name: v.alias for v in serving.config.feeds},
+            "fetches": {v.name: v.alias for v in serving.config.fetches},
+        }
+        console.answer(content, f"{serving.name}: converted, {serving.path}", as_json)
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:

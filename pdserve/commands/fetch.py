@@ -33,19 +33,9 @@ def fetch(
     failed = [result for result in results if isinstance(result, PdserveError)]
     fetched = [result for result in results if not isinstance(result, PdserveError)]
     for result in fetched:
-        if as_json:
-            console.json_line(
-                {
-                    "name": result.name,
-                    "action": result.action,
-                    "path": str(result.path),
-                    "origin": result.origin,
-                    "sha256": result.sha256,
-                    "bytes": result.bytes,
-                }
-            )
-        else:
-            console.line(f"{result.name}: {result.action}, {result.path}")
+        keys = ("name", "action", "path", "origin", "sha256", "bytes")
+        content = {name: getattr(result, name) for name in keys} | {"path": str(result.path)}
+        console.answer(content, f"{result.name}: {result.action}, {result.path}", as_json)
     if failed:
         raise typer.Exit(max(console.failed(error) for error in failed))
     models = [result.name for result in fetched if catalog.get(result.name).task != "dataset"]

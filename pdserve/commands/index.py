@@ -60,9 +60,7 @@ EmbedderOption = Annotated[
     typer.Option("--model", metavar="NAME|DIR", help="The embedder; default: the index's own."),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images per batch.")]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", metavar="", help="Stop at an image that cannot be read.")
-]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")]
 
 
 @contextmanager
@@ -227,12 +225,13 @@ def rollback(index: IndexOption = DEFAULT_INDEX, as_json: Json = False) -> None:
     folder = find_index(index)
     with console.image_bars() as bars:
         made = roll_back(folder, bars)
-    if as_json:
-        console.json_line(
-            {"index": str(folder), "index_version": made.version, "count": made.count, "change": made.change}
-        )
-    else:
-        console.line(f"{folder}: version {made.version}, {made.change}, {made.count} entries")
+    content = {
+        "index": str(folder),
+        "index_version": made.version,
+        "count": made.count,
+        "change": made.change,
+    }
+    console.answer(content, f"{folder}: version {made.version}, {made.change}, {made.count} entries", as_json)
 
 
 def _gallery(
@@ -272,7 +271,7 @@ def _report(made: "Change", as_json: bool, more: Sequence["Skipped"] = ()) -> No
 @index_app.command()
 def info(
     index: IndexOption = DEFAULT_INDEX,
-    entries: Annotated[bool, typer.Option("--entries", metavar="", help="List the entries instead.")] = False,
+    entries: Annotated[bool, typer.Option("--entries", help="List the entries instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show an index's version, type, counts and embedder; or its entries."""

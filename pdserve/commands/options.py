@@ -30,9 +30,7 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="One JSON object per line on standard output.")
-]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
 # The annotation is Any, since typer gives a parser's option no other type.
 ServiceOption = Annotated[
     Any,
@@ -54,9 +52,7 @@ ApiKeyOption = Annotated[
 ]
 TlsOption = Annotated[
     bool,
-    typer.Option(
-        "--tls", metavar="", help="Use TLS; https:// in the address does too.", rich_help_panel="Security"
-    ),
+    typer.Option("--tls", help="Use TLS; https:// in the address does too.", rich_help_panel="Security"),
 ]
 CaOption = Annotated[
     Path | None,
@@ -120,9 +116,8 @@ def _parameters(same: "list[Setting]", environment: bool) -> list[inspect.Parame
             _parameter("cpu", bool, [cpu], "", force, setting.panel),
         ]
     kind = {"switch": bool, "repeated": list[str]}.get(setting.kind, str)
-    metavar = "" if kind is bool else setting.metavar
     parser = _chooser(setting) if setting.choices else None
-    return [_parameter(setting.name, kind, setting.flags, metavar, text, setting.panel, parser)]
+    return [_parameter(setting.name, kind, setting.flags, setting.metavar, text, setting.panel, parser)]
 
 
 def _chooser(setting: "Setting") -> Callable[[str], str]:

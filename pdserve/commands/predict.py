@@ -35,7 +35,7 @@ def predict(
         list[str], typer.Argument(metavar="PATH|URL|DIR|-…", help="Images; - is standard input.")
     ],
     service: o.ServiceOption = None,
-    rpc: Annotated[bool, typer.Option("--rpc", metavar="", help="Ask over gRPC instead of HTTP.")] = False,
+    rpc: Annotated[bool, typer.Option("--rpc", help="Ask over gRPC instead of HTTP.")] = False,
     url: Annotated[
         str | None,
         typer.Option("--url", metavar="ADDRESS", help="http(s)://host:port; with --rpc (grpcs://)host:port."),
@@ -53,7 +53,7 @@ def predict(
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time to wait for an answer.")
     ] = 60,
     local: Annotated[
-        bool, typer.Option("--local", metavar="", help="Run the models in this process, without a server.")
+        bool, typer.Option("--local", help="Run the models in this process, without a server.")
     ] = False,
     api_key: o.ApiKeyOption = None,
     tls: o.TlsOption = False,
