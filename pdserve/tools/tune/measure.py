@@ -68,15 +68,16 @@ async def _measure(
         await asyncio.gather(*(client() for _ in range(clients)))
     finally:
         await service.close()
-    return summarize(requests, begin, max(end, min(ended for _, ended in requests))), engine
+    return summarize(requests, begin, end), engine
 
 
 def summarize(requests: Sequence[tuple[float, float]], begin: float, end: float) -> Round:
     """Requests, each from and to a moment, as a round from ``begin`` to ``end``, in seconds.
 
     Each counts by the share of it that fell between, so that it does not matter where in a batch the time
-    begins and ends.
+    begins and ends. If none ended in that time, the round lasts until the first that did.
     """
+    end = max(end, min(ended for _, ended in requests if ended > begin))
     within = [(since, ended) for since, ended in requests if ended > begin and since < end]
     done = sum((min(ended, end) - max(since, begin)) / (ended - since) for since, ended in within)
     p50, p99 = np.percentile([ended - since for since, ended in within], (50, 99))
