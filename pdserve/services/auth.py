@@ -1,10 +1,10 @@
-"""Who may ask: callers show one of the server's keys, over HTTP and gRPC alike.
+"""API keys: callers must send one of the server's keys, over HTTP and gRPC alike.
 
 ::
 
     Authorization: Bearer KEY        or        X-API-Key: KEY
 
-Whether the server is up and ready is told to anyone, since probes carry no keys.
+Health needs no key, since probes carry none.
 """
 
 import hashlib
@@ -31,36 +31,36 @@ _BEARER = b"bearer"
 
 
 class Keys:
-    """The keys of which callers must show one."""
+    """The server's keys; callers must send one of them."""
 
     def __init__(self, key: str | None, file: Path | None) -> None:
-        """``key`` and the keys in ``file``. Raises SettingsError for keys that are none."""
+        """``key`` and the keys in ``file``. Raises SettingsError for malformed keys."""
         self._key = key
         self._file = file
         self._digests = self._read()
 
     @classmethod
     def read(cls, settings: ServerSettings) -> "Keys | None":
-        """The keys that the settings name; None where they name none, and nobody is asked."""
+        """The keys that the settings name; None where they name none, and no key is needed."""
         if settings.api_key is None and settings.api_key_file is None:
             return None
         key = None if settings.api_key is None else settings.api_key.get_secret_value()
         return cls(key, settings.api_key_file)
 
     def reload(self) -> None:
-        """Read the file again. Raises SettingsError, and keeps the keys in force, where it is bad now."""
+        """Read the file again. Raises SettingsError, and keeps the current keys, where it is malformed."""
         self._digests = self._read()
 
-    def admit(self, shown: Iterable[bytes]) -> bool:
-        """Whether one of the shown keys is ours.
+    def admit(self, sent: Iterable[bytes]) -> bool:
+        """Whether one of the sent keys is valid.
 
-        Digests are compared, and all of them, so that the time it takes tells nothing of the keys.
+        Digests are compared, and all of them, so that the time it takes says nothing about the keys.
         """
         found = False
-        for key in shown:
+        for key in sent:
             digest = hashlib.sha256(key).digest()
-            for ours in self._digests:
-                found |= hmac.compare_digest(digest, ours)
+            for valid in self._digests:
+                found |= hmac.compare_digest(digest, valid)
         return found
 
     def _read(self) -> tuple[bytes, ...]:
@@ -82,16 +82,16 @@ def _long_enough(key: str, where: str) -> str:
     return key
 
 
-def _refusal(shown: Sequence[bytes]) -> UnauthorizedError:
-    if shown:
+def _refusal(sent: Sequence[bytes]) -> UnauthorizedError:
+    if sent:
         return UnauthorizedError("The key is not one of this server's.")
     return UnauthorizedError(
         "This server wants a key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
     )
 
 
-def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """The keys in headers, whose names are lower-case."""
+def _sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """The keys in headers; names in lower case."""
     keys = []
     for name, value in headers:
         if name == b"x-api-key":
@@ -109,7 +109,7 @@ def require_key(
     """The same ASGI application for callers with a key; others get a 401.
 
     ``find``: the resource at a path; those of open protocols (health) need no key. ``cors_origins``: the
-    web pages that may send requests, which are let see that they are refused.
+    web pages that may send requests, which may read that they are refused.
     """
 
     def is_open(scope: Scope) -> bool:
@@ -121,17 +121,17 @@ def require_key(
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or is_open(scope):
             return await app(scope, receive, send)
-        # A browser asks whether it may ask without any key.
+        # A browser sends its preflight request without a key.
         if cors_origins and _is_preflight(scope):
             return await app(scope, receive, send)
-        shown = _shown(scope["headers"])
-        if keys.admit(shown):
+        sent = _sent_keys(scope["headers"])
+        if keys.admit(sent):
             return await app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         # RFC 6750 on the challenge.
-        challenge = 'Bearer error="invalid_token"' if shown else "Bearer"
-        error = _refusal(shown)
+        challenge = 'Bearer error="invalid_token"' if sent else "Bearer"
+        error = _refusal(sent)
         response = error_response(
             scope["path"], error.http_status, error.code, error.message, {"WWW-Authenticate": challenge}
         )
@@ -167,10 +167,10 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         if protocol is not None and protocol.open:
             return await continuation(details)
         metadata = details.invocation_metadata or ()
-        shown = _shown((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
-        if self._keys.admit(shown):
+        sent = _sent_keys((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
+        if self._keys.admit(sent):
             return await continuation(details)
-        error = _refusal(shown)
+        error = _refusal(sent)
 
         async def refuse(_requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
             await context.abort(grpc.StatusCode[error.grpc_status], error.message)
@@ -179,8 +179,8 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(refuse)
 
 
-def exposed_to(settings: ServerSettings) -> str | None:
-    """A warning where other machines may ask and nobody is asked for a key; None where all is well."""
+def open_access_warning(settings: ServerSettings) -> str | None:
+    """A warning where other machines can reach a server that needs no key; None otherwise."""
     if settings.api_key or settings.api_key_file or _is_loopback(settings.host):
         return None
     return (

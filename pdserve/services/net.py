@@ -71,7 +71,7 @@ def _read(path: Path, option: str) -> bytes:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises SettingsError for a port in use or an address that is not ours."""
+    """A bound socket. Raises SettingsError for a port in use or an address of another machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the codec's to refuse

@@ -1,5 +1,5 @@
-"""Paddle Serving's pipeline protocol, as seen of the published server 0.9.0: what a request means and how
-it is answered, over HTTP and gRPC alike.
+"""Paddle Serving's pipeline protocol, as the published server 0.9.0 has it: requests and answers, over HTTP
+and gRPC alike.
 
 A request is keys with values, and tensors; every key but one is an image, its value the base64 of a file.
 An answer is keys with values again, each value the Python ``repr`` of a list with an entry per image.
@@ -57,7 +57,7 @@ class PipelineRequest:
 
 @dataclass(frozen=True)
 class PipelineResponse:
-    """An answer; ``err_no`` 0 is success. ``error`` is what a request failed of as a whole."""
+    """An answer; ``err_no`` 0 is success. ``error``: why the request failed as a whole."""
 
     err_no: int = 0
     err_msg: str = ""
@@ -97,8 +97,8 @@ async def answer(
     except Exception:
         log.exception("log_id %d failed", request.logid)
         response = _failed(PdserveError("internal error"), request.logid)
-    if asked := current.get():
-        asked.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
+    if context := current.get():
+        context.err_no = response.err_no  # which neither HTTP's status nor gRPC's shows
     if profile:
         micros = (time.monotonic_ns() - started) // 1000
         text = f"PROFILE\tpid:{os.getpid()}\tcall_0:0 call_1:{micros} "

@@ -13,7 +13,7 @@ from typing import Any
 from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import ServiceEntry
-from pdserve.services.auth import KeyInterceptor, Keys, exposed_to
+from pdserve.services.auth import KeyInterceptor, Keys, open_access_warning
 from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
 from pdserve.services.http.server import http_listener
@@ -77,7 +77,7 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Se
         for port in (settings.http_port, settings.rpc_port, settings.prometheus_port):
             if port:  # a taken port is an error now, not after a model has loaded
                 bind(settings.host, port).close()
-        if warning := exposed_to(settings):
+        if warning := open_access_warning(settings):
             log.warning("%s", warning)
         keep_freed_memory()
         yield _Server(settings, keys)

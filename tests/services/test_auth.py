@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
 from pdserve.pipelines import SERVICES
-from pdserve.services.auth import Keys, exposed_to, require_key
+from pdserve.services.auth import Keys, open_access_warning, require_key
 from pdserve.services.http.app import RouteTable
 from pdserve.settings import ServerSettings
 from tests.running import Server, pdserve
@@ -352,17 +352,17 @@ def test_a_large_call_without_a_key(keyed: Listeners):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
 def test_loopback_is_not_exposed(host: str):
-    assert exposed_to(settings(host=host)) is None
+    assert open_access_warning(settings(host=host)) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "no.such.host.invalid", "x" * 70])
 def test_beyond_loopback_without_a_key(host: str, key_file: Path):
-    warning = exposed_to(settings(host=host))
+    warning = open_access_warning(settings(host=host))
     assert warning
     assert host in warning
     assert "--api-key FILE" in warning
-    assert exposed_to(settings(host=host, api_key_file=key_file)) is None
-    assert exposed_to(settings(host=host, api_key=SecretStr(ONE))) is None
+    assert open_access_warning(settings(host=host, api_key_file=key_file)) is None
+    assert open_access_warning(settings(host=host, api_key=SecretStr(ONE))) is None
 
 
 # The server as it is started

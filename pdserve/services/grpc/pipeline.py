@@ -51,5 +51,5 @@ def methods(service: Answering) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]
 
 
 def _top_k(text: object) -> int | None:
-    """What a client of ours asks for; None for what no client of ours sends."""
+    """The number that pdserve's own clients send; None for what they do not send."""
     return int(text) or None if isinstance(text, str) and text.isdecimal() and len(text) < 10 else None

@@ -1,4 +1,4 @@
-"""The gallery over HTTP: what ``pdserve index`` does, at ``/v1/gallery``. Writing is off unless asked for."""
+"""The gallery over HTTP at ``/v1/gallery``: show, append, remove. Writes need ``--gallery-writes``."""
 
 import asyncio
 import hashlib

@@ -36,7 +36,7 @@ async def http_listener(
     """Serve an ASGI application; yields the port. Sets ``stop`` when uvicorn ends by itself.
 
     On leaving it takes no more requests and gives those that run ``grace_s`` to finish; what runs then is
-    cancelled. Raises SettingsError for a port in use, an address that is not ours, or a certificate that
+    cancelled. Raises SettingsError for a port in use, an address of another machine, or a certificate that
     cannot be read.
     """
     config = _config(app, settings)
@@ -72,7 +72,7 @@ def _config(app: App, settings: ServerSettings) -> uvicorn.Config:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A subclass says the ``settings``."""
+    """One connection. A subclass has the ``settings``."""
 
     settings: ClassVar[ServerSettings]
 

@@ -1,4 +1,4 @@
-"""The log: lines for people, or JSON for machines. Every line of a request names the request."""
+"""Logging: text or JSON lines, to standard error and a file. Every line of a request has the request's id."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from pdserve.services.telemetry.request import current
 Format = Literal["text", "json"]
 
 _FILE_BYTES, _FILES = 10 * 1024 * 1024, 5
-_TOLD_BY_US = ("uvicorn", "faiss")  # they tell of their start and stop
+_QUIET = ("uvicorn", "faiss")  # their start and stop is logged by pdserve
 
 # What every record has; the rest are the extra fields of its line.
 _OF_ALL_RECORDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -23,7 +23,7 @@ _OF_ALL_RECORDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "a
 
 @contextlib.contextmanager
 def open_log(file: Path | None, form: Format = "text") -> Iterator[None]:
-    """The log to standard error, and to a rotating file of 10 MiB × 5 where one is wanted.
+    """Log to standard error, and to a rotating file of 10 MiB × 5 where one is given.
 
     Raises SettingsError where the file cannot be written.
     """
@@ -40,7 +40,7 @@ def open_log(file: Path | None, form: Format = "text") -> Iterator[None]:
         handler.setFormatter(JsonLines() if form == "json" else TextLines())
         root.addHandler(handler)
     root.setLevel(logging.INFO)
-    for name in _TOLD_BY_US:
+    for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         yield
@@ -59,8 +59,8 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         line = super().formatMessage(record)
-        call = current.get()
-        return f"{line} (request {call.id})" if call else line
+        request = current.get()
+        return f"{line} (request {request.id})" if request else line
 
 
 class JsonLines(logging.Formatter):
@@ -68,21 +68,18 @@ class JsonLines(logging.Formatter):
     and trace_id where there are such; exception, its traceback as text; and what ``extra=`` gave.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._second = -1, ""
-
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": self._time(record),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(record.created))
+            + f"{int(record.created * 1000) % 1000:03d}Z",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if call := current.get():
-            line["request_id"] = call.id
-            if call.span:
-                line["trace_id"] = call.span.trace_id
+        if request := current.get():
+            line["request_id"] = request.id
+            if request.span:
+                line["trace_id"] = request.span.trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         for name, value in record.__dict__.items():
@@ -92,12 +89,6 @@ class JsonLines(logging.Formatter):
             return _ENCODER.encode(line)
         except ValueError:  # NaN and infinity are no JSON
             return json.dumps({name: str(value) for name, value in line.items()})
-
-    def _time(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        if second != self._second[0]:  # a handler formats one record at a time
-            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second[1]}.{int(record.created * 1000) % 1000:03d}Z"
 
 
 # What is not ASCII is escaped, so that no console's encoding can break a line.

@@ -29,7 +29,7 @@ _GONE = "499"  # nginx's number: the caller went away before there was an answer
 _OTHER = "other"  # Any path may be requested: those without a resource are counted as one.
 _UNTRACED = ("/metrics", "/v2/health/")  # polled every few seconds by machines
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CLOCKS_S = 0.1  # A caller cancels at its deadline, which may be a little before ours.
+_CLOCKS_S = 0.1  # A caller cancels at its deadline, which may be a little before the server's.
 _STATUS_NAMES = {status.value[0]: status.name for status in grpc.StatusCode}
 
 
@@ -191,7 +191,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
             if tracer and not is_probe:
                 asked.span = tracer.span({key: metadata[key] for key in tracer.fields if key in metadata})
             identified = ((HEADER, asked.id),)
-            context.set_trailing_metadata(identified)  # an abort without any of its own sends these, too
+            context.set_trailing_metadata(identified)  # an abort without metadata sends these, too
             token = current.set(asked)
             sent = "CANCELLED"
             try:
