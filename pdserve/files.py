@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,18 @@ def file_lock(
         yield
     finally:
         lock.release()
+
+
+def try_file_lock(path: Path, stack: ExitStack) -> bool:
+    """Hold the lock file ``path`` until ``stack`` is closed; False if somebody has it. Raises DiskError."""
+    import filelock
+
+    with disk_errors(path):
+        try:
+            stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
+        except filelock.Timeout:  # an OSError, but not the disk's
+            return False
+    return True
 
 
 def temp_sibling(target: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from pdserve.errors import EngineError, GalleryError, ImageError, OtherEmbedderError
-from pdserve.files import disk_errors
+from pdserve.files import disk_errors, try_file_lock
 from pdserve.index.gallery import GalleryImage, Skipped
 from pdserve.progress import Progress
 from pdserve.vision.decode import MAX_PIXELS, decode
@@ -246,7 +246,7 @@ def open_cache(folder: Path, embedder: GalleryEmbedder) -> Iterator[EmbeddingCac
     base = folder / FOLDER / f"{embedder.fingerprint[:16]}-{embedder.dimension}"
     candidates = (base.with_name(f"{base.name}.{n}") if n else base for n in itertools.count())
     with contextlib.ExitStack() as stack:
-        own = next(path for path in candidates if _lock(path, stack))
+        own = next(path for path in candidates if try_file_lock(path.with_name(f"{path.name}.lock"), stack))
         paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
         with disk_errors(own):
             files = [stack.enter_context(path.open("a+b")) for path in paths]
@@ -256,19 +256,6 @@ def open_cache(folder: Path, embedder: GalleryEmbedder) -> Iterator[EmbeddingCac
             file.close()
             with contextlib.suppress(OSError):  # Windows, while the vectors are still mapped
                 path.unlink(missing_ok=True)
-
-
-def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a file's name until ``stack`` is closed, unless another process has it."""
-    import filelock
-
-    lock = filelock.FileLock(f"{path}.lock")
-    with disk_errors(path):
-        try:
-            stack.enter_context(lock.acquire(blocking=False))
-        except filelock.Timeout:  # an OSError, but not the disk's
-            return False
-    return True
 
 
 def _read_rows(vectors: BinaryIO, digests: BinaryIO, dimension: int) -> dict[bytes, int]:

@@ -28,6 +28,7 @@ from pdserve.files import (
     file_lock,
     link_or_copy,
     replace_file,
+    replace_folder,
     sync_folder,
     write_synced,
 )
@@ -206,15 +207,11 @@ def _repair(folder: Path, known: Manifest) -> None:
     """
     own = version_folder(folder, known.version)
     if not own.is_dir():  # a copy without its versions: the plain files are the index
-        with disk_errors(folder):
-            part = own.with_name(f"{own.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        with disk_errors(folder), replace_folder(own) as part:
             for name, published in known.files.items():
                 store.check_file(folder / name, published)
                 link_or_copy(folder / name, part / name)
             store.write_manifest(part, known)
-            part.rename(own)
     for name, published in known.files.items():
         plain = folder / name
         if _is_untouched(plain, published):
