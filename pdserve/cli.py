@@ -79,6 +79,8 @@ app = typer.Typer(
     name="pdserve",
     cls=_Table,
     no_args_is_help=True,
+    # Paddle Serving spells its options with underscores: --serving_server.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

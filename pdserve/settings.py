@@ -97,7 +97,7 @@ class ModelSettings(SettingsGroup):
     model: str
     engine: str = _device(
         "auto",
-        "What runs the model; auto takes the best that is installed.",
+        "What runs the model, see `pdserve doctor`; auto: the best installed.",
         "NAME",
         choices="pdserve.engines.table:ENGINES",
     )

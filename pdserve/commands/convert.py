@@ -16,26 +16,16 @@ def convert(
         Path | None, typer.Option("--dirname", metavar="DIR", help="The folder of an inference model.")
     ] = None,
     serving_server: Annotated[
-        Path | None,
-        typer.Option(
-            "--serving-server", "--serving_server", metavar="DIR", help="Write the serving model here."
-        ),
+        Path | None, typer.Option("--serving-server", metavar="DIR", help="Write the serving model here.")
     ] = None,
     serving_client: Annotated[
-        Path | None,
-        typer.Option(
-            "--serving-client", "--serving_client", metavar="DIR", help="Write the client's files here."
-        ),
+        Path | None, typer.Option("--serving-client", metavar="DIR", help="Write the client's files here.")
     ] = None,
     model_filename: Annotated[
-        str | None,
-        typer.Option("--model-filename", "--model_filename", metavar="FILE", help="The model file's name."),
+        str | None, typer.Option("--model-filename", metavar="FILE", help="The model file's name.")
     ] = None,
     params_filename: Annotated[
-        str | None,
-        typer.Option(
-            "--params-filename", "--params_filename", metavar="FILE", help="The parameter file's name."
-        ),
+        str | None, typer.Option("--params-filename", metavar="FILE", help="The parameter file's name.")
     ] = None,
     feed_alias: Annotated[
         list[str] | None,

@@ -11,10 +11,18 @@ from pdserve.commands import options as o
 from pdserve.commands.runtimes import RUNTIMES, load
 
 export_app = typer.Typer(
-    name="export", help="Write a service for another runtime.", no_args_is_help=True, rich_markup_mode="rich"
+    name="export",
+    help="Write a service for another runtime.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
 )
 runtime_app = typer.Typer(
-    name="runtime", help="Install other runtimes.", no_args_is_help=True, rich_markup_mode="rich"
+    name="runtime",
+    help="Install other runtimes.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
 )
 
 

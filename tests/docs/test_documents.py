@@ -49,7 +49,7 @@ def test_a_command_that_is_shown_exists(document: str, line: str) -> None:
         command = command.load() if isinstance(command, LazyCommand) else command
     known = {"--help", *(option for each in command.params for option in (*each.opts, *each.secondary_opts))}
     for word in words:
-        option = word.partition("=")[0]
+        option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--"):
             assert option in known, f"{document}: {line}"
 
