@@ -4,13 +4,13 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
 from google.protobuf import json_format
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,15 +28,28 @@ class MalformedError(RequestError):
     """The body is no JSON, or a field has the wrong type."""
 
 
-@dataclass(frozen=True)
-class PipelineFields:
+def _int64(value: object) -> int:
+    """An int64, or its digits in a string, as protobuf's JSON mapping writes 64 bits; None is 0."""
+    if value is None:
+        return 0
+    number = int(value) if isinstance(value, str) and _INT64.fullmatch(value.strip()) else value
+    if type(number) is not int or not -(2**63) <= number < 2**63:
+        raise ValueError(f"{json.dumps(value)[:40]} is not a whole number of 64 bits")
+    return number
+
+
+class PipelineFields(BaseModel):
     """A request of the pipeline protocol: for each key the base64 of an image file."""
 
-    key: Sequence[str] = ()
-    value: Sequence[str] = ()
-    tensors: Sequence[dict[str, Any]] = ()
-    logid: int | str = 0
-    clientip: str = ""
+    model_config = ConfigDict(strict=True)
+
+    name: str | None = None
+    method: str | None = None
+    key: list[str | None] | None = None
+    value: list[str | None] | None = None
+    tensors: list[dict[str, Any] | None] | None = None
+    logid: Annotated[int, BeforeValidator(_int64, json_schema_input_type=int | str | None)] = 0
+    clientip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,19 +99,20 @@ def parse(name: str, body: bytes) -> PipelineRequest:
         content = _load(body)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"the body is no JSON: {error}") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise MalformedError(f"the body is a JSON {_kind(content)}, not an object")
-    for text in ("name", "method", "clientip"):
-        if not isinstance(content.get(text), str | None):
-            raise MalformedError(f"{text} is a JSON {_kind(content[text])}, not a string")
+    if not isinstance(content, dict | None):
+        raise MalformedError("the body is no JSON object")
+    try:
+        fields = PipelineFields.model_validate(content or {})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise MalformedError(f"{where}: {wrong['msg']}") from error
     return PipelineRequest(
         name,
-        _strings(content, "key"),
-        _strings(content, "value"),
-        [_tensor(tensor) for tensor in _list(content, "tensors")],
-        _logid(content.get("logid")),
+        [key or "" for key in fields.key or ()],
+        [value or "" for value in fields.value or ()],
+        [_tensor(tensor or {}) for tensor in fields.tensors or ()],
+        fields.logid,
     )
 
 
@@ -119,45 +133,12 @@ def _refuse(constant: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "bool", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-def _list(content: Mapping[str, Any], field: str) -> list[Any]:
-    value = content.get(field)
-    if not isinstance(value, list | None):
-        raise MalformedError(f"{field} is a JSON {_kind(value)}, not an array")
-    return value or []
-
-
-def _strings(content: Mapping[str, Any], field: str) -> list[str]:
-    values = _list(content, field)
-    for value in values:
-        if not isinstance(value, str | None):
-            raise MalformedError(f"{field} holds a JSON {_kind(value)}, not only strings")
-    return [value or "" for value in values]
-
-
-def _logid(value: object) -> int:
-    """An int64, or its digits in a string, as protobuf's JSON mapping writes 64 bits."""
-    if value is None:
-        return 0
-    if isinstance(value, str) and _INT64.fullmatch(value.strip()):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise MalformedError(f"logid is {json.dumps(value)[:40]}, not a whole number of 64 bits")
-    return value
-
-
-def _tensor(content: object) -> Any:
-    if not isinstance(content, dict | None):
-        raise MalformedError(f"tensors holds a JSON {_kind(content)}, not only objects")
+def _tensor(content: dict[str, Any]) -> Any:
     tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")()
     try:
-        for field in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
-            base64.b64decode((content or {}).get(field) or "", validate=True)
-        json_format.ParseDict(content or {}, tensor, ignore_unknown_fields=True)
+        for name in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
+            base64.b64decode(content.get(name) or "", validate=True)
+        json_format.ParseDict(content, tensor, ignore_unknown_fields=True)
     except (json_format.ParseError, binascii.Error, TypeError, ValueError, RecursionError) as error:
         raise MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
     return tensor
