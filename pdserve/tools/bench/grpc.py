@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -12,7 +11,7 @@ from pdserve.clients.address import Address
 from pdserve.clients.credentials import Access, channel_credentials
 from pdserve.formats.protos import pipeline
 from pdserve.tools.bench.http import pipeline_keys, to_base64
-from pdserve.tools.bench.run import FailedError
+from pdserve.tools.bench.run import FailedError, Target
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
@@ -31,37 +30,29 @@ def messages(batches: Sequence[Sequence[bytes]]) -> list[bytes]:
     ]
 
 
-@dataclass(frozen=True)
-class GrpcTarget:
-    """The gRPC method; ``requests`` are serialised messages, ``credentials`` are for TLS."""
-
-    server: Address
-    requests: Sequence[bytes] = field(repr=False)
-    batch: int
-    metadata: Sequence[tuple[str, str]] = field(repr=False)
-    credentials: grpc.ChannelCredentials | None
-    route: str = "grpc"
-
-    def connect(self) -> "GrpcClient":
-        return GrpcClient(self)
-
-
-def grpc_target(server: Address, requests: Sequence[bytes], batch: int, access: Access) -> GrpcTarget:
+def grpc_target(server: Address, requests: Sequence[bytes], batch: int, access: Access) -> Target:
     """The method with its requests. Raises UsageError for authorities that cannot be read."""
     credentials = channel_credentials(access.ca) if server.scheme == "grpcs" else None
-    return GrpcTarget(server, requests, batch, tuple(access.headers.items()), credentials)
+    metadata = tuple(access.headers.items())
+    return Target("grpc", server, batch, lambda: GrpcClient(server, requests, metadata, credentials))
 
 
 class GrpcClient:
     """One client of the gRPC method, with its own connection; see run.Connection."""
 
-    def __init__(self, target: GrpcTarget) -> None:
-        self._requests = target.requests
-        self._metadata = target.metadata
-        if target.credentials is None:
-            self._channel = grpc.aio.insecure_channel(target.server.netloc, _OPTIONS)
+    def __init__(
+        self,
+        server: Address,
+        requests: Sequence[bytes],
+        metadata: Sequence[tuple[str, str]],
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self._requests = requests
+        self._metadata = metadata
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(server.netloc, _OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(target.server.netloc, target.credentials, _OPTIONS)
+            self._channel = grpc.aio.secure_channel(server.netloc, credentials, _OPTIONS)
         # Without serialisers bytes go as they are: the requests have been serialised before.
         self._call: Any = self._channel.unary_unary(pipeline.METHOD)
         self._read = pipeline.response_class().FromString

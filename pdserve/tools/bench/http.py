@@ -17,7 +17,7 @@ import json
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httptools
@@ -27,7 +27,7 @@ from pdserve.clients.address import Address
 from pdserve.clients.credentials import Access, tls_context
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES
-from pdserve.tools.bench.run import FailedError
+from pdserve.tools.bench.run import FailedError, Target
 
 _BOUNDARY = "pdserve-bench-e2f1c94d7a60"
 
@@ -91,23 +91,8 @@ _BODIES: dict[str, tuple[str, Callable[[Sequence[bytes]], bytes]]] = {
 ROUTES = tuple(_BODIES)
 
 
-@dataclass(frozen=True)
-class HttpTarget:
-    """A route over HTTP. ``requests`` are whole, head and body; ``check`` raises for a bad answer."""
-
-    route: str
-    server: Address
-    requests: Sequence[bytes] = field(repr=False)
-    check: Callable[[int, bytes], None] = field(repr=False)
-    batch: int
-    tls: ssl.SSLContext | None
-
-    def connect(self) -> "HttpConnection":
-        return HttpConnection(self.server, self.tls, self.requests, self.check)
-
-
-def http_target(route: str, server: Address, made: Sequence[Post], batch: int, access: Access) -> HttpTarget:
-    """A route with its requests."""
+def http_target(route: str, server: Address, made: Sequence[Post], batch: int, access: Access) -> Target:
+    """A route with its requests. Raises UsageError for authorities that cannot be read."""
 
     def whole(post: Post) -> bytes:
         own = {"Content-Type": post.media_type, "Content-Length": str(len(post.body))}
@@ -115,7 +100,8 @@ def http_target(route: str, server: Address, made: Sequence[Post], batch: int, a
 
     tls = tls_context(access.ca) if server.scheme == "https" else None
     check = check_pipeline if route == "pipeline" else check_v1
-    return HttpTarget(route, server, [whole(post) for post in made], check, batch, tls)
+    requests = [whole(post) for post in made]
+    return Target(route, server, batch, lambda: HttpConnection(server, tls, requests, check))
 
 
 def check_v1(status: int, body: bytes) -> None:
@@ -170,8 +156,8 @@ def request_head(server: Address, method: str, path: str, headers: dict[str, str
 class HttpConnection(asyncio.Protocol):
     """A connection to one server, one exchange at a time; the first opens it, as does the next after a break.
 
-    It goes straight to the server, whatever proxy the environment names. ``requests`` and ``check``: as a
-    target has them, for `ask`.
+    It goes straight to the server, whatever proxy the environment names. For `ask`: ``requests``, whole, head
+    and body, and ``check``, which raises for a bad answer.
     """
 
     def __init__(

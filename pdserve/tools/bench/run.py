@@ -1,6 +1,6 @@
 """One run of a load: what was sent where, and the figures that came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -41,18 +41,17 @@ class Connection(Protocol):
     async def close(self) -> None: ...
 
 
-class Target(Protocol):
-    """A route (v1, json, form, pipeline or grpc) of a server; ``batch`` is the images in a request."""
+@dataclass(frozen=True)
+class Target:
+    """A route (v1, json, form, pipeline or grpc) of a server; ``batch``: images in a request.
 
-    @property
-    def route(self) -> str: ...
-    @property
-    def server(self) -> Address: ...
-    @property
-    def batch(self) -> int: ...
+    ``connect`` makes a new client.
+    """
 
-    def connect(self) -> Connection:
-        """A new client."""
+    route: str
+    server: Address
+    batch: int
+    connect: Callable[[], Connection] = field(repr=False)
 
 
 @dataclass(frozen=True)
