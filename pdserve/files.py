@@ -134,9 +134,9 @@ class FileRecord:
         return cls(status.st_size, digest or sha256(path), status.st_mtime_ns)
 
     def is_untouched(self, path: Path) -> bool:
-        """Whether a file has the recorded size and time. Raises OSError."""
-        status = path.stat()
-        return (status.st_size, status.st_mtime_ns) == (self.bytes, self.mtime_ns)
+        """Whether there is a file with the recorded size and time."""
+        found = signature(path)
+        return found is not None and found[:2] == (self.mtime_ns, self.bytes)
 
     def matches(self, path: Path, *, full: bool = False) -> bool:
         """Whether a file has the recorded content; only read if touched, or ``full``. Raises OSError."""

@@ -9,6 +9,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands.options import Json, home
+from pdserve.index import CHECK_SAMPLE, FALSE_ACCEPT, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     from pdserve.index.quality import Report
@@ -33,11 +34,11 @@ def check(
     index: IndexOption = DEFAULT_INDEX,
     sample: Annotated[
         int, typer.Option("--sample", metavar="N", min=2, help="Most entries to search for.")
-    ] = 2_000,
+    ] = CHECK_SAMPLE,
     duplicate: Annotated[
         float,
         typer.Option("--duplicate", metavar="SCORE", min=0, max=1, help="Similarity of near-duplicates."),
-    ] = 0.98,
+    ] = NEAR_DUPLICATE,
     false_accept: Annotated[
         float,
         typer.Option(
@@ -47,7 +48,7 @@ def check(
             max=1,
             help="Most false accepts at the suggested threshold.",
         ),
-    ] = 0.01,
+    ] = FALSE_ACCEPT,
     picture: Annotated[
         Path | None,
         typer.Option("--picture", metavar="FILE", help="Write the score distributions here, as PNG."),

@@ -51,6 +51,9 @@ METRICS = ("IP", "L2")
 FLAT_UP_TO = 100_000
 """Images up to which an index is Flat where no type is given, and HNSW32 above."""
 
+CHECK_SAMPLE, NEAR_DUPLICATE, FALSE_ACCEPT = 2_000, 0.98, 0.01
+"""Defaults of a quality check: most queries, similarity of near-duplicates, rate at the threshold."""
+
 
 def is_exact(name: str) -> bool:
     """Whether searches of this type, which may be one that only faiss knows, find the nearest entries."""

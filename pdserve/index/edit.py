@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -150,23 +149,20 @@ def remove(
     """
     with writer(folder, progress, cancel):
         base = store.read(folder)
-        wanted = {("label", each) for each in labels} | {("image", each) for each in images}
-        met: set[tuple[str, Any]] = {("id", each) for each in ids if each in base.id_map}
-        gone = [each for each in dict.fromkeys(ids) if each in base.id_map]
-        for number, entry in base.id_map.items():
+        wanted: set[tuple[str, str | int]] = {("label", each) for each in labels}
+        wanted |= {("image", each) for each in images} | {("id", each) for each in ids}
+        hits = {}
+        for i, entry in base.id_map.items():
             image, label = id_map.split(entry)
-            hits = wanted & {("label", label), ("image", image)}
-            if hits:
-                met |= hits
-                gone.append(number)
-        missing = sorted((wanted | {("id", each) for each in ids}) - met, key=str)
+            if found := wanted & {("id", i), ("image", image), ("label", label)}:
+                hits[i] = found
+        missing = sorted(wanted.difference(*hits.values()), key=str)
         if missing:
             named = ", ".join(f"{kind} {value!r}" for kind, value in missing[:5])
             raise NoSuchEntryError(
                 f"The index has no {named}; `pdserve index info --entries` shows what it has."
             )
-        unique = list(dict.fromkeys(gone))
-        plan = Plan(gone=unique, removed=len(unique))
+        plan = Plan(gone=list(hits), removed=len(hits))
         return apply(base, plan, _gather_nothing, embedder=base.embedder, skipped=[], command="remove")
 
 

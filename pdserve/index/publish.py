@@ -214,7 +214,7 @@ def _repair(folder: Path, known: Manifest) -> None:
             store.write_manifest(part, known)
     for name, published in known.files.items():
         plain = folder / name
-        if _is_untouched(plain, published):
+        if published.is_untouched(plain):
             continue
         if name != entry_files.FILE and plain.is_file() and not _is_of_a_version(folder, name):
             store.check_file(plain, published, full=True)  # raises, unless only the time differs
@@ -229,7 +229,7 @@ def _is_of_a_version(folder: Path, name: str) -> bool:
     owned = [version_folder(folder, version) for version in store.versions(folder)]
     for own in owned:
         left = store.read_manifest(own)
-        if left and name in left.files and _is_untouched(plain, left.files[name]):
+        if left and name in left.files and left.files[name].is_untouched(plain):
             return True
     if name != ID_MAP:
         return False
@@ -239,13 +239,6 @@ def _is_of_a_version(folder: Path, name: str) -> bool:
         with suppress(OSError, IndexFolderError):
             known |= set(id_map.read(own / ID_MAP).items())
     return set(id_map.read(plain).items()) <= known
-
-
-def _is_untouched(path: Path, published: FileRecord) -> bool:
-    try:
-        return published.is_untouched(path)
-    except FileNotFoundError:
-        return False
 
 
 def _manifest(

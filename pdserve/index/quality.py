@@ -17,7 +17,16 @@ import numpy.typing as npt
 
 from pdserve.errors import GalleryError, UsageError
 from pdserve.files import disk_errors
-from pdserve.index import faiss_index, id_map, is_exact, search, store
+from pdserve.index import (
+    CHECK_SAMPLE,
+    FALSE_ACCEPT,
+    NEAR_DUPLICATE,
+    faiss_index,
+    id_map,
+    is_exact,
+    search,
+    store,
+)
 from pdserve.index.store import Snapshot
 from pdserve.progress import SILENT, Progress
 from pdserve.vision.types import Floats, Ids, Indices, Vectors
@@ -110,9 +119,9 @@ class Report:
 def check(
     folder: Path,
     *,
-    sample: int = 2_000,
-    duplicate: float = 0.98,
-    false_accept: float = 0.01,
+    sample: int = CHECK_SAMPLE,
+    duplicate: float = NEAR_DUPLICATE,
+    false_accept: float = FALSE_ACCEPT,
     progress: Progress = SILENT,
 ) -> Report:
     """Examine the index in ``folder``, with ``sample`` of its entries as queries where it has more.
