@@ -37,7 +37,8 @@ class Protocol:
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
     for gRPC it takes the service and gives handlers by the name of their method. ``open``: answered without
-    a key. ``predicts``: its requests count as predictions. ``grpc_service``: full name of the gRPC service.
+    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``grpc_service``: full
+    name of the gRPC service.
     """
 
     name: str
