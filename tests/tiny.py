@@ -13,7 +13,7 @@ from PIL import Image
 
 from pdserve.convert import convert
 from pdserve.formats.serving_model import ServingModel
-from pdserve.tools.zoo.program_builder import ProgramBuilder
+from pdserve_zoo.program_builder import ProgramBuilder
 
 NAMES = ("red", "green", "blue")
 SIZE = 32

@@ -25,8 +25,8 @@ from pdserve.models.fetch import Fetched, Job
 # Builders of an inference model from a file of weights: "module:function", which is called with the
 # checkpoint, the folder and these.
 BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "efficientnet_lite0": ("pdserve.tools.zoo.efficientnet_lite:build", {}),
-    "efficientnet_lite0_features": ("pdserve.tools.zoo.efficientnet_lite:build", {"fetch": "features"}),
+    "efficientnet_lite0": ("pdserve_zoo.efficientnet_lite:build", {}),
+    "efficientnet_lite0_features": ("pdserve_zoo.efficientnet_lite:build", {"fetch": "features"}),
 }
 
 # What zipfile raises for broken data; odd names, lengths and places give the errors of Python itself.

@@ -21,14 +21,14 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.models import labels, record
 from pdserve.models.download import Partial
 from pdserve.pipelines.model_config import read_inference_yml
-from pdserve.tools.zoo.checkpoint import read_checkpoint
 from pdserve.vision import preprocess
+from pdserve_zoo.checkpoint import read_checkpoint
 from tests.conftest import DATA, GOLDEN
 from tests.engines.models import DETECTOR, PIR, PROBE, TWO_HEADS
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, mutated_message
 from tests.fuzz.yaml_text import mutated_yaml
-from tests.tools.zoo.test_checkpoint import checkpoint_bytes
+from tests.zoo.test_checkpoint import checkpoint_bytes
 
 FOLDERS = (PROBE, PIR, DETECTOR, DATA / "programs/odd", *(TWO_HEADS / form for form in ("pdmodel", "pir")))
 PROGRAMS = [path.read_bytes() for folder in FOLDERS for path in folder.glob("inference.pdmodel")]

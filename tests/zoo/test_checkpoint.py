@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pdserve.errors import ModelError
-from pdserve.tools.zoo.checkpoint import MAX_BYTES, MAX_OPCODES, read_checkpoint
+from pdserve_zoo.checkpoint import MAX_BYTES, MAX_OPCODES, read_checkpoint
 
 
 def text(value: str) -> bytes:

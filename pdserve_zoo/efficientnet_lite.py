@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pdserve.errors import ModelError
 from pdserve.files import disk_errors
-from pdserve.tools.zoo.checkpoint import read_checkpoint
-from pdserve.tools.zoo.program_builder import ProgramBuilder
+from pdserve_zoo.checkpoint import read_checkpoint
+from pdserve_zoo.program_builder import ProgramBuilder
 
 INPUT_SIZE = 224
 STEM_CHANNELS = 32

