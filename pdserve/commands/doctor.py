@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from pdserve import __version__, console, engines
 from pdserve.commands.options import Json
-from pdserve.commands.runtimes import RUNTIMES, load
+from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
@@ -129,7 +130,7 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Check]:
     """Each other runtime that this system can have."""
     for name, entry in RUNTIMES.items():
         try:
-            if found := load(entry.find)(Home.from_environ(environ), environ):
+            if found := resolve_name(entry.find)(Home.from_environ(environ), environ):
                 yield Check("runtime", name, "ok", found)
         except PdserveError as error:
             detail = error.message.partition(";")[0]

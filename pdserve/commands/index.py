@@ -10,7 +10,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands.index_check import DEFAULT_INDEX, IndexOption, check, find_index
-from pdserve.commands.options import Json, flags, home, one_of, with_settings
+from pdserve.commands.options import Json, flags, group, home, one_of, with_settings
 from pdserve.errors import ImageError, UsageError
 from pdserve.index import FLAT_UP_TO, INDEX_TYPES, METRICS
 from pdserve.pipelines import SERVICES
@@ -25,13 +25,7 @@ _TYPE_HELP = "; ".join(f"{name}: {each.help}" for name, each in INDEX_TYPES.item
     f". By default Flat up to {FLAT_UP_TO:,} images, else HNSW32."
 )
 
-index_app = typer.Typer(
-    name="index",
-    help="Build, change and examine a gallery's index.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    add_completion=False,
-)
+index_app = group("Build, change and examine a gallery's index.")
 # The options of the embedder's engine; they come as keyword arguments, for `_embedder`.
 _engine_options = with_settings([_RECOGNITION], names=("engine", "devices", "threads"), environment=False)
 

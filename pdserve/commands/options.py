@@ -65,6 +65,13 @@ CaOption = Annotated[
 ]
 
 
+def group(help: str) -> typer.Typer:  # noqa: A002 - typer's word
+    """A command that has commands."""
+    app = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+    app.callback()(lambda: None)  # without it, one with a single command would be that command
+    return app
+
+
 def with_settings(
     services: Iterable[ServiceEntry],
     panels: Collection[str] = (),

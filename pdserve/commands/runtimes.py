@@ -3,15 +3,13 @@
 Adding a runtime is one file under ``pdserve/runtimes`` and one entry here; its parts are imported when used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 
 @dataclass(frozen=True)
 class RuntimeEntry:
-    """Another runtime. All but ``help`` are import strings "module:function", loaded by `load`.
+    """Another runtime. All but ``help`` are import strings "module:function".
 
     ``serve(settings, home, python, environ)`` runs a service until SIGINT or SIGTERM.
     ``find(home, environ)`` describes what would run it; None where this system cannot. Raises PdserveError
@@ -36,10 +34,3 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
         export="pdserve.runtimes.paddle_serving.command:export",
     )
 }
-
-
-def load(target: str) -> Callable[..., Any]:
-    """Import what an entry names as "module:function"."""
-    module, _, name = target.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
-    return function

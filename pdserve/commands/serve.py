@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
 
-from pdserve.commands.options import ConfigOption, flags, home, one_of, with_settings
-from pdserve.commands.runtimes import RUNTIMES, load
+from pdserve.commands.options import ConfigOption, flags, group, home, one_of, with_settings
+from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.settings import PANELS
@@ -43,7 +44,7 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
             return entry.settings(settings, os.environ, config)
 
         if other := RUNTIMES.get(runtime):
-            load(other.serve)(read_settings(), home(), python, os.environ)
+            resolve_name(other.serve)(read_settings(), home(), python, os.environ)
             return
         if python:
             raise UsageError(
@@ -56,9 +57,7 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
     return serve
 
 
-serve_app = typer.Typer(
-    name="serve", help="Start a server.", no_args_is_help=True, rich_markup_mode="rich", add_completion=False
-)
+serve_app = group("Start a server.")
 _PRECEDENCE = """Serves over HTTP and gRPC.
 
 Settings come from the options, else from PDSERVE_… in the environment, else from the configuration file,

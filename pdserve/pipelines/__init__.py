@@ -6,8 +6,8 @@ and no settings library; an entry's parts are loaded when they are used.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class ServiceEntry:
 
     def answer_type(self) -> type[Any]:
         """The class of one image's answer, a frozen dataclass of pdserve.answers or alike."""
-        answer: type[Any] = _load(self.answer)
+        answer: type[Any] = resolve_name(self.answer)
         return answer
 
     def options_type(self) -> "type[SettingsGroup]":
         """The settings model of the service's own options."""
-        options: type[SettingsGroup] = _load(self.options)
+        options: type[SettingsGroup] = resolve_name(self.options)
         return options
 
     def settings(
@@ -100,13 +100,8 @@ class ServiceEntry:
         Raises ModelError, AliasError, SettingsError, DeviceError, EngineError or IndexFolderError, each
         before any port is open.
         """
-        pipeline: Pipeline[Any] = _load(self.pipeline)(settings, home)
+        pipeline: Pipeline[Any] = resolve_name(self.pipeline)(settings, home)
         return pipeline
-
-
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 _ENTRIES = (

@@ -2,42 +2,20 @@
 
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated
 
 import typer
 
 from pdserve import console
 from pdserve.commands import options as o
-from pdserve.commands.runtimes import RUNTIMES, load
+from pdserve.commands.runtimes import RUNTIMES
 
-export_app = typer.Typer(
-    name="export",
-    help="Write a service for another runtime.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    add_completion=False,
-)
-runtime_app = typer.Typer(
-    name="runtime",
-    help="Install other runtimes.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    add_completion=False,
-)
-
-
-@export_app.callback()
-def export() -> None:
-    """Write a service for another runtime."""
-
+export_app = o.group("Write a service for another runtime.")
+runtime_app = o.group("Install other runtimes.")
 
 for _name, _entry in RUNTIMES.items():
-    export_app.command(_name)(load(_entry.export))
-
-
-@runtime_app.callback()
-def runtime() -> None:
-    """Install other runtimes."""
+    export_app.command(_name)(resolve_name(_entry.export))
 
 
 @runtime_app.command("install")
@@ -56,11 +34,8 @@ def install(
     It is checked by serving a tiny model, and replaces an installed one only when that succeeded.
     """
     with console.download_bars() as progress:
-        made = load(RUNTIMES[name].install)(o.home(), python, os.environ, progress)
-    if as_json:
-        console.json_line(
-            {"name": name, "python": str(made.path), "version": made.python, "packages": made.versions}
-        )
-    else:
-        console.line(f"{name}: installed, {made}")
+        made = resolve_name(RUNTIMES[name].install)(o.home(), python, os.environ, progress)
+    content = {"name": name, "python": str(made.path), "version": made.python, "packages": made.versions}
+    console.answer(content, f"{name}: installed, {made}", as_json)
+    if not as_json:
         console.say(f"Next: pdserve serve classification --runtime {name}")

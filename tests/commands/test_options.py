@@ -1,7 +1,9 @@
 """The options of the commands: none is lost, and those of settings follow from their declaration."""
 
+import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ import pytest
 import typer.main
 
 from pdserve.cli import COMMANDS, LazyCommand, app
-from pdserve.commands.options import flags
+from pdserve.commands.options import flags, with_settings
 from pdserve.engines.table import ENGINES
 from pdserve.errors import SettingsError, UsageError
 from pdserve.pipelines import SERVICES
-from pdserve.settings import PANELS, describe
+from pdserve.settings import PANELS, SettingsGroup, describe, setting
 from tests.running import pdserve
 from tests.tiny import build_inference_model
 
@@ -115,3 +117,29 @@ def test_what_is_wrong_names_the_option_that_gave_it() -> None:
     for name, value, option in (("grace_s", "-1", "--grace"), ("cors_origins", 5, "--cors-origin")):
         with pytest.raises(SettingsError, match=f"^{option}: {name} is"):
             SERVICES["classification"].settings({name: value}, {})
+
+
+class Extra(SettingsGroup):
+    """Options of a service that a test makes."""
+
+    shade: int = setting("Results", 3, "A shade of grey.", "N", ge=1)
+
+
+def test_a_setting_is_declared_once(tmp_path: Path) -> None:
+    """Its option, variable, key, default and bounds follow from the field."""
+    entry = replace(SERVICES["classification"], options=f"{__name__}:Extra")
+    (shade,) = (each for each in describe(entry) if each.name == "shade")
+    assert (shade.flags, shade.variable, shade.key) == (("--shade",), "PDSERVE_SHADE", "pdserve.shade")
+
+    @with_settings([entry], PANELS)
+    def command(**given: Any) -> None: ...
+
+    assert "shade" in inspect.signature(command).parameters
+    config = tmp_path / "config.yml"
+    config.write_text("http_port: 8001\npdserve: {shade: 4}\n", "utf-8")
+    assert entry.settings({}, {}).options.shade == 3
+    assert entry.settings({}, {}, config).options.shade == 4
+    assert entry.settings({}, {"PDSERVE_SHADE": "5"}, config).options.shade == 5
+    assert entry.settings({"shade": "6"}, {"PDSERVE_SHADE": "5"}).options.shade == 6
+    with pytest.raises(SettingsError, match=r"^--shade: shade is '0'"):
+        entry.settings({"shade": "0"}, {})

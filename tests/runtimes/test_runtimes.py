@@ -1,10 +1,11 @@
 """The RUNTIMES table: its import strings name functions, and the commands list its entries."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-from pdserve.commands.runtimes import RUNTIMES, load
+from pdserve.commands.runtimes import RUNTIMES
 from tests.running import pdserve
 
 
@@ -12,7 +13,7 @@ from tests.running import pdserve
 def test_an_entry_can_be_loaded(name: str) -> None:
     entry = RUNTIMES[name]
     for target in (entry.serve, entry.find, entry.install, entry.export):
-        assert callable(load(target))
+        assert callable(resolve_name(target))
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
