@@ -1,5 +1,6 @@
 """``pdserve tune``: the settings that serve a model best on this machine."""
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from pdserve.pipelines import SERVICES
 
 if TYPE_CHECKING:
     from pdserve.settings import ServiceSettings
-    from pdserve.tools.tune import Goal, Trial, Tuning
+    from pdserve.tools.tune import Trial, Tuning
     from pdserve.tools.tune.candidates import Candidate
 
 _LIMIT_BYTES = 64 << 20  # of images that are read
@@ -72,11 +73,24 @@ def tune(
         f"Up to {count} measurements of {seconds:g} s with {clients} clients, "
         f"about {_duration(total)}; other load on this machine is measured, too."
     )
-    progress = _Progress(count)
-    outcome = tuning.tune(wanted, o.home(), files, goal, fixed=fixed, effort=effort, on_trial=progress.report)
+    started, numbers = time.monotonic(), itertools.count(1)
+
+    def on_trial(trial: tuning.Trial) -> None:
+        number = next(numbers)
+        left = max(0, count - number) * (time.monotonic() - started) / number
+        console.say(f"[{number}/{count}, {_duration(left)} left] {_line(trial)}")
+
+    outcome = tuning.tune(wanted, o.home(), files, goal, fixed=fixed, effort=effort, on_trial=on_trial)
     _report(outcome, as_json)
+    if outcome.interrupted:
+        console.say("Stopped; nothing is decided, and nothing written.")
+        raise typer.Exit(1)
     if outcome.best is None:
-        raise typer.Exit(_without_winner(outcome, goal, clients))
+        nearest = min(trial.p99_ms for trial in outcome.trials if trial.rounds)
+        raise UsageError(
+            f"Nothing keeps a p99 of {p99:g} ms with {clients} clients, {nearest:.1f} ms came nearest; "
+            "give more with --p99, or fewer --clients."
+        )
     _hand_over(outcome.best.candidate, wanted, config, given)
 
 
@@ -101,21 +115,6 @@ def _images(named: list[str] | None) -> list[bytes]:
     if len(images) + len(skipped) < count:
         console.say(f"With the first {len(images)} images: more would not fit in memory.")
     return images
-
-
-class _Progress:
-    """Prints a line for each measurement, with how long the others will take."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._done = 0
-        self._started = time.monotonic()
-
-    def report(self, trial: "Trial") -> None:
-        self._done += 1
-        each = (time.monotonic() - self._started) / self._done
-        left = max(0, self._count - self._done) * each
-        console.say(f"[{self._done}/{self._count}, {_duration(left)} left] {_line(trial)}")
 
 
 def _duration(seconds: float) -> str:
@@ -190,18 +189,6 @@ def _cell(candidate: "Candidate", name: str) -> str:
     values = [settings[name] for settings in candidate.values()]
     shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return " / ".join(shown if len(set(shown)) > 1 else shown[:1])
-
-
-def _without_winner(outcome: "Tuning", goal: "Goal", clients: int) -> int:
-    """Say why, and the exit code."""
-    if outcome.interrupted:
-        console.say("Stopped; nothing is decided, and nothing written.")
-        return 1
-    nearest = min((t for t in outcome.trials if t.rounds), key=lambda trial: trial.p99_ms)
-    raise UsageError(
-        f"Nothing keeps a p99 of {goal.p99_ms:g} ms with {clients} clients, {nearest.p99_ms:.1f} ms came "
-        "nearest; give more with --p99, or fewer --clients."
-    )
 
 
 def _hand_over(
