@@ -146,8 +146,8 @@ _UNAUTHORIZED = {
 }
 
 
-# Swagger UI, from its own distribution; nothing is loaded from elsewhere, and behind a path prefix
-# the relative addresses still hold.
+# Swagger UI as the package fastapi-offline ships it; nothing is loaded from elsewhere, and behind a path
+# prefix the relative addresses still hold.
 _PAGE_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -170,5 +170,5 @@ SwaggerUIBundle({url: "openapi.json", dom_id: "#page", validatorUrl: null, deepL
 
 
 async def _page_file(name: str, _: Request) -> Response:
-    body = (package_files.files("pdserve.services.http") / "swagger_ui" / name).read_bytes()
+    body = (package_files.files("fastapi_offline") / "static" / name).read_bytes()
     return Response(body, media_type=_PAGE_FILES[name], headers={"Cache-Control": "max-age=86400"})

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -120,9 +119,3 @@ def test_the_documentation_page_loads_nothing_from_elsewhere() -> None:
         assert {each[:5] for each in re.findall(r"url\(\s*[\"']?([^)]+)", style.text)} == {"data:"}
         assert "@import" not in style.text
         assert client.get("/redoc", follow_redirects=True).text == page.text
-
-
-def test_swagger_ui_comes_with_its_licence() -> None:
-    folder = importlib.resources.files("pdserve.services.http") / "swagger_ui"
-    assert "Apache License" in (folder / "LICENSE").read_text("utf-8")
-    assert "SmartBear" in (folder / "NOTICE").read_text("utf-8")
