@@ -4,6 +4,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "pdserve"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
+# What is no part of the package, and what tests it as a whole.
+APART = {"benchmarks", "data", "docs", "end_to_end", "fuzz", "zoo"}
 
 
 def loose(folder: Path) -> list[str]:
@@ -25,3 +28,11 @@ def test_few_modules_stand_loose() -> None:
 
 def test_there_are_no_more_modules_than_nouns() -> None:
     assert len(MODULES) <= 172
+
+
+def test_the_tests_mirror_the_package() -> None:
+    tests = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if path != Path(__file__)]
+    mirrored = [path for path in tests if path.parts[0] not in APART]
+    assert [str(path) for path in mirrored if not (PACKAGE / path.parent).is_dir()] == []
+    top = [path.stem.removeprefix("test_") for path in mirrored if len(path.parts) == 1]
+    assert [name for name in top if not (PACKAGE / f"{name}.py").is_file()] == []
