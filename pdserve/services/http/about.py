@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pdserve import __version__
-from pdserve.services.http.responses import json_response, operation
+from pdserve.services.http.responses import encode, json_response, operation
 from pdserve.services.http.server import http_listener
 from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
 from pdserve.services.telemetry.metrics import Metrics
@@ -54,12 +54,11 @@ def routes(context: Context) -> Iterator[Route]:
     async def metrics(request: Request) -> Response:
         return _metrics(context.metrics, request)
 
-    @functools.cache
-    def described() -> Response:
-        return json_response(document(context))
+    described = functools.cache(lambda: encode(document(context)))
 
     async def openapi(_: Request) -> Response:
-        return described()
+        # A new response each time: middleware writes into its headers.
+        return Response(described(), media_type="application/json")
 
     async def docs(_: Request) -> Response:
         return HTMLResponse(_PAGE)

@@ -119,3 +119,11 @@ def test_the_documentation_page_loads_nothing_from_elsewhere() -> None:
         assert {each[:5] for each in re.findall(r"url\(\s*[\"']?([^)]+)", style.text)} == {"data:"}
         assert "@import" not in style.text
         assert client.get("/redoc", follow_redirects=True).text == page.text
+
+
+def test_pages_of_one_origin_leave_nothing_for_others() -> None:
+    with client_of_the_service(cors_origins=("https://shop.example",)) as client:
+        for path in ("/openapi.json", "/docs", "/v2"):
+            first = client.get(path, headers={"Origin": "https://shop.example"})
+            assert first.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+            assert "Access-Control-Allow-Origin" not in client.get(path).headers
