@@ -58,7 +58,8 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def openapi(_: Request) -> Response:
         # A new response each time: middleware writes into its headers.
-        return Response(described(), media_type="application/json")
+        # In a thread: making the document imports FastAPI, which takes long.
+        return Response(await asyncio.to_thread(described), media_type="application/json")
 
     async def docs(_: Request) -> Response:
         return HTMLResponse(_PAGE)
