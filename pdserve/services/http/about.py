@@ -170,5 +170,8 @@ SwaggerUIBundle({url: "openapi.json", dom_id: "#page", validatorUrl: null, deepL
 
 
 async def _page_file(name: str, _: Request) -> Response:
-    body = (package_files.files("fastapi_offline") / "static" / name).read_bytes()
+    def read() -> bytes:
+        return (package_files.files("fastapi_offline") / "static" / name).read_bytes()
+
+    body = await asyncio.to_thread(read)  # which imports the package, and FastAPI
     return Response(body, media_type=_PAGE_FILES[name], headers={"Cache-Control": "max-age=86400"})
