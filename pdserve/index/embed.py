@@ -138,9 +138,9 @@ def embed_gallery(
 
     def skip(image: GalleryImage, reason: str, cause: Exception | None = None) -> None:
         if strict:
-            raise GalleryError(
-                f"{image.image}: {reason} Leave out --strict to go on without such images."
-            ) from cause
+            uploaded = isinstance(image.source, bytes)
+            hint = "" if uploaded else " Leave out --strict to go on without such images."
+            raise GalleryError(f"{image.image}: {reason}{hint}") from cause
         skipped.append(Skipped(image.image, reason))
 
     progress.start(TASK, len(images), 0)

@@ -6,8 +6,8 @@ for pdserve, which reads ``.versions/`` only. Killed at any point, the old versi
 
 Programs that open the plain names one after the other (PaddleClas, Paddle Serving: the vectors, then the
 labels) can catch two versions. An id therefore never means another image, and in between the labels are
-those of both versions: whichever they catch, every id they can meet has its own label. Only who opened
-the vectors before and the labels after entries were removed misses the labels of those.
+those of both versions: whichever they catch, every id they can meet has its own label. Only a program that
+opened the vectors before and the labels after entries were removed lacks the labels of those.
 
 What a killed writer left is repaired by the next one. The version before stays for `rollback`.
 """
@@ -58,7 +58,7 @@ class Draft:
 def locked(
     folder: Path, progress: Progress = SILENT, cancel: threading.Event | None = None
 ) -> Iterator[None]:
-    """Hold the lock of the writer, waiting for another. Raises DiskError, FetchError for ``cancel``."""
+    """Hold the writer's lock, waiting for another writer. Raises DiskError, FetchError for ``cancel``."""
     with file_lock(folder / ".lock", folder.name, progress, cancel):
         yield
 
