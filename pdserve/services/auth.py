@@ -86,7 +86,7 @@ def _refusal(sent: Sequence[bytes]) -> UnauthorizedError:
     if sent:
         return UnauthorizedError("The key is not one of this server's.")
     return UnauthorizedError(
-        "This server wants a key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+        "This server needs a key: send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`."
     )
 
 
@@ -184,7 +184,7 @@ def open_access_warning(settings: ServerSettings) -> str | None:
     if settings.api_key or settings.api_key_file or _is_loopback(settings.host):
         return None
     return (
-        f"whoever reaches {settings.host} may ask this server, since it wants no key; "
+        f"any machine that reaches {settings.host} can use this server, since it needs no key; "
         "give --api-key FILE, or --host 127.0.0.1 to be reached from this machine only"
     )
 

@@ -120,7 +120,7 @@ def document(context: Context) -> dict[str, Any]:
     found = get_openapi(
         title="pdserve",
         version=__version__,
-        description=f"{context.service.kind}: send pictures, get answers.",
+        description=f"{context.service.kind}: images in, answers out.",
         routes=[route for _, route in described],
     )
     if context.settings.api_key is None and context.settings.api_key_file is None:

@@ -92,7 +92,7 @@ class Dispatcher:
         except (PdserveError, HTTPException) as error:
             response = _refusal(scope, error)
         except ClientDisconnect:
-            response = Response(status_code=400)  # which nobody will read
+            response = Response(status_code=400)  # the caller has gone
         except Exception:
             log.exception("%s failed", scope["path"])
             response = error_response(scope["path"], 500, "error", "internal error")
@@ -120,7 +120,7 @@ def _refusal(scope: Scope, error: PdserveError | HTTPException) -> Response:
 
 
 def _closing(scope: Scope, error: PdserveError) -> dict[str, str]:
-    """Close the connection where nobody can say what comes next on it."""
+    """Close the connection where the rest of a body may still come on it."""
     waits = any(name == b"expect" for name, _ in scope["headers"])
     if isinstance(error, SlowBodyError) or (isinstance(error, BodyTooLargeError) and waits):
         return {"Connection": "close"}

@@ -1,10 +1,10 @@
 """The HTTP listener: uvicorn on a bound socket, with bounds on size and time, and TLS.
 
 It speaks HTTP/1.1 on the C parser of httptools. A connection may take ``header_timeout_s`` for the head of
-a request, and as long again for the rest of a body whose request has its answer already; a head may have
-``max_header_bytes``. What comes without an end (a header, a chunk's extension, trailers) is bounded
-likewise, and so is the time that a caller may leave its answer untaken. The time for a body that is wanted
-is its reader's to keep (bodies.py).
+a request, and as long again for the rest of a body whose request is answered already; a head may have
+``max_header_bytes``. What may come without an end (a header, a chunk's extension, trailers) is bounded
+likewise, and so is the time in which a caller does not read its answer. The time for a body that is read is
+bounded by its reader (bodies.py).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from pdserve.settings import ServerSettings
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the process's signals are the whole server's
+        yield  # server.py handles the process's signals
 
 
 @contextlib.asynccontextmanager
@@ -86,7 +86,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
-    # The connection
+    # Connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -98,7 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _close(self) -> None:
-        """Close when all is written; what the caller does not take in time is thrown away."""
+        """Close when all is written; what the caller does not read in time is dropped."""
         self.transport.close()
         self._start_write_timer()
 
@@ -144,7 +144,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    # The parser
+    # Parser
 
     def on_message_begin(self) -> None:
         self._started = True
@@ -164,7 +164,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
-        self.headers = []  # for trailers, which nobody reads and which must not pass for headers
+        self.headers = []  # for trailers, which must not pass for headers
 
     def on_body(self, body: bytes) -> None:
         self._unclear = 0
@@ -176,7 +176,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_head, self._started = True, False
         super().on_message_complete()
-        if self._head_timer:  # the rest of a body nobody waited for
+        if self._head_timer:  # it ran for the rest of an unread body
             self._stop_timer()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -192,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._start_timer()
 
-    # The time
+    # Timers
 
     def _start_timer(self) -> None:
         self._stop_timer()
@@ -233,13 +233,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    # What is no request
+    # Refusals
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Say why, unless that would stand in the place of another request's answer, and close."""
+        """Answer with the status, unless another request's answer is due, and close."""
         self._stop_timer()
         if self.transport.is_closing():
             return
