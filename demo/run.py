@@ -190,13 +190,13 @@ def recognize(photos: Path) -> None:
 
 
 def main() -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     OUT.mkdir(exist_ok=True)
     photos = OUT / "photos"
     download_photographs(photos)
     classify(photos)
     recognize(photos)
-    console.line(f"\nDone in {time.monotonic() - begun:.0f} s. The commands, to go on from here:\n")
+    console.line(f"\nDone in {time.monotonic() - started:.0f} s. The commands, to go on from here:\n")
     console.line(
         f"export PDSERVE_HOME={shlex.quote(str((OUT / 'home').absolute()))} PATH={Path(PDSERVE).parent}:$PATH"
     )

@@ -108,7 +108,7 @@ def table(
     left = max(map(_width, columns))
     for chunk in _chunks(cells, console.width - left):
         turned = list(zip(columns, *chunk, strict=True))
-        widths = [left, *(min(_row_width(row), console.width - left - _GAP) for row in chunk)]
+        widths = [left, *(min(_width("\n".join(row)), console.width - left - _GAP) for row in chunk)]
         _print_table(console, [""] * len(widths), turned, widths, [False] * len(widths), title)
 
 
@@ -116,15 +116,11 @@ def _chunks(cells: Sequence[Sequence[str]], width: int) -> Iterator[Sequence[Seq
     """Rows that fit beside each other as columns, one at least."""
     chunk: list[Sequence[str]] = []
     for row in cells:
-        if chunk and sum(_GAP + _row_width(each) for each in (*chunk, row)) > width:
+        if chunk and sum(_GAP + _width("\n".join(each)) for each in (*chunk, row)) > width:
             yield chunk
             chunk = []
         chunk.append(row)
     yield chunk
-
-
-def _row_width(row: Sequence[str]) -> int:
-    return max(map(_width, row))
 
 
 def _print_table(
@@ -190,6 +186,7 @@ def _longest_word(texts: Iterable[str]) -> int:
 
 
 def _width(text: str) -> int:
+    """Columns of a terminal that the longest line takes."""
     from rich.cells import cell_len
 
     return max(map(cell_len, text.splitlines()), default=0)
