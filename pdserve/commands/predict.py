@@ -101,7 +101,7 @@ def _local_kind(service: str | None, settings: Mapping[str, Any]) -> str:
     kind = service or next((kind for kind in SERVICES if own and own[0] in names[kind]), None)
     roles = SERVICES[kind].roles.keys() if kind else ()
     if kind is None or (len(roles) == 1 and not settings.keys() & roles):
-        raise UsageError("--local needs --model NAME, the model to run (or --service recognition).")
+        raise UsageError("--local needs --model NAME, the model to run, or --service NAME.")
     return kind
 
 
