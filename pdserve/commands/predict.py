@@ -95,13 +95,17 @@ def predict(
 
 
 def _local_kind(service: str | None, settings: Mapping[str, Any]) -> str:
-    """The service to run here: the one named, else the first that has the first option of a service's own."""
+    """The service to run here: the one named, else the first that has the options given."""
     names = {kind: {each.name for each in describe(entry)} for kind, entry in SERVICES.items()}
     own = [name for name in settings if 0 < sum(name in each for each in names.values()) < len(names)]
-    kind = service or next((kind for kind in SERVICES if own and own[0] in names[kind]), None)
-    roles = SERVICES[kind].roles.keys() if kind else ()
-    if kind is None or (len(roles) == 1 and not settings.keys() & roles):
+    kinds = [kind for kind in SERVICES if own and names[kind] >= set(own)]
+    kinds += [kind for kind in SERVICES if own and own[0] in names[kind]]  # `flags` then refuses the others
+    if not service and not kinds:
         raise UsageError("--local needs --model NAME, the model to run, or --service NAME.")
+    kind = service or kinds[0]
+    role, *others = SERVICES[kind].roles
+    if not others and role not in settings:
+        raise UsageError(f"--local needs --{role} NAME, the model to run.")
     return kind
 
 

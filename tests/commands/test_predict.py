@@ -9,8 +9,8 @@ from PIL import Image
 
 from pdserve.answers import FoundMatch, FoundObject, Label
 from pdserve.commands.images import Source, find_sources
-from pdserve.commands.predict import Outcome, Picture, draw_answer, open_local, predict_all, show
-from pdserve.errors import ClientError, ImageError, UnreachableError
+from pdserve.commands.predict import Outcome, Picture, _local_kind, draw_answer, open_local, predict_all, show
+from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from tests.tiny import expected, picture
@@ -190,3 +190,34 @@ def test_what_no_font_could_write_is_said(capsys: Captured, tmp_path: Path):
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert err.splitlines() == ["  1: 猫 0.93", "  No font has these."]
+
+
+@pytest.mark.parametrize(
+    ("service", "given", "kind"),
+    [
+        (None, {"model": "tiny"}, "classification"),
+        (None, {"model": "tiny", "gpu": "0"}, "classification"),
+        (None, {"detector": "none", "index": "drinks"}, "recognition"),
+        (None, {"detector": "a"}, "recognition"),
+        (None, {"detector": "a", "labels": "b"}, "detection"),
+        ("recognition", {}, "recognition"),
+        ("detection", {"detector": "a"}, "detection"),
+    ],
+)
+def test_the_service_to_run_without_a_server(service: str | None, given: dict[str, str], kind: str):
+    assert _local_kind(service, given) == kind
+
+
+@pytest.mark.parametrize(
+    ("service", "given", "words"),
+    [
+        (None, {}, "--model NAME"),
+        (None, {"threads": "2"}, "--model NAME"),
+        ("classification", {}, "--model NAME"),
+        ("detection", {}, "--detector NAME"),
+        (None, {"labels": "a"}, "--model NAME"),
+    ],
+)
+def test_a_model_to_run_must_be_named(service: str | None, given: dict[str, str], words: str):
+    with pytest.raises(UsageError, match=words):
+        _local_kind(service, given)
