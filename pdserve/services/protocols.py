@@ -37,8 +37,8 @@ class Protocol:
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
     for gRPC it takes the service and gives handlers by the name of their method. ``open``: answered without
-    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``grpc_service``: full
-    name of the gRPC service.
+    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``grpc_service``,
+    ``grpc_methods``: the gRPC service's full name and its methods.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Protocol:
     open: bool = False
     predicts: bool = False
     grpc_service: str = ""
+    grpc_methods: tuple[str, ...] = ()
 
     def function(self) -> Callable[..., Any]:
         """What ``load`` names."""
@@ -113,6 +114,7 @@ _ENTRIES = (
         "Paddle Serving's pipeline over gRPC",
         predicts=True,
         grpc_service=pipeline.SERVICE,
+        grpc_methods=("inference",),
     ),
     Protocol(
         "health-grpc",
@@ -121,6 +123,7 @@ _ENTRIES = (
         "gRPC's health checking protocol, for probes",
         open=True,
         grpc_service="grpc.health.v1.Health",
+        grpc_methods=("Check", "Watch"),
     ),
 )
 
@@ -141,9 +144,9 @@ def resources(context: Context) -> Iterator[Resource]:
                 yield Resource(path, protocol, methods)
 
 
-_BY_GRPC_SERVICE = {each.grpc_service: each for each in _ENTRIES if each.grpc_service}
+_BY_GRPC_METHOD = {f"/{each.grpc_service}/{name}": each for each in _ENTRIES for name in each.grpc_methods}
 
 
 def grpc_protocol(method: str) -> Protocol | None:
-    """The protocol that a gRPC method ("/package.Service/Method") belongs to."""
-    return _BY_GRPC_SERVICE.get(method.strip("/").partition("/")[0])
+    """The protocol that a gRPC method ("/package.Service/Method") belongs to; None for an unknown one."""
+    return _BY_GRPC_METHOD.get(method)

@@ -36,7 +36,9 @@ def test_every_entry_says_what_it_is_and_loads(name: str) -> None:
     assert protocol.name == name
     assert protocol.help
     assert callable(protocol.function())
-    assert (protocol.transport == "grpc") == bool(protocol.grpc_service)
+    assert (protocol.transport == "grpc") == bool(protocol.grpc_service) == bool(protocol.grpc_methods)
+    if protocol.transport == "grpc":
+        assert set(protocol.function()(FakeService(Metrics()))) == set(protocol.grpc_methods)
 
 
 def test_no_path_is_declared_twice() -> None:
@@ -48,8 +50,9 @@ def test_no_path_is_declared_twice() -> None:
 def test_a_grpc_method_belongs_to_its_service() -> None:
     pipeline = grpc_protocol("/baidu.paddle_serving.pipeline_serving.PipelineService/inference")
     assert pipeline is PROTOCOLS["pipeline-grpc"]
-    for method in ("", "/", "/inference", "/other.Service/inference", "grpc.health.v1.Health"):
-        assert grpc_protocol(method) in (None, PROTOCOLS["health-grpc"])
+    service = pipeline.grpc_service
+    for method in ("", "/", "/inference", "/other.Service/inference", f"/{service}/none", f"/{service}"):
+        assert grpc_protocol(method) is None
 
 
 @pytest.mark.parametrize("is_open", [False, True])

@@ -179,9 +179,8 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
     def _around(self, answer: Any, details: grpc.HandlerCallDetails, started: float) -> Any:
         """``answer``: what answers a call, given the request and its context."""
         protocol = grpc_protocol(details.method)
-        known = protocol is not None and answer is not _unimplemented
-        route = details.method.rpartition("/")[2] if known else _OTHER
-        predicts = known and protocol is not None and protocol.predicts
+        route = details.method.rpartition("/")[2] if protocol else _OTHER
+        predicts = protocol is not None and protocol.predicts
         is_probe = protocol is not None and protocol.open
         tracer = self._recorder.tracer
 

@@ -83,10 +83,14 @@ def test_a_service_that_is_not_here() -> None:
 
 def test_other_methods_still_need_a_key() -> None:
     async def test(server: Opened) -> None:
-        for method in (pipeline.METHOD, "/grpc.health.v1.Healthy/Check", "/x/Health"):
+        made_up = "/grpc.health.v1.Health/made_up", f"/{pipeline.SERVICE}/made_up"
+        for method in (pipeline.METHOD, "/grpc.health.v1.Healthy/Check", "/x/Health", *made_up):
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await server.channel.unary_unary(method)(b"")
             assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        # No label takes what a caller sent.
+        code = "UNAUTHENTICATED"
+        assert requests(server.metrics) == {("inference", code): 1, ("other", code): 4}
 
     run(test)
 
