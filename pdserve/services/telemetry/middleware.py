@@ -41,20 +41,11 @@ class _Recorder:
         self.tracer = tracer
         self._metrics = metrics
 
-    def ended(
-        self,
-        request: RequestContext,
-        started: float,
-        sent: str,
-        method: str,
-        route: str,
-        predicts: bool,
-        **more: str | int | None,
-    ) -> None:
+    def ended(self, request: RequestContext, sent: str, **more: str | int | None) -> None:
         """Record a finished request; ``sent`` is its HTTP status or the name of its gRPC status."""
-        seconds = time.perf_counter() - started
-        code = request.code(sent)
-        self._metrics.request(route, code, seconds, predicts=predicts)
+        seconds = time.perf_counter() - request.started
+        method, route, code = request.method, request.route, request.code(sent)
+        self._metrics.request(route, code, seconds, predicts=request.predicts)
         if self.access:
             millis = round(seconds * 1000, 3)
             extra = {"method": method, "route": route, "status": code, "duration_ms": millis}
@@ -93,16 +84,18 @@ def telemetry(
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        started = time.perf_counter()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        request = RequestContext(headers.get(_HEADER, b"").decode("latin-1"))
+        resource = find(scope["path"])
+        request = RequestContext(
+            headers.get(_HEADER, b"").decode("latin-1"),
+            scope["method"] if scope["method"] in _METHODS else _OTHER,
+            resource.path if resource else _OTHER,
+            resource is not None and resource.protocol.predicts,
+        )
         if tracer and not scope["path"].startswith(_UNTRACED):
             request.span = tracer.span(
                 {name: headers[key].decode("latin-1") for name, key in fields if key in headers}
             )
-        method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        resource = find(scope["path"])
-        route = resource.path if resource else _OTHER
         status, complete, gone, taken = 0, False, False, 0
 
         async def receive_and_note() -> Message:
@@ -127,7 +120,7 @@ def telemetry(
         try:
             await app(scope, receive_and_note, send_and_note)
         except Exception:
-            log.exception("%s %s failed", method, route)
+            log.exception("%s %s failed", request.method, request.route)
             if not status:
                 response = json_response(ErrorAnswer(Error("error", "internal error")), 500)
                 await response(scope, receive, send_and_note)
@@ -137,8 +130,7 @@ def telemetry(
         finally:
             sent = _GONE if gone or not status else str(status)
             client = (scope.get("client") or (None,))[0]
-            predicts = resource is not None and resource.protocol.predicts
-            recorder.ended(request, started, sent, method, route, predicts, bytes_in=taken, client=client)
+            recorder.ended(request, sent, bytes_in=taken, client=client)
             current.reset(token)
 
     return application
@@ -162,31 +154,32 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 
         A handler that answers with a stream (health's Watch) passes as it is.
         """
-        started = time.perf_counter()
         handler = await continuation(details)
         if handler is None:
             # A handler that takes a stream is called before the message is in, which may be large.
-            return grpc.stream_unary_rpc_method_handler(self._around(_unimplemented, details, started))
+            return grpc.stream_unary_rpc_method_handler(self._around(_unimplemented, details))
         how = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            around = self._around(handler.unary_unary, details, started)
+            around = self._around(handler.unary_unary, details)
             return grpc.unary_unary_rpc_method_handler(around, *how)
         if handler.stream_unary:
-            around = self._around(handler.stream_unary, details, started)
+            around = self._around(handler.stream_unary, details)
             return grpc.stream_unary_rpc_method_handler(around, *how)
         return handler
 
-    def _around(self, answer: Any, details: grpc.HandlerCallDetails, started: float) -> Any:
+    def _around(self, answer: Any, details: grpc.HandlerCallDetails) -> Any:
         """``answer``: what answers a call, given the request and its context."""
         protocol = grpc_protocol(details.method)
         route = details.method.rpartition("/")[2] if protocol else _OTHER
         predicts = protocol is not None and protocol.predicts
+        started = time.perf_counter()  # of the call; its message comes later
         is_probe = protocol is not None and protocol.open
         tracer = self._recorder.tracer
 
         async def recording(request: Any, context: _Context) -> Any:
             metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-            asked = RequestContext(metadata.get(HEADER))
+            asked = RequestContext(metadata.get(HEADER), "gRPC", route, predicts)
+            asked.started = started
             if tracer and not is_probe:
                 asked.span = tracer.span({key: metadata[key] for key in tracer.fields if key in metadata})
             identified = ((HEADER, asked.id),)
@@ -213,7 +206,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             finally:
                 more = _of_call(request, context) if self._recorder.access else {}
-                self._recorder.ended(asked, started, sent, "gRPC", route, predicts, **more)
+                self._recorder.ended(asked, sent, **more)
                 current.reset(token)
 
         return recording

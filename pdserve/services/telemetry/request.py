@@ -27,15 +27,23 @@ _SANE = re.compile(r"[!-~]{1,128}")
 
 
 class RequestContext:
-    """One request. ``err_no`` is the pipeline protocol's, None with another protocol."""
+    """One request. ``err_no`` is the pipeline protocol's, None with another protocol.
 
-    __slots__ = ("err_no", "id", "images", "span")
+    ``method`` ("gRPC" for a gRPC call) and ``route`` are those it is counted under, ``predicts`` whether as
+    a prediction; ``started``: time.perf_counter() at its start.
+    """
 
-    def __init__(self, asked_id: str | None = None) -> None:
-        """``asked_id``: the id that the caller sent; a new one is made where it is not fit for a header."""
-        if not asked_id or not _SANE.fullmatch(asked_id):
-            asked_id = f"{random.getrandbits(64):016x}"  # to tell requests apart; it is no secret
-        self.id = asked_id
+    __slots__ = ("err_no", "id", "images", "method", "predicts", "route", "span", "started")
+
+    def __init__(
+        self, sent_id: str | None = None, method: str = "", route: str = "", predicts: bool = False
+    ) -> None:
+        """``sent_id``: the id that the caller sent; a new one is made where it is not fit for a header."""
+        if not sent_id or not _SANE.fullmatch(sent_id):
+            sent_id = f"{random.getrandbits(64):016x}"  # it distinguishes requests, and is no secret
+        self.id = sent_id
+        self.method, self.route, self.predicts = method, route, predicts
+        self.started = time.perf_counter()
         self.images = 0
         self.err_no: int | None = None
         self.span: Span | None = None
