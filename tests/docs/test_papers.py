@@ -8,7 +8,7 @@ import pytest
 from tests.docs.blocks import PAGES, ROOT, Block, read
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-FOLDERS = ("pdserve", "tests", "docs", "configs", "benchmarks", "demo", ".ci", ".github")
+FOLDERS = ("pdserve", "pdserve_zoo", "tests", "docs", "configs", "benchmarks", "demo", ".ci", ".github")
 QUOTED = [block for block in read(CONTRIBUTING) if "an entry of" in (block.lacking or "")]
 
 
