@@ -11,6 +11,7 @@ import typer.main
 
 from pdserve import config_yml
 from pdserve.cli import LazyCommand, app
+from pdserve.models import catalog
 from tests.docs.blocks import PAGES, ROOT
 
 DOCUMENTS = [page for page in PAGES if page.stat().st_size]
@@ -72,3 +73,10 @@ def test_every_key_of_the_configuration_is_explained(schema: Any) -> None:
 def test_the_address_to_clone_is_the_projects() -> None:
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
     assert f"git clone {urls['Repository']}\n" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_number_of_names_is_the_catalogs() -> None:
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    numbers = re.findall(r"(?:download|shows|catalog of) (\d{3,})", text)
+    assert len(numbers) == 3
+    assert {int(number) for number in numbers} == {len(catalog.load())}
