@@ -57,6 +57,10 @@ class EngineThread(Generic[Item, Result]):
         """End after the batch under way, if that ever ends. Waits for nothing."""
         self._batches.put(None)
 
+    def join(self) -> None:
+        """Wait until a thread that was stopped has ended."""
+        self._thread.join()
+
     def _serve(self) -> None:
         while (batch := self._batches.get()) is not None:
             items, done = batch
@@ -222,6 +226,8 @@ class Batcher(Generic[Item, Result]):
         await self._done.wait()
         for worker in self._idle:
             worker.thread.stop()
+            # An engine frees what it holds for a thread when that ends, which must be before the model goes.
+            await asyncio.to_thread(worker.thread.join)
         self._idle.clear()
 
     def _dispatch(self) -> None:

@@ -281,6 +281,23 @@ def test_close_finishes_what_is_queued_and_takes_nothing_more() -> None:
     run(test)
 
 
+def test_after_close_no_engine_thread_is_left_that_could_outlive_its_model() -> None:
+    before = set(threading.enumerate())
+
+    def engines() -> list[str]:
+        return [t.name for t in set(threading.enumerate()) - before if t.name == "pdserve-engine"]
+
+    async def test() -> None:
+        queue = batcher(Worker(), Worker())
+        queue.start()
+        assert len(engines()) == 2
+        assert await queue.submit([1]) == [2]
+        await queue.close()
+        assert engines() == []
+
+    run(test)
+
+
 def test_nothing_asked_is_nothing_answered() -> None:
     async def test() -> None:
         queue = batcher(Worker())
