@@ -195,7 +195,9 @@ def test_killed_before_every_step(tmp_path: Path, images: list[GalleryImage], wh
 
 @pytest.mark.full
 def test_a_writer_killed_at_any_time_harms_nothing(index: Path, images: list[GalleryImage]) -> None:
-    for delay in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
+    for delay in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 4, 8):
+        if delay > 0.5 and load(index).version > 1:
+            break  # on a busy machine the first kills all come before anything is published
         child = subprocess.Popen([*KILLED, "writer", str(index)], cwd=ROOT, stdout=subprocess.PIPE)
         assert child.stdout
         assert child.stdout.readline().strip() == b"ready"
