@@ -18,7 +18,7 @@ from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
 from pdserve.pipelines.recognition import choose, open_recognition, regions
-from pdserve.services.http.bodies import strict_base64
+from pdserve.services.http.messages import strict_base64
 
 MODEL = os.environ.get("RIVAL_MODEL", "ResNet50_vd")
 PORT = int(os.environ.get("RIVAL_PORT", "18080"))

@@ -20,7 +20,7 @@ import grpc.aio
 
 from pdserve.clients.credentials import VARIABLE, check_key, read_keys
 from pdserve.errors import SettingsError, UnauthorizedError
-from pdserve.services.http.responses import error_response
+from pdserve.services.http.messages import error_response
 from pdserve.services.protocols import App, Receive, Resource, Scope, Send, grpc_protocol
 from pdserve.settings import ServerSettings
 

@@ -19,8 +19,7 @@ from typing import Generic, TypeVar
 from pdserve.engines import Engine
 from pdserve.engines.device import cores
 from pdserve.errors import ClosedError, DeadlineError, EngineError, PdserveError
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import Stages
+from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.settings import ModelSettings
 
 Item = TypeVar("Item")

@@ -20,10 +20,9 @@ import numpy as np
 
 from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
 from pdserve.formats.protos import pipeline
-from pdserve.services.http.bodies import strict_base64
-from pdserve.services.http.responses import encode, log_failures, message, to_json
+from pdserve.services.http.messages import encode, log_failures, message, strict_base64, to_json
 from pdserve.services.service import Answering
-from pdserve.services.telemetry.request import current
+from pdserve.services.telemetry.metrics import current
 
 log = logging.getLogger("pdserve.pipeline")
 

@@ -22,8 +22,7 @@ from pdserve.engines.device import cores
 from pdserve.errors import DeadlineError, PdserveError
 from pdserve.pipelines.base import Pipeline
 from pdserve.services.batcher import Batcher, for_engines
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import Stages
+from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServiceSettings
 

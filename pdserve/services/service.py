@@ -18,8 +18,7 @@ from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
 from pdserve.services.replica import Pool, Replica
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import Stages
+from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pdserve.services.auth import Keys
 from pdserve.services.http.app import build_app
-from pdserve.services.http.responses import json_response, operation
+from pdserve.services.http.messages import json_response, operation
 from pdserve.services.protocols import PROTOCOLS, Context, Protocol, Route, grpc_protocol, resources
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings

@@ -13,8 +13,7 @@ from typing import Any
 import uvicorn
 
 from pdserve.errors import ImageError, OverloadedError, PdserveError
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import Stages
+from pdserve.services.telemetry.metrics import Metrics, Stages
 
 
 @dataclass(frozen=True)

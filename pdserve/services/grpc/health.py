@@ -32,11 +32,11 @@ def methods(service: Answering) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]
     async def watch(request: Any, context: _Context) -> None:
         last = None
         while True:
-            found = status(request.service)
+            ready, found = service.ready, status(request.service)  # before the write, which may take a while
             if found != last:
                 await context.write(HealthCheckResponse(status=found))
                 last = found
-            if not service.ready:
+            if not ready:
                 return  # or the stream would hold up the end of the server; the caller opens another
             await asyncio.sleep(_POLL_S)
 

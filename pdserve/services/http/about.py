@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pdserve import __version__
-from pdserve.services.http.responses import encode, json_response, operation
+from pdserve.services.http.messages import encode, json_response, operation
 from pdserve.services.http.server import http_listener
 from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
 from pdserve.services.telemetry.metrics import Metrics

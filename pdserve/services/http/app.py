@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from pdserve.errors import BodyTooLargeError, ClosedError, PdserveError
 from pdserve.services.auth import Keys, require_key
-from pdserve.services.http.bodies import SlowBodyError
-from pdserve.services.http.responses import error_response, log_failures, message
+from pdserve.services.http.messages import SlowBodyError, error_response, log_failures, message
 from pdserve.services.protocols import (
     PIPELINE_PATH,
     App,
@@ -25,9 +24,8 @@ from pdserve.services.protocols import (
     resources,
 )
 from pdserve.services.service import Answering
-from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.metrics import HEADER, Metrics
 from pdserve.services.telemetry.middleware import telemetry
-from pdserve.services.telemetry.request import HEADER
 from pdserve.services.telemetry.tracing import Tracer
 from pdserve.settings import ServerSettings
 

@@ -14,8 +14,17 @@ from pdserve.errors import PdserveError, RequestError
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.plan import Change
-from pdserve.services.http.bodies import from_base64, json_object, media_type, read_body, read_form
-from pdserve.services.http.responses import json_response, operation, parameter, schema
+from pdserve.services.http.messages import (
+    from_base64,
+    json_object,
+    json_response,
+    media_type,
+    operation,
+    parameter,
+    read_body,
+    read_form,
+    schema,
+)
 from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service, check_count
 from pdserve.services.watch import IndexWatch

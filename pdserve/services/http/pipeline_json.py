@@ -16,8 +16,14 @@ from starlette.responses import Response
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
-from pdserve.services.http.bodies import read_body, unless_gone
-from pdserve.services.http.responses import GatewayError, gateway_json, operation, parameter
+from pdserve.services.http.messages import (
+    GatewayError,
+    gateway_json,
+    operation,
+    parameter,
+    read_body,
+    unless_gone,
+)
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.protocols import PIPELINE_PATH, Context, Route
 

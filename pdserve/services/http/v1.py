@@ -10,14 +10,16 @@ from starlette.responses import Response
 
 from pdserve.errors import PdserveError, RequestError
 from pdserve.pipelines import SERVICES, ServiceEntry
-from pdserve.services.http.bodies import read_body, read_images, unless_gone
-from pdserve.services.http.responses import (
+from pdserve.services.http.messages import (
     ErrorAnswer,
     json_response,
     log_failures,
     operation,
     parameter,
+    read_body,
+    read_images,
     to_json,
+    unless_gone,
 )
 from pdserve.services.protocols import Context, Route
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdserve.errors import SettingsError
-from pdserve.services.telemetry.request import current
+from pdserve.services.telemetry.metrics import current
 
 Format = Literal["text", "json"]
 

@@ -13,10 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pdserve.services.http.responses import Error, ErrorAnswer, json_response
+from pdserve.services.http.messages import Error, ErrorAnswer, json_response
 from pdserve.services.protocols import App, Message, Receive, Resource, Scope, Send, grpc_protocol
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import HEADER, RequestContext, current
+from pdserve.services.telemetry.metrics import HEADER, Metrics, RequestContext, current
 from pdserve.services.telemetry.tracing import Tracer
 
 log = logging.getLogger("pdserve")

@@ -51,7 +51,7 @@ class Span:
         self._tracer.start_span(name, self._context, attributes=attributes, start_time=start).end(end)
 
     def end(self, name: str, code: str, attributes: Mapping[str, str | int]) -> None:
-        """End the span. ``code``: see `pdserve.services.telemetry.request.RequestContext.code`."""
+        """End the span. ``code``: see `pdserve.services.telemetry.metrics.RequestContext.code`."""
         from opentelemetry.trace import StatusCode
 
         self._span.update_name(name)

@@ -14,7 +14,7 @@ import pytest
 
 from pdserve.errors import SettingsError
 from pdserve.services.telemetry.logs import JsonLines, TextLines, open_log
-from pdserve.services.telemetry.request import RequestContext, current
+from pdserve.services.telemetry.metrics import RequestContext, current
 
 log = logging.getLogger("pdserve.test")
 

@@ -20,9 +20,8 @@ from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import RouteTable, build_app
 from pdserve.services.protocols import Context, Resource, resources
 from pdserve.services.telemetry.logs import TextLines
-from pdserve.services.telemetry.metrics import Metrics
+from pdserve.services.telemetry.metrics import Metrics, RequestContext, current
 from pdserve.services.telemetry.middleware import TelemetryInterceptor, telemetry
-from pdserve.services.telemetry.request import RequestContext, current
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService, counted, numbers, served, until
 

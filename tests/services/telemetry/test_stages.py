@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from pdserve.errors import DeadlineError, ImageError
-from pdserve.services.telemetry.metrics import Metrics
-from pdserve.services.telemetry.request import RequestContext, Stages, current
+from pdserve.services.telemetry.metrics import Metrics, RequestContext, Stages, current
 from tests.services.watching import numbers
 
 

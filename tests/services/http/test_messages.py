@@ -13,7 +13,7 @@ from pdserve.answers import Detection, FoundMatch, FoundObject, Label, Labels, O
 from pdserve.errors import ImageError
 from pdserve.pipelines import SERVICES
 from pdserve.services.http import about
-from pdserve.services.http.responses import encode, to_json
+from pdserve.services.http.messages import encode, to_json
 from pdserve.services.protocols import Context
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
