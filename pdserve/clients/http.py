@@ -93,7 +93,10 @@ class _Http:
             return no_tls(self.address, str(error)) or unreachable(self.address, self.service)
         if isinstance(error, httpx.TimeoutException):
             return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
-        if isinstance(error, httpx.RemoteProtocolError) and self.address.scheme == "http":
+        if (
+            isinstance(error, httpx.RemoteProtocolError | httpx.NetworkError)
+            and self.address.scheme == "http"
+        ):
             return ClientError(f"{self.address} closed the connection; if it uses TLS, write https://.")
         return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
