@@ -11,7 +11,7 @@ from starlette.requests import Request
 from pdserve.errors import PackageError, RequestError
 from pdserve.formats.protos import message
 from pdserve.services import pipeline_protocol
-from pdserve.services.http import bodies, pipeline_json
+from pdserve.services.http import messages, pipeline_json
 from pdserve.services.pipeline_protocol import PipelineRequest
 from pdserve.settings import ServerSettings
 from tests.fuzz.guard import outcome
@@ -106,7 +106,7 @@ BODIES = [{"images": [IMAGE, f"data:image/png;base64,{IMAGE}"]}, {"images": []}]
 @given(mutated_json(BODIES, ("data:", "data:;base64,", "data:,x", "====", "AA\nAA", "é")))
 def test_json_of_v1(body: bytes) -> None:
     request = _request(b"application/json; charset=utf-8")
-    images = outcome(lambda: bodies.read_images(request, body, LIMITS), RequestError)
+    images = outcome(lambda: messages.read_images(request, body, LIMITS), RequestError)
     assert images is None or all(isinstance(image, (bytes, RequestError)) for image in images)
 
 
@@ -151,6 +151,6 @@ TYPES = st.sampled_from(
 @given(TYPES, mutated(FORMS, FORM_TOKENS))
 def test_multipart_form(content_type: bytes, body: bytes) -> None:
     request = _request(content_type)
-    files = outcome(lambda: bodies.read_form(request, body, LIMITS), RequestError)
+    files = outcome(lambda: messages.read_form(request, body, LIMITS), RequestError)
     if files is not None:
         assert all(isinstance(file, bytes) for file in files[0])
