@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pdserve.engines import table
@@ -37,7 +37,10 @@ def open_model(request: LoadRequest) -> LoadedModel:
     # One instance by default, on a GPU too: the OpenMP threads of several would compete for the cores.
     # Cloned before the first run: oneDNN then turns the shared weights, and later clones fail.
     predictors = [first, *(first.clone() for _ in range((request.instances or 1) - 1))]
-    instances = [_Instance(p, request) for p in predictors]
+    # On a CPU they run one at a time: two that run at once fail now and then with "std::exception", clones or
+    # not (seen with oneDNN, Paddle 3.3.1).
+    turn = nullcontext() if request.device.kind == "gpu" else threading.Lock()
+    instances = [_Instance(p, request, turn) for p in predictors]
     return LoadedModel(instances, f"Paddle {paddle.__version__} on {_where(request)}")
 
 
@@ -99,8 +102,9 @@ class _Instance:
     fails keeps failing, whatever it is fed (seen with oneDNN): it is replaced.
     """
 
-    def __init__(self, predictor: Any, request: LoadRequest) -> None:
+    def __init__(self, predictor: Any, request: LoadRequest, turn: "AbstractContextManager[object]") -> None:
         self._request = request
+        self._turn = turn
         self._ran = False
         self._bind(predictor)
 
@@ -125,7 +129,8 @@ class _Instance:
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for name, array in feeds.items():
             self._inputs[name].copy_from_cpu(array)
-        self._predictor.run()
+        with self._turn:
+            self._predictor.run()
         return {name: handle.copy_to_cpu() for name, handle in self._outputs.items()}
 
 
