@@ -12,6 +12,8 @@ from pdserve.formats.protos import pipeline
 from pdserve.services.service import Answering
 
 _POLL_S = 0.5
+# Streams of Watch at once: they need no key, and each is a task that wakes at every poll.
+MAX_WATCHES = 100
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -29,7 +31,19 @@ def methods(service: Answering) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]
             await context.abort(grpc.StatusCode.NOT_FOUND, "This server has no such service.")
         return HealthCheckResponse(status=found)
 
+    watches = 0
+
     async def watch(request: Any, context: _Context) -> None:
+        nonlocal watches
+        if watches >= MAX_WATCHES:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many watch; call Check.")
+        watches += 1
+        try:
+            await report(request, context)
+        finally:
+            watches -= 1
+
+    async def report(request: Any, context: _Context) -> None:
         last = None
         while True:
             ready, found = service.ready, status(request.service)  # before the write, which may take a while

@@ -13,6 +13,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from pdserve.formats.protos import pipeline
 from pdserve.services.auth import KeyInterceptor, Keys
+from pdserve.services.grpc import health
 from pdserve.services.grpc.server import grpc_listener
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.middleware import TelemetryInterceptor
@@ -110,5 +111,23 @@ def test_health_is_no_prediction() -> None:
     async def test(server: Opened) -> None:
         await server.check()
         assert b"pd_query_request_success_total 0.0" in server.metrics.exposition()[0]
+
+    run(test)
+
+
+def test_watches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHES", 1)
+
+    async def test(server: Opened) -> None:
+        first = server.stub.Watch(HealthCheckRequest(), timeout=20)
+        assert (await first.read()).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await server.stub.Watch(HealthCheckRequest(), timeout=20).read()
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        server.service.ready = False  # the first ends, and makes place for another
+        assert (await first.read()).status == NOT_SERVING
+        assert await first.read() is grpc.aio.EOF
+        again = [answer.status async for answer in server.stub.Watch(HealthCheckRequest(), timeout=20)]
+        assert again == [NOT_SERVING]
 
     run(test)
