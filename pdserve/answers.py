@@ -1,8 +1,8 @@
 """The answers of the services, typed once: JSON, OpenAPI, gRPC and the Python clients follow from these.
 
 Plain frozen dataclasses that import nothing, so that a client loads neither NumPy nor an engine for them.
-A class for one image's answer has its items (labels, objects) as its first field. Its fields, in their
-order, are the keys of the JSON answer; ``metadata["description"]`` is what OpenAPI says of a field.
+A class for one image's answer has its items (labels, objects, numbers) as its first field. Its fields, in
+their order, are the keys of the JSON answer; ``metadata["description"]`` is what OpenAPI says of a field.
 """
 
 import ast
@@ -98,6 +98,23 @@ class Objects:
             )
             for found in ([content] if count == 1 else content)
         ]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The answer of embedding for one image: the model's features, of length 1 (L2).
+
+    A vector of zeros, of a picture in which the model finds nothing, stays one.
+    """
+
+    embedding: tuple[float, ...] = field(metadata=_doc("of length 1 (L2)"))
+    dimension: int = field(metadata=_doc("how many numbers an embedding has"))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str], count: int) -> "list[Embedding]":
+        """Read the pipeline protocol's field ``embedding``: a list of numbers per image."""
+        vectors = ast.literal_eval(fields["embedding"])
+        return [cls(tuple(map(float, vector)), len(vector)) for vector in vectors]
 
 
 def _corners(values: Sequence[Any]) -> tuple[int, int, int, int]:

@@ -120,11 +120,18 @@ PROMETHEUS_PORT = 19393  # Paddle Serving's, where the file names none
 _DEVICE_TYPES = {3: "ARM CPU", 4: "Kunlun XPU", 5: "Ascend 310", 6: "Ascend 910"}
 
 
-def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | None = None) -> ReadConfig:
+def read_config(
+    path: Path,
+    known: Collection[str],
+    roles: Mapping[str, str] | None = None,
+    kind: str = "classification",
+    role: str = "model",
+) -> ReadConfig:
     """Read a service's ``config.yml``. Raises SettingsError naming file and key.
 
     ``known`` are the settings that the block ``pdserve:`` may hold. ``roles``: operator → the role of its
-    model; None for a service of one model, "model", whose operator gives the service its name.
+    model; None for a service of one model, whose operator gives the service its name: its ``kind``, and
+    the ``role`` of its model.
     """
     try:
         content = yaml_file.read(path)
@@ -149,10 +156,8 @@ def read_config(path: Path, known: Collection[str], roles: Mapping[str, str] | N
         settings["prometheus_port"] = conf.dag.prometheus_port or PROMETHEUS_PORT
     if roles is None:
         if len(conf.op) > 1:
-            raise SettingsError(
-                f"{path}: op has {', '.join(conf.op)}; a classification service has one model."
-            )
-        roles = dict.fromkeys(conf.op, "model")
+            raise SettingsError(f"{path}: op has {', '.join(conf.op)}; a {kind} service has one model.")
+        roles = dict.fromkeys(conf.op, role)
         settings |= dict(zip(("name",), conf.op, strict=False))
     models: dict[str, Mapping[str, Any]] = {}
     notes = _server_notes(conf)

@@ -176,6 +176,10 @@ class DetectionOptions(SettingsGroup):
     max_det_results: int = _results(100, "Most boxes in an answer.", "N", ge=1)
 
 
+class EmbeddingOptions(SettingsGroup):
+    """Embedding has no options of its own: the chain is the model's."""
+
+
 class ServerSettings(SettingsGroup):
     """The listeners, their limits, their security, the log.
 
@@ -329,7 +333,8 @@ class _Merged:
 
         settings = {setting.name: setting for setting in describe(service)}
         operators = {operator: role for role, operator in service.operators.items()}
-        read = read_config(config, settings, operators or None) if config else None
+        only = next(iter(service.roles))
+        read = read_config(config, settings, operators or None, service.kind, only) if config else None
         self.config_dir = config.parent if config else Path()
         self.notes = read.notes if read else ()
         self._config = config

@@ -256,6 +256,18 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, content: dic
     assert "config.yml: " in caught.value.message
 
 
+def test_the_operator_of_a_service_of_one_model_gives_it_its_settings(tmp_path: Path) -> None:
+    own: dict[str, Any] = {
+        "http_port": 1,
+        "op": {"boxes": {"batch_size": 3, "local_service_conf": {"model_config": "my_detector"}}},
+    }
+    found = SERVICES["detection"].settings({}, {}, written(tmp_path, own))
+    detector = found.models["detector"]
+    assert (found.server.name, detector.model, detector.max_batch_size) == ("boxes", "my_detector", 3)
+    with pytest.raises(SettingsError, match="op has a, b; a detection service has one model"):
+        SERVICES["detection"].settings({}, {}, written(tmp_path, {"op": {"a": {}, "b": {}}}))
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "text", "5"])
 def test_no_settings(tmp_path: Path, text: str):
     with pytest.raises(SettingsError, match="holds no settings"):

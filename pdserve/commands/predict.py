@@ -24,8 +24,9 @@ from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.settings import describe
 
 _FEW = 5  # images for which no progress is shown
+_FIRST = 6  # numbers of an embedding that are printed
 
-Answer: TypeAlias = list[Any]  # the items of one image: labels, objects
+Answer: TypeAlias = list[Any]  # the items of one image: labels, objects, numbers
 Ask = Callable[[bytes], Answer]
 
 
@@ -80,6 +81,10 @@ def predict(
         entry = SERVICES[service or find_service(url, rpc, access)]
         asked = open_remote(entry.kind, url, rpc, timeout, top_k, access)
     if draw:
+        if not can_draw(entry):
+            raise UsageError(
+                f"--draw: the answers of {entry.kind} are numbers, which cannot be drawn; leave it out."
+            )
         from pdserve.vision.draw import load_font
 
         load_font()  # a wrong PDSERVE_FONT is reported now, not after a thousand answers
@@ -214,10 +219,19 @@ def draw_answer(outcome: Outcome, entry: ServiceEntry, folder: Path) -> Picture 
     return Picture(save(drawn.picture, folder, outcome.name), drawn.legend)
 
 
+def _item_type(entry: ServiceEntry) -> Any:
+    """Of what the items of a service's answers are: a dataclass of pdserve.answers, or float."""
+    return get_args(get_type_hints(entry.answer_type())[entry.items])[0]
+
+
 def has_boxes(entry: ServiceEntry) -> bool:
     """Whether the items of a service's answers have a ``bbox``."""
-    item = get_args(get_type_hints(entry.answer_type())[entry.items])[0]
-    return "bbox" in get_type_hints(item)
+    return "bbox" in get_type_hints(_item_type(entry))
+
+
+def can_draw(entry: ServiceEntry) -> bool:
+    """Whether the items of a service's answers can be drawn on an image: not those that are numbers."""
+    return _item_type(entry) is not float
 
 
 def show(outcome: Outcome, entry: ServiceEntry, picture: Picture | None, as_json: bool) -> None:
@@ -235,9 +249,8 @@ def show(outcome: Outcome, entry: ServiceEntry, picture: Picture | None, as_json
         console.json_line(content | ({"picture": str(picture.path)} if picture else {}))
     else:
         console.line(f"{outcome.name}:")
-        for each in answer:
-            box = " ".join(f"{corner:.0f}" for corner in getattr(each, "bbox", ()))
-            console.line(f"  {each.score:7.4f}  {box or f'{each.class_id:>5}'}  {each.label}")
+        for text in lines(answer):
+            console.line(f"  {text}")
         if not answer:
             console.line(f"  no {entry.items.removesuffix('s')}")
         if picture:
@@ -246,8 +259,21 @@ def show(outcome: Outcome, entry: ServiceEntry, picture: Picture | None, as_json
         console.say(f"  {text}")
 
 
-def _json(item: Any) -> dict[str, Any]:
+def lines(answer: Answer) -> Iterator[str]:
+    """One image's items for people: a line each; of numbers how many there are, and the first."""
+    if answer and isinstance(answer[0], float):
+        more = " …" if len(answer) > _FIRST else ""
+        yield f"{len(answer)} numbers: {' '.join(f'{each:.4f}' for each in answer[:_FIRST])}{more}"
+        return
+    for each in answer:
+        box = " ".join(f"{corner:.0f}" for corner in getattr(each, "bbox", ()))
+        yield f"{each.score:7.4f}  {box or f'{each.class_id:>5}'}  {each.label}"
+
+
+def _json(item: Any) -> Any:
     """An item's fields; the matches of an object where they say more than its label and score."""
+    if isinstance(item, float):
+        return item
     content: dict[str, Any] = asdict(item)
     content.pop("detection", None)
     if len(content.get("matches", ())) < 2:

@@ -151,6 +151,18 @@ _ENTRIES = (
         answer="pdserve.pipelines.detection:Detections",
         items="objects",
     ),
+    ServiceEntry(
+        kind="embedding",
+        help="Image embeddings: a model's features, of length 1.",
+        name="embedding",
+        http_port=18083,
+        rpc_port=9996,
+        roles={"model": Role("general_PPLCNet_x2_5_lite_v1.0", "The model that makes the features.")},
+        pipeline="pdserve.pipelines.embedding:open_embedding",
+        options="pdserve.settings:EmbeddingOptions",
+        answer="pdserve.answers:Embedding",
+        items="embedding",
+    ),
 )
 
 SERVICES: Mapping[str, ServiceEntry] = {entry.kind: entry for entry in _ENTRIES}

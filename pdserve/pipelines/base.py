@@ -16,7 +16,7 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.loading import models_signature
 from pdserve.settings import ModelSettings
 from pdserve.vision.decode import decode
-from pdserve.vision.types import Image8
+from pdserve.vision.types import Image8, Tensor
 
 if TYPE_CHECKING:
     from pdserve.index.search import LoadedIndex
@@ -64,7 +64,7 @@ class Pipeline(ABC, Generic[Answer]):
     ``loaded``: the signature of the models' files when they were loaded. ``max_pixels``: the limit of an
     image. ``index``: the version of the
     index that is searched, None for a pipeline without one; a newer one may be put in its place at any
-    time. ``embedder``: what made that index.
+    time. ``embedder``: what `embed` embeds with, and what made that index; None for a pipeline without one.
     """
 
     loaded: Hashable
@@ -82,6 +82,15 @@ class Pipeline(ABC, Generic[Answer]):
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Answer | PdserveError]:
         """Answer image files in order; a bad one has its error in its place."""
+
+    async def embed(
+        self, images: Sequence[bytes | PdserveError], steps: Steps
+    ) -> list[Tensor | PdserveError]:
+        """Whole image files -> vectors in order, each (dimension,) float32 of length 1 (L2), or its error.
+
+        Nothing is detected. Raises NotImplementedError for a pipeline without an ``embedder``.
+        """
+        raise NotImplementedError("a pipeline without an embedder")
 
     def decode(self, data: bytes) -> Image8:
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""

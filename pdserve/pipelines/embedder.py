@@ -1,7 +1,8 @@
 """Run an embedder: crops of images in, L2-normalised feature vectors out."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 
 from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
-from pdserve.errors import AliasError, EngineError, SettingsError
+from pdserve.errors import AliasError, EngineError, PdserveError, SettingsError
 from pdserve.files import sha256
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
 from pdserve.models.find import find_serving_model
 from pdserve.models.home import Home
+from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
 from pdserve.pipelines.model_config import read_inference_yml
 from pdserve.settings import ModelSettings
@@ -89,6 +91,52 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def embed_images(
+    embedder: Embedder,
+    role: str,
+    images: Sequence[bytes | PdserveError],
+    decode: Callable[[bytes | PdserveError], Image8 | PdserveError],
+    steps: Steps,
+) -> list[Tensor | PdserveError]:
+    """Embed whole image files by a request's steps, under a pipeline's ``role``: see `Pipeline.embed`.
+
+    ``decode`` as `Pipeline.try_decode`.
+    """
+
+    def prepare(data: bytes | PdserveError) -> tuple[Tensor, Clock] | PdserveError:
+        clock = Clock()
+        image = decode(data)
+        if isinstance(image, PdserveError):
+            return image
+        clock.lap("decode")
+        try:
+            tensor = embedder.prepare(image)
+        except PdserveError as error:
+            return error
+        clock.lap("preprocess")
+        return tensor, clock
+
+    if len(images) == 1:  # a gather would make a task of it
+        prepared = [await steps.work(prepare, images[0])]
+    else:
+        prepared = await asyncio.gather(*(steps.work(prepare, image) for image in images))
+    tensors: list[Tensor] = []
+    for each in prepared:
+        if not isinstance(each, PdserveError):
+            tensors.append(each[0])
+            for stage, milliseconds in each[1].laps.items():
+                steps.record(stage, milliseconds / 1000, embedder.name)
+    vectors = iter(await steps.infer(role, tensors))
+    return [each if isinstance(each, PdserveError) else next(vectors) for each in prepared]
+
+
+def check_embedder(embedder: Embedder) -> None:
+    """Run every engine once, on a black image. Raises EngineError."""
+    blank = np.zeros((64, 64, 3), np.uint8)
+    for number in range(len(embedder.engines)):
+        embedder.infer([embedder.prepare(blank)], number)
 
 
 def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> Embedder:

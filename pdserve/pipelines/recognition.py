@@ -23,7 +23,7 @@ from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
 from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
-from pdserve.pipelines.embedder import Embedder, open_embedder
+from pdserve.pipelines.embedder import Embedder, check_embedder, embed_images, open_embedder
 from pdserve.pipelines.loading import open_model
 from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
 from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
@@ -126,6 +126,12 @@ class RecognitionPipeline(Pipeline[Objects]):
             for task in tasks:  # where one has failed for all
                 task.cancel()
 
+    async def embed(
+        self, images: Sequence[bytes | PdserveError], steps: Steps
+    ) -> list[Tensor | PdserveError]:
+        """See `Pipeline.embed`."""
+        return await embed_images(self.embedder, "embedder", images, self.try_decode, steps)
+
     async def _one(
         self, data: bytes | PdserveError, steps: Steps, top_k: int | None
     ) -> Objects | PdserveError:
@@ -181,9 +187,7 @@ class RecognitionPipeline(Pipeline[Objects]):
 
     def check(self) -> None:
         """Run every engine once. Raises ModelError, EngineError."""
-        blank = np.zeros((64, 64, 3), np.uint8)
-        for number in range(len(self.embedder.engines)):
-            self.embedder.infer([self.embedder.prepare(blank)], number)
+        check_embedder(self.embedder)
         for detector in self.detectors:
             detector.check()
 
