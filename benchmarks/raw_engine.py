@@ -29,8 +29,7 @@ from pdserve import settings
 from pdserve.answers import Objects
 from pdserve.engines import Device, load
 from pdserve.errors import PdserveError
-from pdserve.formats.serving_model import open_serving_model
-from pdserve.models.find import find_serving_model
+from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
@@ -42,7 +41,7 @@ HOME = Home.from_environ(os.environ)
 @lru_cache(maxsize=1)  # one at a time: no other model's threads and memory beside it
 def engine(model: str, device: str, precision: str, instances: int | None, threads: int | None) -> Any:
     """The engine that the server takes, loaded."""
-    found = open_serving_model(find_serving_model(model, HOME))
+    found = open_model(model, HOME)
     return load(found, device=Device.parse(device), precision=precision, instances=instances, threads=threads)
 
 

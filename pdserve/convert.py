@@ -8,12 +8,12 @@ never read, fetches keep the program's order (by name, ``fetch_name_10`` would c
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from pdserve.errors import AliasError, ModelError, UsageError
-from pdserve.files import disk_errors, replace_files, replace_folders
+from pdserve.files import FileRecord, disk_errors, replace_files, replace_folders
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
@@ -30,6 +30,8 @@ from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
 
 # What exporters write about pre- and postprocessing (PaddleClas and PaddleX; PaddleDetection).
 EXPORTER_NOTES = ("inference.yml", "infer_cfg.yml")
+# What people edit in a serving model.
+EDITED = (SERVER_TEXT, *EXPORTER_NOTES)
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -48,7 +50,8 @@ def convert(
     """Write a serving model and its client configuration; the source is copied and left alone.
 
     Aliases are given by the model's names; ``fetch_name_N`` means the N-th fetch in any model, so that
-    one call fits both of Paddle 3's formats. ``name`` (the catalog's) is noted beside the model.
+    one call fits both of Paddle 3's formats. ``name`` (the catalog's) is noted beside the model, with the
+    state of the source's files and of those that are edited by hand, so that one can see what changed since.
     Both folders appear complete or not at all; serving folders that exist are replaced, whole.
     Raises ModelError, AliasError, UsageError for folders that must not be replaced, DiskError.
     """
@@ -68,9 +71,17 @@ def convert(
             for note in EXPORTER_NOTES:
                 if (dirname / note).is_file():
                     shutil.copyfile(dirname / note, new_server / note)
-            if name is not None:
-                (new_server / NOTE).write_text(json.dumps({"name": name}) + "\n", "utf-8")
             _write_config(new_server / SERVER_TEXT, new_server / SERVER_STREAM, config)
+            if name is not None:
+                sources = [files.model, *parameter_files(files, program)]
+                sources += [dirname / each for each in EXPORTER_NOTES if (dirname / each).is_file()]
+                written = [new_server / each for each in EDITED if (new_server / each).is_file()]
+                content = {
+                    "name": name,
+                    "source": {p.relative_to(dirname).as_posix(): asdict(FileRecord.of(p)) for p in sources},
+                    "written": {path.name: asdict(FileRecord.of(path)) for path in written},
+                }
+                (new_server / NOTE).write_text(json.dumps(content) + "\n", "utf-8")
         built = open_serving_model(new_server)
         with disk_errors(serving_client):
             _write_config(new_client / CLIENT_TEXT, new_client / CLIENT_STREAM, config)

@@ -6,6 +6,7 @@
     ├── UsageError                   the command line or a setting is wrong
     │   └── SettingsError            config.yml, environment
     ├── FetchError                   a download failed
+    │   ├── OfflineError             a download is needed, and the network is forbidden
     │   ├── ChecksumError            a file is not the one expected
     │   ├── ArchiveError             an archive is broken, or refuses to be trusted
     │   └── DiskError                no space, or no permission to write
@@ -94,6 +95,10 @@ class SettingsError(UsageError):
 
 class FetchError(PdserveError):
     code = "fetch"
+
+
+class OfflineError(FetchError):
+    code = "offline"
 
 
 class ChecksumError(FetchError):

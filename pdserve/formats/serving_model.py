@@ -6,7 +6,10 @@
       inference.pdmodel  inference.pdiparams     (or inference.json; or __model__ and __params__)
       serving_server_conf.prototxt  serving_server_conf.stream.prototxt
       inference.yml                              (where the exporter wrote one)
-      pdserve.json                               {"name": the catalog's name}
+      pdserve.json                               {"name": the catalog's name, "source": {FILE: {"bytes": …,
+                                                 "sha256": …, "mtime_ns": …}}, "written": as "source"}
+
+``source``: the files that were converted, ``written``: those of the serving model that people edit.
 """
 
 import json

@@ -44,7 +44,7 @@ from pdserve.index import faiss_index, id_map
 from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
 from pdserve.index.id_map import IdMap
-from pdserve.models.home import Home
+from pdserve.models.home import Home, is_path
 from pdserve.vision.types import Ids
 
 MANIFEST = "index.json"
@@ -107,13 +107,17 @@ class Snapshot:
 def find(name: str, home: Home) -> Path:
     """The folder of an index: itself, its data set's folder (``index/`` is in it), or a name in the home.
 
-    Raises UsageError where there is none.
+    What has a separator is a path. Raises UsageError where there is none.
     """
     given = Path(name).expanduser()
-    for base in (given, home.index(name)):
+    for base in (given,) if is_path(name) else (given, home.index(name)):
         for folder in (base, base / "index"):
             if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
                 return folder
+    if is_path(name):
+        raise UsageError(
+            f"There is no index at {name!r}, which is a path; make one with `pdserve index build`."
+        )
     raise UsageError(
         f"There is no index at {name!r}, neither as a folder nor in {home.indexes}; make one with "
         "`pdserve index build`, or type `pdserve fetch drink_dataset_v1.0`."
@@ -129,7 +133,7 @@ def find_or_new(name: str, home: Home) -> Path:
         return find(name, home)
     except UsageError:
         given = Path(name).expanduser()
-        bare = len(given.parts) == 1 and name not in (".", "..") and not given.exists()
+        bare = not is_path(name) and not given.exists()
         base = home.index(name) if bare else given
         return base / "index" if (base / "gallery").is_dir() else base
 

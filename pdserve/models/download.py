@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pdserve import __version__, files
-from pdserve.errors import ChecksumError, FetchError, UsageError
+from pdserve.errors import ChecksumError, FetchError, OfflineError, UsageError
 from pdserve.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 class Policy:
     """How long to try. Times in seconds; the pause doubles from ``pause`` on, up to ``longest_pause``.
 
-    ``attempts`` counts those in a row that bring nothing new.
+    ``attempts`` counts those in a row that bring nothing new. ``offline`` forbids the network.
     """
 
     attempts: int = 5
@@ -38,6 +38,25 @@ class Policy:
     longest_pause: float = 30.0
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
+    offline: bool = False
+
+    def require_network(self, name: str) -> None:
+        """Raise OfflineError where the network is forbidden; ``name`` is what would be downloaded."""
+        if self.offline:
+            raise OfflineError(
+                f"{name} is not here, and the network is forbidden (--offline, PDSERVE_OFFLINE); type "
+                f"`pdserve fetch {name}` where it is allowed, or give a mirror's folder in PDSERVE_MIRROR."
+            )
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether ``PDSERVE_OFFLINE`` forbids the network. Raises UsageError for a value that is no switch."""
+    value = environ.get("PDSERVE_OFFLINE", "").lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise UsageError(f"PDSERVE_OFFLINE is {value!r}; set it to 1 to forbid the network, or to 0.")
 
 
 @dataclass(frozen=True)
@@ -152,14 +171,16 @@ def download(
 
     ``name`` is what progress calls it; ``sha256`` (hex) is what it must have. A complete one of an
     earlier run is taken as it is. The caller holds a lock on ``target``. Proxies are those of the
-    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError, and
-    FetchError for an address that does not answer well; the ``.part`` is left then, to resume from.
+    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError,
+    OfflineError where the policy forbids the network, and FetchError for an address that does not
+    answer well; the ``.part`` is left then, to resume from.
     """
     import requests
 
     part = Partial(target)
     stop = cancel or threading.Event()
     task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free)
+    task.policy.require_network(task.name)
     remote = part.remote(task.shown)
     restarted = False
     with requests.Session() as session:

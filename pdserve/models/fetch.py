@@ -17,7 +17,7 @@ from pdserve import files
 from pdserve.errors import DiskError, PdserveError
 from pdserve.models import catalog, record
 from pdserve.models.catalog import Entry
-from pdserve.models.download import Policy, choose_mirror
+from pdserve.models.download import Policy, choose_mirror, is_offline
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress
 
@@ -106,7 +106,7 @@ def fetch(
     environ = os.environ if environ is None else environ
     mirror = choose_mirror(mirror, environ)
     cancel = cancel or threading.Event()
-    policy = policy or Policy()
+    policy = policy or Policy(offline=is_offline(environ))
     job = Job(entry, home, target(entry, home), mirror, force, progress, environ, policy, cancel, free)
     try:
         present = _present(job)

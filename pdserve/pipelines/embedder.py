@@ -14,9 +14,8 @@ from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, PdserveError, SettingsError
 from pdserve.files import sha256
-from pdserve.formats.serving_model import ServingModel, open_serving_model
-from pdserve.models import catalog
-from pdserve.models.find import find_serving_model
+from pdserve.formats.serving_model import ServingModel
+from pdserve.models import catalog, find
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
@@ -141,7 +140,7 @@ def check_embedder(embedder: Embedder) -> None:
 
 def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> Embedder:
     """Find, check and load an embedder. Raises ModelError, AliasError, SettingsError, DeviceError."""
-    model = open_serving_model(find_serving_model(settings.model, home, base))
+    model = find.open_model(settings.model, home, base)
     chain, fetch = describe_embedder(model, settings)
     engines = load_engines(model, settings)
     batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size

@@ -7,8 +7,8 @@ from pathlib import Path
 from pdserve import engines
 from pdserve.engines import Engine
 from pdserve.files import signature
-from pdserve.formats.serving_model import ServingModel, open_serving_model
-from pdserve.models.find import find_serving_model
+from pdserve.formats.serving_model import ServingModel
+from pdserve.models import find
 from pdserve.models.home import Home
 from pdserve.settings import ModelSettings
 
@@ -22,7 +22,7 @@ def open_model(
 
     Raises ModelError.
     """
-    model = open_serving_model(find_serving_model(settings.model, home, config_dir))
+    model = find.open_model(settings.model, home, config_dir)
     return model, models_signature([model])
 
 

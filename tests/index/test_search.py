@@ -222,3 +222,13 @@ def test_the_place_of_a_new_index(tmp_path: Path) -> None:
     assert store.find_or_new("drinks", home) == home.index("drinks") / "index"
     assert store.find_or_new("new", home) == home.index("new")
     assert store.find_or_new(str(tmp_path / "new"), home) == tmp_path / "new"
+    assert store.find_or_new("./new", home) == Path("new")
+
+
+def test_what_has_a_separator_is_a_path(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    foreign(home.index("plain"))
+    foreign(home.index("sub/plain"))
+    for name in ("./plain", "sub/plain", "../plain"):
+        with pytest.raises(UsageError, match="no index at .*plain', which is a path; make one with"):
+            store.find(name, home)

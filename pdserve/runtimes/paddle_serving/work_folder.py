@@ -26,11 +26,11 @@ from pdserve.formats import prototxt
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
 from pdserve.formats.prototxt import ModelConfig, Variable
-from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.formats.serving_model import ServingModel
 from pdserve.index import faiss_index, id_map
 from pdserve.index import store as index_folders
 from pdserve.index.embed import EmbedderId, require_same
-from pdserve.models.find import find_serving_model
+from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection
 from pdserve.pipelines.classification import FETCH, check_aliases, check_size
@@ -128,7 +128,7 @@ def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
 
 def _classification(settings: ServiceSettings, home: Home, folder: Path, place: Place) -> _Parts:
     wanted = settings.models["model"]
-    model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
+    model = open_model(wanted.model, home, settings.config_dir)
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
     description = classifier_config(model, settings.options)
@@ -165,13 +165,13 @@ def _names(description: ClassifierConfig) -> tuple[str, ...] | None:
 def _recognition(settings: ServiceSettings, home: Home, folder: Path, place: Place) -> _Parts:
     operators, detector = [], None
     if wanted := settings.models.get("detector"):
-        model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
+        model = open_model(wanted.model, home, settings.config_dir)
         detection.check_aliases(model.config.feeds, str(model.path))
         operator, signature = _operator("det", wanted, model, folder, place)
         operators.append(operator)
         detector = _detector(model, signature)
     wanted = settings.models["embedder"]
-    model = open_serving_model(find_serving_model(wanted.model, home, settings.config_dir))
+    model = open_model(wanted.model, home, settings.config_dir)
     chain, fetch = describe_embedder(model, wanted)
     operator, _ = _operator("rec", wanted, model, folder, place)
     operators.append(operator)

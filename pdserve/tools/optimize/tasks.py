@@ -25,9 +25,9 @@ from pdserve.engines import Engine
 from pdserve.engines.detector_nms import OPERATOR
 from pdserve.errors import UsageError
 from pdserve.formats.model_files import read_program
-from pdserve.formats.serving_model import ServingModel, open_serving_model
+from pdserve.formats.serving_model import ServingModel
 from pdserve.models import catalog
-from pdserve.models.find import find_serving_model
+from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines.classification import FEED, FETCH, open_classification
 from pdserve.pipelines.detector import SCALE_FACTOR, DetectorSettings, check_aliases, open_detector
@@ -94,7 +94,7 @@ def open_task(
     settings = settings.model_copy(
         update={"precision": "fp32", "instances": 1, "devices": settings.devices[:1]}
     )
-    model = open_serving_model(find_serving_model(settings.model, home))
+    model = open_model(settings.model, home)
     name = name or task_of(model)
     if name not in TASKS:
         raise UsageError(f"There is no task {name!r}; there are {', '.join(TASKS)}.")

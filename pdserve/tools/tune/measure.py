@@ -10,8 +10,7 @@ import numpy as np
 
 from pdserve.engines import int8
 from pdserve.errors import ModelError, PdserveError
-from pdserve.formats.serving_model import open_serving_model
-from pdserve.models.find import find_serving_model
+from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.services.replica import Replica
@@ -102,7 +101,7 @@ def _check_compared(settings: ServiceSettings, home: Home) -> None:
     """An int8 model that opens has been compared when it was published; bf16 and fp16 run without that."""
     for model in settings.models.values():
         if model.precision in ("bf16", "fp16"):
-            found = open_serving_model(find_serving_model(model.model, home, settings.config_dir))
+            found = open_model(model.model, home, settings.config_dir)
             if not (int8.folder(found, model.precision) / int8.REPORT).is_file():
                 raise ModelError(
                     f"{model.precision} of {found.name} has not been compared with fp32: "

@@ -1,0 +1,88 @@
+"""Brings a model that a command needs and that is not here: fetches and converts it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pdserve.errors import ModelError
+from pdserve.models import find
+from pdserve.models.home import Home, is_path
+from pdserve.progress import SILENT, Progress
+
+Report = Callable[[str], None]
+"""Takes a line that says which step was done."""
+
+
+def is_ready(wanted: str, home: Home, config_dir: Path = Path()) -> bool:
+    """Whether `ensure` has nothing to do: a model that is here and converted, or a path."""
+    if is_path(wanted) or Path(wanted).is_dir() or (config_dir / wanted).is_dir():
+        return True
+    return find.conversion_state(find.model_name(wanted), home) == "current"
+
+
+def ensure(
+    wanted: str,
+    home: Home,
+    *,
+    mirrors: Sequence[str] = (),
+    offline: bool = False,
+    progress: Progress = SILENT,
+    report: Report = lambda line: None,
+    config_dir: Path = Path(),
+) -> str:
+    """Fetch and convert the model of a name where it is missing; returns what `find.open_model` takes.
+
+    ``mirrors`` and ``offline`` are added to what the environment says (``PDSERVE_MIRROR``,
+    ``PDSERVE_OFFLINE``). A model that was fetched again is converted again, unless something would be lost
+    that was done to the serving model. A folder is left to `find.open_model`. Raises ModelError for a name
+    that is not known, OfflineError, and what `fetch` and `convert` raise.
+    """
+    if is_ready(wanted, home, config_dir):
+        return wanted
+    name = find.model_name(wanted)
+    if find.conversion_state(name, home) == "edited":
+        report(
+            f"{name}: was fetched again since it was converted, and changed by hand, so it is served as it "
+            f"is; `pdserve convert --model {name}` converts it again"
+        )
+        return wanted
+    if not home.inference_model(name).is_dir():
+        _fetch(name, wanted, home, mirrors, offline, progress, report)
+    _convert(name, home, progress, report)
+    return wanted
+
+
+def _fetch(
+    name: str,
+    wanted: str,
+    home: Home,
+    mirrors: Sequence[str],
+    offline: bool,
+    progress: Progress,
+    report: Report,
+) -> None:
+    import os
+
+    from pdserve.files import format_size
+    from pdserve.models import catalog
+    from pdserve.models.download import Policy, is_offline
+    from pdserve.models.fetch import fetch
+
+    if name not in catalog.load():
+        find.find_serving_model(wanted, home)  # raises, with the nearest names
+    if catalog.get(name).task == "dataset":
+        raise ModelError(f"{name} is a data set, and no model; type `pdserve fetch {name}`.")
+    policy = Policy(offline=offline or is_offline(os.environ))
+    got = fetch(name, home, mirror=mirrors[0] if mirrors else None, progress=progress, policy=policy)
+    if got.action == "fetched":
+        size = f", {format_size(got.bytes)}" if got.bytes else ""
+        report(f"{name}: fetched from {got.origin}{size}")
+
+
+def _convert(name: str, home: Home, progress: Progress, report: Report) -> None:
+    from pdserve.files import file_lock
+
+    with file_lock(home.root / "downloads" / f"{name}.lock", name, progress):
+        # Another process may have converted it while this one waited.
+        if find.conversion_state(name, home) != "current":
+            made = find.convert_fetched(name, home)
+            report(f"{name}: converted, {made.path}")
