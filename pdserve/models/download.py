@@ -49,16 +49,6 @@ class Policy:
             )
 
 
-def is_offline(environ: Mapping[str, str]) -> bool:
-    """Whether ``PDSERVE_OFFLINE`` forbids the network. Raises UsageError for a value that is no switch."""
-    value = environ.get("PDSERVE_OFFLINE", "").lower()
-    if value in ("", "0", "false", "no", "off"):
-        return False
-    if value in ("1", "true", "yes", "on"):
-        return True
-    raise UsageError(f"PDSERVE_OFFLINE is {value!r}; set it to 1 to forbid the network, or to 0.")
-
-
 @dataclass(frozen=True)
 class Downloaded:
     """A complete, checked file; ``sha256`` is hexadecimal, ``size`` in bytes."""

@@ -64,8 +64,8 @@ def _fetch(
 
     from pdserve.files import format_size
     from pdserve.models import catalog
-    from pdserve.models.download import Policy, is_offline
-    from pdserve.models.fetch import fetch
+    from pdserve.models.download import Policy
+    from pdserve.models.fetch import fetch, is_offline
 
     if name not in catalog.load():
         find.find_serving_model(wanted, home)  # raises, with the nearest names

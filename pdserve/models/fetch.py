@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pdserve import files
-from pdserve.errors import DiskError, PdserveError
+from pdserve.errors import DiskError, PdserveError, UsageError
 from pdserve.models import catalog, record
 from pdserve.models.catalog import Entry
-from pdserve.models.download import Policy, choose_mirror, is_offline
+from pdserve.models.download import Policy, choose_mirror
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress
 
@@ -122,6 +122,16 @@ def fetch(
             return fetched
     finally:
         progress.done(entry.name)
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether ``PDSERVE_OFFLINE`` forbids the network. Raises UsageError for a value that is no switch."""
+    value = environ.get("PDSERVE_OFFLINE", "").lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise UsageError(f"PDSERVE_OFFLINE is {value!r}; set it to 1 to forbid the network, or to 0.")
 
 
 def fetch_all(

@@ -230,5 +230,5 @@ def test_what_has_a_separator_is_a_path(tmp_path: Path) -> None:
     foreign(home.index("plain"))
     foreign(home.index("sub/plain"))
     for name in ("./plain", "sub/plain", "../plain"):
-        with pytest.raises(UsageError, match="no index at .*plain', which is a path; make one with"):
+        with pytest.raises(UsageError, match=r"no index at .*plain', which is a path; make one with"):
             store.find(name, home)
