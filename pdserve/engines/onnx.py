@@ -1,4 +1,4 @@
-"""ONNX Runtime engine, on the CPU or with CUDA, over a model that paddle2onnx converted once.
+"""ONNX Runtime engine, on the CPU or with CUDA, over a model that was converted once.
 
 One session for all instances: its ``run`` may be called from several threads at once.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 from pdserve.engines import table
 from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
-from pdserve.engines.onnx_export import onnx_file
-from pdserve.errors import DeviceError, UnsupportedModelError
+from pdserve.engines.onnx_export import OnnxForm, onnx_form
+from pdserve.errors import DeviceError
 from pdserve.vision.types import Array
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
@@ -37,8 +37,9 @@ def open_model(request: LoadRequest) -> LoadedModel:
     if request.device.kind == "gpu":
         # Two runs at once: the copies of one go on beside the kernels of the other.
         instances = request.instances or 2
+    form = onnx_form(request, half=request.precision == "fp16")
     session = ort.InferenceSession(
-        str(onnx_file(request)), _session_options(ort, threads), [(provider, provider_options)]
+        str(form.path), _session_options(ort, threads), [(provider, provider_options)]
     )
     if provider not in session.get_providers():  # ONNX Runtime says so on standard error and goes on
         raise DeviceError(
@@ -50,20 +51,15 @@ def open_model(request: LoadRequest) -> LoadedModel:
     where = f"CPU, {request.precision}, {thread_text(threads, instances)}"
     if request.device.kind == "gpu":
         where = f"GPU {request.device.index}, {request.precision}"
-    run = _instance(session, request)
+    run = _instance(session, form)
     return LoadedModel([run] * instances, f"ONNX Runtime {ort.__version__} on {where}")
 
 
-def _instance(session: Any, request: LoadRequest) -> Instance:
-    # paddle2onnx keeps the names of feeds but calls fetches by their place, so outputs go by place.
-    signature = request.program.signature
-    names = [spec.name for spec in signature.fetches]
-    feeds = sorted(i.name for i in session.get_inputs())
-    if feeds != sorted(s.name for s in signature.feeds) or len(session.get_outputs()) != len(names):
-        raise UnsupportedModelError(f"paddle2onnx changed the feeds or fetches of {request.model.name}.")
+def _instance(session: Any, form: OnnxForm) -> Instance:
+    names, outputs = list(form.outputs), list(form.outputs.values())
 
     def run(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(names, session.run(None, dict(arrays)), strict=True))
+        return dict(zip(names, session.run(outputs, dict(arrays)), strict=True))
 
     return run
 

@@ -1,37 +1,41 @@
-"""Converts a Paddle model to an ONNX file, once, with paddle2onnx.
+"""Keeps the ONNX form of a model: made once, for all engines that read ONNX, and made again when it is stale.
 
-It is written beside the model, ``.pdserve/HASH-opsetN.onnx`` (``-fp16.onnx`` in half precision), or in the
-user's cache folder where the model's folder cannot be written. The hash is over program and parameters, so
-an altered model is converted again.
+It is written beside the model, or in the user's cache folder where the model's folder cannot be written::
+
+    NAME_serving/.pdserve/
+      HASH-p2o0.1.2-opset17.onnx         HASH-p2o0.1.2-opset17-fp16.onnx in half precision
+      HASH-p2o0.1.2-opset17.onnx.json    whose it is, and its size, SHA-256 and time
+      onnx.lock                          one process at a time converts
+
+HASH is the model's fingerprint, over program and parameters. So an altered model is converted again, and
+with another release of the converter, and where the file is not what was written. What is stale is removed
+then, but for what was used in the last minutes.
 """
 
-import re
+import json
+import logging
 import shutil
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
 
-from pdserve.engines import table
+from pdserve.engines import onnx_converters as converters
 from pdserve.engines.base import LoadRequest
 from pdserve.engines.int8 import FOLDER, fingerprint
-from pdserve.errors import DiskError, UnsupportedModelError
-from pdserve.files import disk_errors, replace_file
-from pdserve.formats.parameters import read_parameters
+from pdserve.engines.onnx_converters import CONVERTERS, OPSET, Source
+from pdserve.errors import DiskError, EngineMissingError, PdserveError, UnsupportedModelError
+from pdserve.files import FileRecord, disk_errors, file_lock, replace_files, temp_siblings
+from pdserve.formats.onnx import read_onnx
 
-OPSET = 17
+log = logging.getLogger("pdserve")
 
-# In a separate process: paddle2onnx loads all of Paddle, writes on standard output, and dies of some
-# models. "none" keeps it from Polygraphy, which would install packages by itself.
-_CHILD = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import paddle2onnx
-model, params, out, opset = sys.argv[1:]
-paddle2onnx.export(model, params, out, opset_version=int(opset), optimize_tool="none")
-"""
+# Seconds for which a form that was used is left, though stale: another process may be about to read it.
+_IN_USE_S = 600
 
 # ONNX Runtime's own converter; in a separate process, as its package changes where modules are found.
 # Feeds and fetches stay float32, and so do the operators that it knows to need it.
@@ -45,79 +49,165 @@ onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), out)
 """
 
 
-def onnx_file(request: LoadRequest) -> Path:
-    """Path of the converted model in the precision asked for, fp32 or fp16; converts it if there is none.
+@dataclass(frozen=True)
+class OnnxForm:
+    """An ONNX file, and what it calls the program's fetches."""
 
-    Raises UnsupportedModelError for a model that paddle2onnx does not convert, EngineMissingError
-    without paddle2onnx, DiskError.
+    path: Path
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Made:
+    path: Path
+    converter: str
+    version: str
+
+
+def onnx_form(request: LoadRequest, half: bool = False) -> OnnxForm:
+    """The model's ONNX form in float32, or with ``half`` in float16; converts it if there is none.
+
+    Raises UnsupportedModelError for a model that no converter here converts, EngineMissingError where the
+    format has none, DiskError.
     """
-    ending = "-fp16" if request.precision == "fp16" else ""
-    name = f"{fingerprint(request.model.files, request.program)}-opset{OPSET}{ending}.onnx"
-    beside = request.model.path / FOLDER
-    users = platformdirs.user_cache_path("pdserve") / "onnx"
-    for folder in (beside, users):
-        if (folder / name).is_file():
-            return folder / name
-    for module in ("paddle2onnx", "paddle"):
-        table.require("onnx", module)
+    path = _file(request, half)
+    names = converters.output_names(read_onnx(path), request.program)
+    if names is None:
+        raise UnsupportedModelError(f"{path} has other fetches than {request.model.name}; remove it.")
+    return OnnxForm(path, names)
+
+
+def _file(request: LoadRequest, half: bool) -> Path:
+    stem, ending = fingerprint(request.model.files, request.program), f"-opset{OPSET}{'-fp16' * half}.onnx"
+    folders = (request.model.path / FOLDER, platformdirs.user_cache_path("pdserve") / "onnx")
+    for folder in folders:
+        if found := _kept(request, folder, stem, ending):
+            return found
+    unwritable: DiskError | None = None
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
-        made = _convert(request, Path(scratch))
-        try:
-            return _keep(made, beside / name)
-        except DiskError:  # a folder that is read-only, or on a medium that is
-            return _keep(made, users / name)
+        made: _Made | None = None
+        for folder in folders:
+            try:
+                with file_lock(folder / "onnx.lock", request.model.name):
+                    if found := _kept(request, folder, stem, ending):  # of whoever had the lock
+                        return found
+                    made = made or _convert(request, Path(scratch), half)
+                    target = folder / f"{stem}-{made.converter}{made.version}{ending}"
+                    _remove_stale(request, folder, stem)
+                    _keep(made, target, request)
+                    return target
+            except DiskError as error:  # a folder that is read-only, or on a medium that is
+                unwritable = error
+    raise unwritable or AssertionError("there are two folders")
 
 
-def _convert(request: LoadRequest, scratch: Path) -> Path:
-    files, out = request.model.files, scratch / "model.onnx"
-    # paddle2onnx goes by these very names, whatever it is given.
-    program = scratch / ("inference.json" if files.kind == "PIR" else "inference.pdmodel")
-    params = scratch / "inference.pdiparams"
-    shutil.copyfile(files.model, program)
-    params.write_bytes(read_parameters(files, request.program))
-    if problem := _run(_CHILD, out, str(program), str(params), str(out), str(OPSET)):
-        raise UnsupportedModelError(
-            f"paddle2onnx does not convert {request.model.name} ({problem}); "
-            'use --engine paddle: `pip install "pdserve[paddle]"`.'
-        )
-    if request.precision != "fp16":
-        return out
-    half = scratch / "half.onnx"
-    if problem := _run(_HALF, half, str(out), str(half)):
+def _kept(request: LoadRequest, folder: Path, stem: str, ending: str) -> Path | None:
+    """A kept form that is whole and of the converter that is installed; of any where it is not."""
+    for name, converter in CONVERTERS.items():
+        if request.model.files.kind not in converter.reads:
+            continue
+        for path in sorted(folder.glob(f"{stem}-{name}{converter.version() or '*'}{ending}")):
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                record = json.loads(_record(path).read_bytes())
+                if FileRecord(record["bytes"], record["sha256"], record["mtime_ns"]).matches(path):
+                    with suppress(OSError):  # another user's
+                        _record(path).touch()
+                    return path
+    return None
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _convert(request: LoadRequest, scratch: Path, half: bool) -> _Made:
+    """Convert with the first converter that can. Raises UnsupportedModelError, EngineMissingError."""
+    model = request.model
+    problems: list[str] = []
+    missing: list[str] = []
+    for name, converter in CONVERTERS.items():
+        if model.files.kind not in converter.reads:
+            continue
+        version = converter.version()
+        if version is None:
+            missing.append(name)
+            continue
+        work = scratch / name
+        work.mkdir(exist_ok=True)
+        out = work / "model.onnx"
+        problem = converter.run(Source(model.files, request.program, work), out)
+        problem = problem or converters.difference(out, request.program, model.files.kind)
+        if problem is None:
+            for failed in problems:
+                log.warning("%s", failed)
+            log.info("%s: converted to ONNX by %s %s", model.name, name, version)
+            return _Made(_half(request, out) if half else out, name, version)
+        problems.append(f"{name} {version} does not convert {model.name} ({problem})")
+    raise _refusal(problems, missing)
+
+
+def _refusal(problems: Sequence[str], missing: Sequence[str]) -> PdserveError:
+    lines = " or ".join(f"`{CONVERTERS[name].install}`" for name in missing)
+    if not problems:
+        listed = " or ".join(CONVERTERS[name].distributions[0] for name in missing)
+        return EngineMissingError(f"Converting it to ONNX needs {listed}, which is not installed: {lines}.")
+    other = f", or try {' or '.join(missing)}: {lines}" if missing else ""
+    return UnsupportedModelError(
+        f'{" and ".join(problems)}; use --engine paddle: `pip install "pdserve[paddle]"`{other}.'
+    )
+
+
+def _half(request: LoadRequest, path: Path) -> Path:
+    half = path.with_name("half.onnx")
+    if problem := converters.run_python(_HALF, half, str(path), str(half)):
         raise UnsupportedModelError(
             f"ONNX Runtime does not make {request.model.name} fp16 ({problem}); use --precision fp32."
         )
     return half
 
 
-def _run(program: str, out: Path, *arguments: str) -> str | None:
-    """Run a converter that is to write ``out``; what went wrong, or None."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=out.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode == 0 and out.is_file() and out.stat().st_size > 0:
-        return None
-    return _why(done.stdout, done.returncode)
+def _keep(made: _Made, target: Path, request: LoadRequest) -> None:
+    """Copy to the target with its record; nobody sees half a file. Raises DiskError.
+
+    A copy, since it gets the rights that the user gives to new files: others may use it too.
+    """
+    with disk_errors(target), replace_files(target, _record(target)) as (new, record):
+        shutil.copyfile(made.path, new)
+        content = asdict(FileRecord.of(new)) | {
+            "model": str(request.model.path.resolve()),
+            "converter": made.converter,
+            "version": made.version,
+        }
+        record.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
-def _why(output: str, status: int) -> str:
-    if match := re.search(r"Failed to convert PaddlePaddle model: (.+)", output):
-        return match[1].rstrip(". ")[:300]
-    lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
-    return lines[-1][:300] if lines and status >= 0 else f"it ended with status {status}"
+def _remove_stale(request: LoadRequest, folder: Path, stem: str) -> None:
+    """Remove this model's forms of another fingerprint or converter, and of models that are gone.
+
+    Files that a process holds open are left where the system wants that (Windows).
+    """
+    beside = folder == request.model.path / FOLDER
+    here = str(request.model.path.resolve())
+    versions = {name: converter.version() for name, converter in CONVERTERS.items()}
+    for left in temp_siblings(folder):  # the lock is ours: nobody writes them any more
+        if ".onnx" in left.name:
+            _unlink(left)
+    for path in folder.glob("*.onnx"):
+        record = _record(path)
+        try:
+            content, used = json.loads(record.read_bytes()), record.stat().st_mtime
+            owner, named = str(content["model"]), (content["converter"], content["version"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            if beside:  # without a record it is of no use, and nobody uses it
+                _unlink(path)
+            continue
+        fresh = path.name.startswith(stem) and versions.get(named[0]) in (named[1], None)
+        mine = beside or owner == here or not Path(owner).exists()
+        if mine and not fresh and time.time() - used > _IN_USE_S:
+            _unlink(path)
+            _unlink(record)
 
 
-def _keep(made: Path, target: Path) -> Path:
-    """Copy to the target in one step, so that nobody sees half a file. Raises DiskError."""
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(target) as new:
-            shutil.copyfile(made, new)
-    return target
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

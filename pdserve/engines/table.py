@@ -49,9 +49,9 @@ ENGINES: dict[str, EngineEntry] = {
     ),
     "onnx": EngineEntry(
         "pdserve.engines.onnx:open_model",
-        "ONNX Runtime: CPU or CUDA, over a model converted once by paddle2onnx.",
+        "ONNX Runtime: CPU or CUDA, over a model that is converted once.",
         _FLOAT,
-        {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "paddle2onnx": ("paddle2onnx",), **_PADDLE},
+        {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")},
         {"cpu": 'pip install "pdserve[onnx]"', "gpu": 'pip install "pdserve[gpu]"'},
     ),
 }

@@ -7,6 +7,7 @@ import pytest
 
 from pdserve.engines import ENGINES, PROBE_MODEL, Device, Engine, table
 from pdserve.engines.device import gpu_problem
+from pdserve.engines.onnx_converters import CONVERTERS
 from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.program import TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
@@ -70,12 +71,20 @@ def _lacks(name: str, device: str) -> str | None:
     info = table.engine_info(name)
     if not info.installed:
         return f"{name} needs {', '.join(info.missing)}: {info.install}"
+    if name == "onnx" and (unread := unconverted()):
+        return f"{unread} cannot be converted for onnx: {info.install}"
     if device != "cpu":
         if problem := gpu_problem(0):
             return problem
         if not table.built_for_cuda([name]):
             return f"{name} is not built for CUDA here"
     return None
+
+
+def unconverted() -> str | None:
+    """A format of programs that nothing installed here converts to ONNX."""
+    found = {kind for c in CONVERTERS.values() if c.version() for kind in c.reads}
+    return next((kind for kind in ("PIR", "ProgramDesc") if kind not in found), None)
 
 
 def needs(name: str) -> pytest.MarkDecorator:

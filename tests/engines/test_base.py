@@ -81,18 +81,12 @@ def test_same_numbers_for_any_batch(name: str, device: Device, opened: Opener) -
 
 
 def test_paddle_3_format(name: str, device: Device, opened: Opener) -> None:
-    if name == "openvino":
-        with pytest.raises(UnsupportedModelError, match=r"inference\.json.*pdserve\[paddle\]"):
-            opened(PIR)
-        return
     found = opened(PIR).run({"image": probe_input()})["prediction"]
     np.testing.assert_allclose(found, expected_probabilities(), **CLOSE)
 
 
 @pytest.mark.parametrize("form", ["pdmodel", "pir", "separate"])
 def test_several_feeds_and_fetches(name: str, device: Device, opened: Opener, form: str) -> None:
-    if form == "pir" and name == "openvino":
-        pytest.skip("OpenVINO does not read Paddle 3's format; test_paddle_3_format sees to the refusal")
     recorded = json.loads((DATA / "programs/expected.json").read_text("utf-8"))
     probabilities, best = recorded["two_heads/pdmodel/inference.pdmodel"]["values"]
     x = np.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8)
@@ -185,8 +179,6 @@ def test_many_threads(name: str, device: Device, opened: Opener, instances: int)
 def test_a_run_that_fails(
     name: str, device: Device, opened: Opener, form: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if form == "pir" and name == "openvino":
-        pytest.skip("OpenVINO does not read Paddle 3's format")
     engine = opened(TWO_HEADS / form, instances=2)
     x = np.ones((2, 3, 8, 8), np.float32)
     with pytest.raises(EngineError, match=f"^{name} failed to run"):  # each feed is right, not both together

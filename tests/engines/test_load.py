@@ -1,20 +1,22 @@
 """Which engine is taken, and what is said where none can be."""
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pdserve.engines import ENGINES, Device, Options, available, load
 from pdserve.engines.device import gpu_problem
+from pdserve.engines.onnx_converters import CONVERTERS
 from pdserve.errors import (
     DeviceError,
     EngineMissingError,
     ModelError,
     SettingsError,
-    UnsupportedModelError,
     UsageError,
 )
 from tests.engines.models import DETECTOR, PIR, PROBE, needs, serving_model, warm_up
@@ -37,13 +39,30 @@ def test_auto_takes_openvino_on_a_cpu() -> None:
     engine.close()
 
 
+@pytest.fixture
+def no_p2o(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with a model of Paddle 3, as if p2o were not installed."""
+    monkeypatch.setitem(CONVERTERS, "p2o", replace(CONVERTERS["p2o"], distributions=("not-installed-here",)))
+    monkeypatch.setitem(
+        CONVERTERS, "paddle2onnx", replace(CONVERTERS["paddle2onnx"], distributions=("nor-this",))
+    )
+    return Path(shutil.copytree(PIR, tmp_path / "model"))
+
+
+@needs("openvino")
+def test_auto_takes_openvino_for_paddle_3(tmp_path: Path) -> None:
+    engine = load(serving_model(Path(shutil.copytree(PIR, tmp_path / "model"))), device=CPU)
+    assert (engine.name, engine.reason) == ("openvino", "the first choice on cpu")
+    engine.close()
+
+
 @needs("openvino")
 @needs("paddle")
-def test_auto_goes_on_where_openvino_does_not() -> None:
-    engine = load(serving_model(PIR), device=CPU)
+def test_auto_goes_on_where_openvino_does_not(no_p2o: Path) -> None:
+    engine = load(serving_model(no_p2o), device=CPU)
     assert engine.name == "paddle"
     assert engine.reason.startswith("not openvino: ")
-    assert "inference.json" in engine.reason
+    assert "not-installed-here" in engine.reason
     engine.close()
 
 
@@ -79,10 +98,10 @@ def test_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs("openvino")
-def test_the_telling_error_where_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_telling_error_where_none_is_left(monkeypatch: pytest.MonkeyPatch, no_p2o: Path) -> None:
     without(monkeypatch, "paddle", "onnxruntime")
-    with pytest.raises(UnsupportedModelError, match=r"inference\.json.*`pip install \"pdserve\[paddle\]\"`"):
-        load(serving_model(PIR), device=CPU)
+    with pytest.raises(EngineMissingError, match=r"not-installed-here.*`pip install p2o`"):
+        load(serving_model(no_p2o), device=CPU)
 
 
 @pytest.mark.parametrize(

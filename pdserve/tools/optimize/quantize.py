@@ -27,12 +27,11 @@ from pdserve.engines import Engine, Options
 from pdserve.engines.base import LoadRequest
 from pdserve.engines.detector_nms import complete
 from pdserve.engines.int8 import PROGRAM
-from pdserve.engines.openvino import Graph, import_openvino, read_graph
+from pdserve.engines.openvino import Graph, import_openvino, read_graph, read_model
 from pdserve.engines.runner import summary
 from pdserve.errors import EngineMissingError, PdserveError, UnsupportedModelError
 from pdserve.files import disk_errors
 from pdserve.formats.model_files import read_program
-from pdserve.formats.parameters import read_parameters
 from pdserve.progress import Progress
 from pdserve.tools.optimize.images import ImageFile
 from pdserve.tools.optimize.tasks import Prepared, Task
@@ -77,7 +76,7 @@ def quantize(
     request = LoadRequest(model, program, task.engine.device, None, 1, "fp32", Options())
     graph, ov = read_graph(request), import_openvino()
     offline = importlib.import_module("openvino._offline_transformations")
-    float_model = ov.Core().read_model(graph.program, read_parameters(model.files, program))
+    float_model = read_model(ov.Core(), request, graph)
     offline.apply_moc_transformations(float_model, cf=True)
     names = {v.alias: v.name for v in model.config.feeds}
     samples: Sequence[Prepared] = _Samples(task, files, progress)
