@@ -189,6 +189,31 @@ def try_file_lock(path: Path, stack: ExitStack) -> bool:
     return True
 
 
+@contextmanager
+def not_locked(path: Path) -> Iterator[bool]:
+    """Yield whether nobody holds the lock file ``path``; then nobody can take it before the block ends.
+
+    Needs no permission to write. False where that cannot be found out; True where there is no such file.
+    """
+    with ExitStack() as stack:
+        yield _take_shared(path, stack)
+
+
+def _take_shared(path: Path, stack: ExitStack) -> bool:
+    try:
+        if sys.platform == "win32":
+            return not path.exists() or try_file_lock(path, stack)
+        import fcntl
+
+        # filelock's lock is flock's, and one that is shared can be had of a file that is only readable.
+        fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except (OSError, PdserveError):
+        return False
+    return True
+
+
 def temp_sibling(target: Path) -> Path:
     """A new hidden name in the same folder."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -25,6 +25,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.full)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A PDSERVE_HOME for what runs in this process, so that no test finds the servers of the person here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PDSERVE_HOME", str(tmp_path_factory.mktemp("home-of-the-tests")))
+        yield Path(os.environ["PDSERVE_HOME"])
+
+
 @pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder in the layout of the public model host, or a skip that says how to bring one."""

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import httpx
 
-_READY = re.compile(
-    r"ready: \w+ at (?:https?://127\.0\.0\.1:(\d+))?(?: and )?(?:gRPC on 127\.0\.0\.1:(\d+))?"
-)
+_READY = re.compile(r"ready: \w+ at (?:https?://[\d.]+:(\d+))?(?: and )?(?:gRPC on [\d.]+:(\d+))?")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

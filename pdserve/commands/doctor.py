@@ -16,6 +16,7 @@ from pdserve import __version__, console, engines
 from pdserve.commands.options import Json
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import PdserveError
+from pdserve.models import servers
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 
@@ -54,7 +55,7 @@ class Check:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check packages, engines, devices, ports and proxies, and show how to fix what is wrong."""
+    """Check packages, engines, devices, servers, ports and proxies, and show how to fix what is wrong."""
     findings = examine(os.environ)
     if as_json:
         for finding in findings:
@@ -71,6 +72,7 @@ def examine(environ: Mapping[str, str]) -> list[Check]:
         *_packages(),
         *_engines(),
         *_runtimes(environ),
+        *_servers(environ),
         *_ports(),
         *_proxies(environ),
     ]
@@ -135,6 +137,14 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Check]:
         except PdserveError as error:
             detail = error.message.partition(";")[0]
             yield Check("runtime", name, "missing", detail, f"pdserve runtime install {name}")
+
+
+def _servers(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Each running server of the home's register."""
+    for server in servers.running(Home.from_environ(environ)):
+        doors = [each for each in (server.http, server.rpc and f"gRPC {server.rpc}") if each]
+        where = "" if server.is_here else f", on {server.machine}"
+        yield Check("server", f"{server.kind}, pid {server.pid}{where}", "ok", " and ".join(doors))
 
 
 def _ports() -> Iterator[Check]:

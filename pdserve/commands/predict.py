@@ -15,7 +15,7 @@ import typer
 from pdserve import console
 from pdserve.clients.answers import items, single
 from pdserve.clients.credentials import NO_ACCESS, Access, key_to_send
-from pdserve.clients.discovery import find_service
+from pdserve.clients.discovery import find_server, find_service
 from pdserve.commands import options as o
 from pdserve.commands.images import Source, find_sources
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
@@ -63,8 +63,8 @@ def predict(
 ) -> None:
     """Ask a running server about images; with --local, models in this process.
 
-    Without --service and --url it is the service that runs on this machine. The options from Model on
-    go with --local.
+    Without --url it is the server that runs on this machine, on whatever port; --service says which where
+    several run. The options from Model on go with --local.
     """
     sources = find_sources(images)
     settings = {name: value for name, value in given.items() if value is not None}
@@ -78,6 +78,9 @@ def predict(
             name = next(iter(settings)).replace("_", "-")
             raise UsageError(f"--{name} goes with --local; a server has its own settings.")
         access = Access(key_to_send(api_key, os.environ), tls, ca)
+        if url is None:
+            server = find_server(service, rpc, access)
+            service, url = server.kind, server.address(rpc)
         entry = SERVICES[service or find_service(url, rpc, access)]
         asked = open_remote(entry.kind, url, rpc, timeout, top_k, access)
     if draw:

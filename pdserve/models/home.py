@@ -7,6 +7,7 @@
     models/NAME_client/     its client configuration
     indexes/NAME/           a gallery and its index
     runtimes/NAME/          the Python environment of another runtime
+    run/PID.json            a running server; see servers.py
 """
 
 import os
@@ -42,6 +43,10 @@ class Home:
     @property
     def indexes(self) -> Path:
         return self.root / "indexes"
+
+    @property
+    def servers(self) -> Path:
+        return self.root / "run"
 
     def inference_model(self, name: str) -> Path:
         return self.models / f"{name}_infer"

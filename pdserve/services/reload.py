@@ -34,7 +34,8 @@ class Reloader(Generic[R]):
 
     ``build`` opens a new one, warm; it is called in a thread, and with True it reads the settings again
     first. ``hang_s``: how long a check of a failing engine may take. ``ready``: requests would be answered
-    now. ``failed`` is set when the engines hung too often. ``hangs``: engines that hang in this process.
+    now. ``replaced`` is called when another replica is active. ``failed`` is set when the engines hung too
+    often. ``hangs``: engines that hang in this process.
     """
 
     def __init__(self, first: R, build: Callable[[bool], R], hang_s: float, metrics: Metrics) -> None:
@@ -42,6 +43,7 @@ class Reloader(Generic[R]):
         self.ready = False
         self.closing = False
         self.failed = asyncio.Event()
+        self.replaced: Callable[[], object] = lambda: None
         self.hangs = 0
         self._build = build
         self._hang_s = hang_s
@@ -163,6 +165,7 @@ class Reloader(Generic[R]):
             self._spawn(_close_unused(older))
         self.ready = not self.closing
         self._rebuilt.set()
+        self.replaced()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # Without the context of the request that may have caused it: the task outlives the request.

@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
+from pdserve.models.servers import RunningServer, registration, usable
 from pdserve.pipelines import ServiceEntry
 from pdserve.services.auth import KeyInterceptor, Keys, open_access_warning
 from pdserve.services.http.about import metrics_listener
@@ -37,7 +38,7 @@ def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], hom
     port is opened.
     """
     active = _ActiveSettings(read_settings)
-    with _prepared(active.settings.server, active.settings.notes) as server:
+    with _prepared(active.settings.server, active.settings.notes, home) as server:
 
         def build(read_again: bool, pool: Pool) -> Replica:
             settings = active.read(read_again)
@@ -67,7 +68,7 @@ class _ActiveSettings:
 
 
 @contextlib.contextmanager
-def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Server"]:
+def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> Iterator["_Server"]:
     """Open the log, log the notes, read keys and certificates, see that the ports are free."""
     with open_log(settings.log_file, settings.log_format):
         for note in notes:
@@ -80,16 +81,17 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...]) -> Iterator["_Se
         if warning := open_access_warning(settings):
             log.warning("%s", warning)
         keep_freed_memory()
-        yield _Server(settings, keys)
+        yield _Server(settings, keys, home)
 
 
 class _Server:
-    """The listeners of a service, and the signals to the process."""
+    """The listeners of a service, its place in the register, and the signals to the process."""
 
-    def __init__(self, settings: ServerSettings, keys: Keys | None) -> None:
+    def __init__(self, settings: ServerSettings, keys: Keys | None, home: Home) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self._keys = keys
+        self._home = home
         self._stuck = False
 
     def run(self, service: Service, options: Any) -> None:
@@ -108,14 +110,17 @@ class _Server:
 
     async def _serve(self, service: Service, app: Any, tracer: Tracer | None) -> None:
         stop = asyncio.Event()
-        with self._on_signals(service, stop.set):
+        with self._on_signals(service, stop.set), registration(self._home) as register:
             service.start()
-            running, addresses = [], []
+            running, addresses, ports = [], [], {}
             try:
-                for address, listener in self._listeners(service, app, tracer, stop):
-                    port = asyncio.get_running_loop().create_future()
-                    running.append(asyncio.create_task(_listen(listener, port, stop)))
-                    addresses.append(address % await port)
+                for door, address, listener in self._listeners(service, app, tracer, stop):
+                    opened = asyncio.get_running_loop().create_future()
+                    running.append(asyncio.create_task(_listen(listener, opened, stop)))
+                    ports[door] = await opened
+                    addresses.append(address % ports[door])
+                register.write(self._record(service, ports))
+                service.reloader.replaced = lambda: register.write(self._record(service, ports))
                 log.info("ready: %s at %s", service.kind, " and ".join(addresses))
                 ends = [asyncio.ensure_future(event.wait()) for event in (stop, service.reloader.failed)]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -124,6 +129,7 @@ class _Server:
             finally:
                 stop.set()
                 service.stop()
+                register.close()
                 log.info("stopping: no new requests, finishing those that run")
                 # All at once: each has the same time to let its requests finish.
                 await asyncio.gather(*running, return_exceptions=True)
@@ -132,24 +138,41 @@ class _Server:
                 except TimeoutError:
                     self._stuck = True
 
+    def _record(self, service: Service, ports: Mapping[str, int]) -> RunningServer:
+        """What the register says of this server; ``ports`` by door, as `_listeners` names them."""
+        host = bracketed(usable(self.settings.host))
+        tls = self.settings.tls_cert is not None
+        doors = {door: f"{host}:{port}" for door, port in ports.items()}
+        models = service.replica.pipeline.models.values()
+        return RunningServer(
+            os.getpid(),
+            service.kind,
+            http=f"{'https' if tls else 'http'}://{doors['http']}" if "http" in doors else None,
+            rpc=f"{'grpcs://' if tls else ''}{doors['rpc']}" if "rpc" in doors else None,
+            tls=tls,
+            models=tuple(str(each.model.path.resolve()) for each in models),
+            index=str(service.index.folder.resolve()) if service.index else None,
+        )
+
     def _listeners(
         self, service: Service, app: Any, tracer: Tracer | None, stop: asyncio.Event
-    ) -> Iterator[tuple[str, AbstractAsyncContextManager[int]]]:
-        """The addresses, each with a place for the port, and what listens there."""
+    ) -> Iterator[tuple[str, str, AbstractAsyncContextManager[int]]]:
+        """The doors, their addresses with a place for the port, and what listens there."""
         settings = self.settings
         host = bracketed(settings.host)
         if settings.http_port is not None:
             scheme = "https" if settings.tls_cert else "http"
-            yield f"{scheme}://{host}:%d", http_listener(app, settings, settings.http_port, stop)
+            yield "http", f"{scheme}://{host}:%d", http_listener(app, settings, settings.http_port, stop)
         if settings.rpc_port is not None:
             from pdserve.services.grpc.server import grpc_listener
 
             access = settings.log_format == "json"
             telemetry = TelemetryInterceptor(self.metrics, access=access, tracer=tracer)
             interceptors = (telemetry, *((KeyInterceptor(self._keys),) if self._keys else ()))
-            yield f"gRPC on {host}:%d", grpc_listener(service, settings, settings.rpc_port, interceptors)
+            listener = grpc_listener(service, settings, settings.rpc_port, interceptors)
+            yield "rpc", f"gRPC on {host}:%d", listener
         if settings.prometheus_port is not None:
-            yield f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)
+            yield "metrics", f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)
 
     @contextlib.contextmanager
     def _on_signals(self, service: Service, stop: Callable[[], object]) -> Iterator[None]:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.commands.doctor import Check, _home, _ports, _proxies, _runtimes, examine
+from pdserve.commands.doctor import Check, _home, _ports, _proxies, _runtimes, _servers, examine
+from pdserve.models.home import Home
+from pdserve.models.servers import RunningServer, registration
 from pdserve.pipelines import SERVICES
 
 
@@ -41,6 +43,16 @@ def test_a_python_without_paddle_serving_gets_the_command_that_brings_it(tmp_pat
 
 def test_a_finding_as_json(report: list[Check]):
     assert set(report[0].to_json()) == {"area", "name", "state", "detail", "remedy"}
+
+
+def test_running_servers(tmp_path: Path):
+    environ = {"PDSERVE_HOME": str(tmp_path)}
+    assert list(_servers(environ)) == []
+    with registration(Home(tmp_path)) as place:
+        place.write(RunningServer(7, "detection", "http://127.0.0.1:5", "127.0.0.1:6", False))
+        (finding,) = _servers(environ)
+    assert (finding.area, finding.name, finding.state) == ("server", "detection, pid 7", "ok")
+    assert finding.detail == "http://127.0.0.1:5 and gRPC 127.0.0.1:6"
 
 
 def test_a_taken_port():

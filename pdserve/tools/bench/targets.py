@@ -8,10 +8,9 @@ import numpy as np
 
 from pdserve.clients.address import Address, http_address, is_this_machine, rpc_address
 from pdserve.clients.credentials import NO_ACCESS, Access
-from pdserve.clients.discovery import find_service
+from pdserve.clients.discovery import find_server, find_service
 from pdserve.commands.images import find_sources
 from pdserve.errors import ImageError, UsageError
-from pdserve.pipelines import SERVICES
 from pdserve.tools.bench import http
 from pdserve.tools.bench.run import Target
 from pdserve.tools.bench.server import ServerProbe
@@ -61,10 +60,9 @@ def choose_targets(
         raise UsageError(f"{' and '.join(urls)} are more than one server; load them one after the other.")
     routes = tuple(dict.fromkeys(routes)) or (("grpc",) if other and not web else ("v1",))
     if not urls:
-        service = service or find_service(None, all(route in GRPC_ROUTES for route in routes), access)
-        http_port, grpc_port = SERVICES[service].ports
-        web = [f"{'https' if access.wants_tls else 'http'}://127.0.0.1:{http_port}"]
-        other = [f"127.0.0.1:{grpc_port}"]
+        server = find_server(service, all(route in GRPC_ROUTES for route in routes), access)
+        service = server.kind
+        web, other = ([each] if each else [] for each in (server.http, server.rpc))
     web_address = server_address("v1", web[0], access) if web else None
     grpc_address = server_address("grpc", other[0], access) if other else None
     for address in filter(None, (web_address, grpc_address)):
