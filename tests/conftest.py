@@ -19,9 +19,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # What needs the mirror, a GPU or Paddle Serving is no part of the quick tests, where there is one too.
+    # What needs the mirror, a GPU, Paddle Serving or PaddleX is no part of the quick tests, even where it is.
     needs = {mark.name for mark in item.iter_markers()} | set(getattr(item, "fixturenames", ()))
-    if needs & {"mirror", "gpu", "paddle_serving", "paddle_serving_python"}:
+    if needs & {"mirror", "gpu", "paddle_serving", "paddle_serving_python", "paddlex"}:
         item.add_marker(pytest.mark.full)
 
 
@@ -40,6 +40,18 @@ def mirror() -> Path:
     if not (shared / "mirror").is_dir():
         pytest.skip("needs the mirror of the model host; set PDSERVE_TEST_SHARED to the folder that holds it")
     return shared / "mirror"
+
+
+@pytest.fixture(scope="session")
+def paddlex_python() -> str:
+    """A Python that has PaddleX 3.7.2 with Paddle and faiss, or a skip that says how to bring one."""
+    wanted = os.environ.get("PDSERVE_PADDLEX_PYTHON")
+    if not wanted:
+        pytest.skip(
+            "needs PaddleX: `pip install 'paddlex[base]==3.7.2' paddlepaddle faiss-cpu` into an environment "
+            "of its own, whose Python PDSERVE_PADDLEX_PYTHON names"
+        )
+    return wanted
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands.index_check import DEFAULT_INDEX, IndexOption, check, find_index
+from pdserve.commands.index_export import export
 from pdserve.commands.options import Json, flags, group, home, one_of, with_settings
 from pdserve.errors import ImageError, UsageError
 from pdserve.index import FLAT_UP_TO, INDEX_TYPES, METRICS
@@ -296,7 +297,7 @@ def info(
         "tombstones": form.slots - len(found.id_map),
         "embedder": known.embedder.name if known and known.embedder else None,
         "fingerprint": known.embedder.fingerprint if known and known.embedder else None,
-        "bytes": sum((folder / name).stat().st_size for name in folders.FILES if (folder / name).is_file()),
+        "bytes": sum(path.stat().st_size for path in folders.files(folder)),
         "created": known.created if known else None,
         "updated": known.updated if known else None,
     }
@@ -364,3 +365,4 @@ def verify(index: IndexOption = DEFAULT_INDEX, as_json: Json = False) -> None:
 
 
 index_app.command()(check)
+index_app.command()(export)

@@ -12,6 +12,7 @@ opened the vectors before and the labels after entries were removed lacks the la
 What a killed writer left is repaired by the next one. The version before stays for `rollback`.
 """
 
+import logging
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -33,12 +34,14 @@ from pdserve.files import (
     write_synced,
 )
 from pdserve.index import entries as entry_files
-from pdserve.index import faiss_index, id_map, store
+from pdserve.index import faiss_index, forms, id_map, store
 from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import FILES, ID_MAP, VECTORS, Manifest, Snapshot, version_folder
 from pdserve.progress import SILENT, Progress
+
+log = logging.getLogger("pdserve")
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,10 @@ def _new_version(folder: Path) -> Iterator[Path]:
 
 
 def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) -> None:
-    """Put a version's files under the plain names, the manifest last."""
+    """Put a version's files under the plain names, the manifest last.
+
+    Labels in another form, which an adopted index had, would be those of other vectors from then on.
+    """
     store.write_manifest(source, made)
     sync_folder(source)
     if old.keys() <= new.keys():
@@ -167,6 +173,16 @@ def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) 
         both = id_map.dumps(old | new)
         with replace_file(folder / ID_MAP) as path:
             write_synced(path, lambda file: file.write(both))
+    for form in forms.present(folder):
+        if form.file != ID_MAP:
+            (folder / form.file).unlink()
+            log.warning(
+                "%s: %s's %s is replaced by %s; `pdserve index export` writes it again",
+                folder,
+                form.program,
+                form.file,
+                ID_MAP,
+            )
     for name in (VECTORS, ID_MAP, entry_files.FILE):
         _put(source, folder, name)
     store.write_manifest(folder, made)
@@ -180,7 +196,7 @@ def _put(source: Path, folder: Path, name: str) -> None:
 
 
 def _adopt(folder: Path, base: Snapshot) -> None:
-    """Make a version of the files that PaddleClas wrote, to roll back to.
+    """Make a version of the files that PaddleClas or PaddleX wrote, to roll back to.
 
     Copies, for a hard link would be changed by a program that writes the plain names in place.
     """
@@ -188,13 +204,17 @@ def _adopt(folder: Path, base: Snapshot) -> None:
     if own.is_dir():
         shutil.rmtree(own)
     own.mkdir(parents=True)
-    for name in (VECTORS, ID_MAP):
+    for name in (VECTORS, *(form.file for form in forms.present(folder))):
         shutil.copy2(folder / name, own / name)
+    if not (own / ID_MAP).is_file():
+        write_synced(own / ID_MAP, lambda file: file.write(id_map.dumps(base.id_map)))
     write_synced(own / entry_files.FILE, lambda file: entry_files.write(file, base.entries))
     found = Draft(None, base.id_map, base.entries, None, base.next_id, base.form.slots, "as found")
     made = _manifest(own, base.version, found, base.form, None, {})
     store.write_manifest(own, made)
     sync_folder(own)
+    if not (folder / ID_MAP).is_file():
+        _put(own, folder, ID_MAP)
     _put(own, folder, entry_files.FILE)
     # From here on it is a version like any other, which repairing a killed writer's folder restores.
     store.write_manifest(folder, made)

@@ -14,6 +14,7 @@ from pdserve.files import Signature, signature
 from pdserve.index import INDEX_TYPES, METRICS, faiss_index, id_map, is_exact, store
 from pdserve.index.embed import EmbedderId, GalleryEmbedder, require_same
 from pdserve.index.faiss_check import faiss
+from pdserve.index.forms import FORMS
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import Snapshot
 from pdserve.vision.types import Vectors
@@ -113,10 +114,19 @@ class LoadedIndex:
         return list(found.values())
 
     def require(self, embedder: GalleryEmbedder) -> None:
-        """Raise OtherEmbedderError unless this is the embedder that the index was built with."""
+        """Raise OtherEmbedderError unless this is the embedder that the index was built with.
+
+        Where the index does not say which that was, the dimension is compared and the log says so.
+        """
         require_same(
             self.embedder, EmbedderId.of(embedder), (self.dimension, embedder.dimension), self.folder
         )
+        if self.embedder is None:
+            log.info(
+                "index %s does not say which embedder made it; %s, which has its dimension, is taken for it",
+                self.folder,
+                embedder.name,
+            )
 
     def on_gpu(self, number: int) -> "LoadedIndex":
         """The same version, searched on GPU ``number``; logs why where that is not possible."""
@@ -174,4 +184,5 @@ def _signatures(folder: Path) -> tuple[Signature | None, ...]:
     with_manifest = signature(folder / store.MANIFEST)
     if with_manifest:
         return (with_manifest,)
-    return tuple(signature(folder / name) for name in (store.VECTORS, store.ID_MAP))
+    labels = (form.file for form in FORMS.values())
+    return tuple(signature(folder / name) for name in (store.VECTORS, *labels))

@@ -24,7 +24,7 @@ The manifest::
 (see faiss_index.py). Ids from ``next_id`` on were never used. ``trained_on``: vectors that an IVF's lists
 were made for.
 
-A folder without manifest is one that PaddleClas wrote; its version is 0.
+A folder without manifest is one that PaddleClas or PaddleX wrote (see forms.py); its version is 0.
 """
 
 import json
@@ -40,7 +40,7 @@ import numpy as np
 from pdserve.errors import IndexFolderError, UsageError
 from pdserve.files import FileRecord, replace_file, retry_while_busy, temp_siblings, write_synced
 from pdserve.index import entries as entry_files
-from pdserve.index import faiss_index, id_map
+from pdserve.index import faiss_index, forms, id_map
 from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
 from pdserve.index.id_map import IdMap
@@ -136,6 +136,12 @@ def find_or_new(name: str, home: Home) -> Path:
         bare = not is_path(name) and not given.exists()
         base = home.index(name) if bare else given
         return base / "index" if (base / "gallery").is_dir() else base
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of an index under their plain names, those of another program's form included."""
+    names = dict.fromkeys((*FILES, *(form.file for form in forms.FORMS.values())))
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def version_folder(folder: Path, version: int) -> Path:
@@ -243,8 +249,11 @@ def read_files(folder: Path, source: Path, known: Manifest | None) -> Snapshot:
         for name, recorded in known.files.items():
             check_file(source / name, recorded)
     index = faiss_index.read(source / VECTORS)
-    labels = id_map.read(source / ID_MAP)
-    _check_ids(source, index, labels)
+    if known:
+        file, labels = source / ID_MAP, id_map.read(source / ID_MAP)
+    else:
+        file, labels = forms.read_labels(source)
+    _check_ids(file, index, labels)
     if known:
         entries = entry_files.read(source / entry_files.FILE)
         if not np.array_equal(np.sort(entries.ids), _sorted(labels)):
@@ -275,15 +284,15 @@ def check_file(path: Path, published: FileRecord, *, full: bool = False) -> None
         )
 
 
-def _check_ids(source: Path, index: Any, labels: IdMap) -> None:
+def _check_ids(file: Path, index: Any, labels: IdMap) -> None:
     stored, named = np.unique(faiss_index.ids(index)), _sorted(labels)
     if np.array_equal(stored, named):
         return
     unnamed, extra = np.setdiff1d(stored, named), np.setdiff1d(named, stored)
     detail = f"label for the vector {unnamed[0]}" if len(unnamed) else f"vector for the entry {extra[0]}"
     raise IndexFolderError(
-        f"{source / ID_MAP} has {len(named)} entries and {VECTORS} {len(stored)}: no {detail}; the two do "
-        "not belong together, rebuild the index."
+        f"{file} has {len(named)} entries and {VECTORS} {len(stored)}: no {detail}; the two do not belong "
+        "together, rebuild the index."
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pdserve.errors import IndexFolderError
-from pdserve.index import faiss_index, id_map, store
+from pdserve.index import faiss_index, forms, id_map, store
 from pdserve.index.embed import LENGTH_TOLERANCE
 from pdserve.index.entries import Entries
 from pdserve.index.store import Manifest, Snapshot
@@ -30,7 +30,7 @@ def verify(folder: Path) -> list[Finding]:
         findings.append(
             Finding("manifest", True, f"version {known.version}, {known.change}")
             if known
-            else Finding("manifest", None, "missing, as in an index of PaddleClas")
+            else Finding("manifest", None, f"missing, as in an index of {_program(folder)}")
         )
         findings += _checksums(folder, known)
         snapshot = store.read(folder)
@@ -39,6 +39,10 @@ def verify(folder: Path) -> list[Finding]:
         detail = error.message if isinstance(error, IndexFolderError) else str(error)
         findings.append(Finding("index", False, detail))
     return findings
+
+
+def _program(folder: Path) -> str:
+    return " and ".join(form.program for form in forms.present(folder)) or "PaddleClas"
 
 
 def _checksums(folder: Path, known: Manifest | None) -> Iterator[Finding]:

@@ -193,3 +193,35 @@ def test_help_loads_no_faiss(home: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_exported_for_paddlex_and_served_from_there(home: Path, index: Path, tmp_path: Path) -> None:
+    out = tmp_path / "paddlex"
+    (made,) = run(home, "export", index, "--form", "paddlex", "--out", out)
+    assert made == {
+        "folder": str(out),
+        "form": "paddlex",
+        "index_version": 1,
+        "type": "Flat",
+        "metric": "IP",
+        "dimension": 3,
+        "count": 6,
+        "files": ["vector.index", "id_map.yaml"],
+        "images": False,
+    }
+    query = tmp_path / "query.png"
+    query.write_bytes(picture((210, 25, 25)))
+    (theirs,) = run(home, "search", query, "--index", out, "--model", "tiny_embedder", "--top-k", 2)
+    (ours,) = run(home, "search", query, "--index", index, "--top-k", 2)
+    for found, wanted in zip(theirs["matches"], ours["matches"], strict=True):
+        assert found == wanted | {"image": f"paddlex/{wanted['id']}"}
+    (info,) = run(home, "info", "--index", out)
+    assert (info["count"], info["index_version"], info["embedder"]) == (6, 0, None)
+    assert info["bytes"] == sum((out / name).stat().st_size for name in made["files"])
+    done = pdserve(home, "index", "export", str(index), "--form", "paddlex", "--out", str(out))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is there already; give --out a new folder" in done.stderr
+    done = pdserve(home, "index", "export", str(index), "--form", "paddlex", "--out", str(tmp_path / "two"))
+    assert "two: vector.index and id_map.yaml, 6 entries, Flat IP" in done.stdout.replace("\n", "")
+    assert "Note: PaddleX's form has labels and no images' paths." in done.stderr
+    assert run(home, "export", index, "--out", tmp_path / "three")[0]["form"] == "paddleclas"

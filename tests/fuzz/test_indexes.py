@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from pdserve.errors import IndexFolderError
-from pdserve.index import INDEX_TYPES, METRICS, entries, faiss_index, id_map, store
+from pdserve.index import INDEX_TYPES, METRICS, entries, faiss_index, id_map, id_map_yaml, store
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated, mutated_json, numpy_files
 from tests.fuzz.test_models import PICKLE_TOKENS
@@ -33,6 +33,35 @@ def test_id_map(tmp_path: Path, data: bytes) -> None:
         assert all(type(key) is int and type(value) is str for key, value in read.items())
         path.write_bytes(id_map.dumps(read))
         assert id_map.read(path) == read
+
+
+YAML_MAPS = [
+    id_map_yaml.dumps(ENTRIES, "Flat", "IP"),
+    b"id_map: {0: a, 1: 'b', 2: \"c\\u00e4\"}\nindex_type: IVF\nmetric_type: L2\n",
+]
+YAML_TOKENS = (
+    b"&a ",
+    b"*a",
+    b"!!python/name:os.system ",
+    b"<<: ",
+    b"---\n",
+    b"? ",
+    b"[",
+    b"{",
+    b"|\n",
+    b"%TAG",
+)
+
+
+@given(mutated(YAML_MAPS, (*YAML_TOKENS, b"\xff\xfe", b"\t", b"\x00", b"9" * 40, b"[" * 300)))
+def test_id_map_of_paddlex(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "id_map.yaml"
+    path.write_bytes(data)
+    read = outcome(lambda: id_map_yaml.read(path), IndexFolderError)
+    if read is not None:
+        assert all(type(key) is int and type(value) is str for key, value in read.items())
+        path.write_bytes(id_map_yaml.dumps(read, "Flat", "IP"))
+        assert id_map_yaml.read(path) == read
 
 
 MANIFESTS = [
