@@ -38,7 +38,7 @@ def fetch(
         console.answer(content, f"{result.name}: {result.action}, {result.path}", as_json)
     if failed:
         raise typer.Exit(max(console.failed(error) for error in failed))
-    models = [result.name for result in fetched if catalog.get(result.name).task != "dataset"]
+    models = [result.name for result in fetched if result.path.parent == home().models]
     if models and not as_json:
         console.say(f"Next: pdserve convert{f' --model {models[0]}' if len(models) == 1 else ''}")
 

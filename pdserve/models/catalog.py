@@ -5,7 +5,7 @@ The facts are in ``catalog.yml``, written compactly; here they become one `Entry
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pdserve.errors import UsageError
 
-Task = Literal["classification", "embedding", "detection", "dataset"]
+Task = Literal["classification", "multilabel", "attributes", "embedding", "detection", "dataset"]
 # One operator in PaddleClas's form, {"CropImage": {"size": 224}}; None for one without parameters.
 Transform = Mapping[str, Mapping[str, Any] | None]
 
@@ -71,23 +71,65 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """An inference model in a folder of this machine, which is copied."""
+
+    kind: ClassVar[str] = "folder"
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of a model hub, ``hf://owner/name``, at a branch, a tag or a commit."""
+
+    kind: ClassVar[str] = "hub"
+
+    owner: str
+    repository: str
+    revision: str = "main"
+
+    @property
+    def address(self) -> str:
+        return f"hf://{self.owner}/{self.repository}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A published figure: ``value`` in per cent of ``metric``, such as Top-1 or mAP."""
+
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One name of the catalog.
+    """One name of the catalog, or an address with the name that it gets.
 
     ``feed_aliases`` and ``fetch_aliases`` go by position; an empty tuple leaves the model's own names.
     ``transforms`` and ``postprocess`` are in the form of PaddleClas's ``inference.yml``; transforms are
-    None where the preprocessing is not known (or there is none). ``labels`` is a file in `pdserve.labels`.
+    None where the preprocessing is not known, where there is none, or where the model's ``inference.yml``
+    says it. ``labels`` is a file in `pdserve.labels`. ``generation``: the Paddle that the model's format is
+    of, "Paddle 2" or "Paddle 3"; None for a data set. ``bytes`` is the size of the model as published,
+    rounded. ``task`` is None for an address: the model itself says it.
     """
 
     name: str
     family: str
-    task: Task
+    task: Task | None
     source: Source
     feed_aliases: tuple[str, ...] = ()
     fetch_aliases: tuple[str, ...] = ()
     transforms: tuple[Transform, ...] | None = None
     postprocess: Mapping[str, Mapping[str, Any]] | None = None
     labels: str | None = None
+    generation: str | None = None
+    bytes: int | None = None
+    accuracy: Accuracy | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; ``source`` is the URL, or PACKAGE==VERSION."""
@@ -101,6 +143,9 @@ class Entry:
             "transforms": None if self.transforms is None else list(self.transforms),
             "postprocess": self.postprocess,
             "labels": self.labels,
+            "generation": self.generation,
+            "bytes": self.bytes,
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
         }
 
 
@@ -111,7 +156,15 @@ def load() -> Mapping[str, Entry]:
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     groups = yaml.load(Path(__file__).with_suffix(".yml").read_text("utf-8"), loader)
-    return MappingProxyType({entry.name: entry for group in groups.values() for entry in _entries(group)})
+    entries: dict[str, Entry] = {}
+    for group in groups.values():
+        entries.update((entry.name, entry) for entry in _entries(group, entries))
+    return MappingProxyType(entries)
+
+
+def names() -> tuple[str, ...]:
+    """Every name, in the order of the file; loads neither NumPy nor an engine."""
+    return tuple(load())
 
 
 def get(name: str) -> Entry:
@@ -119,19 +172,41 @@ def get(name: str) -> Entry:
     entries = load()
     if name in entries:
         return entries[name]
-    by_lower = {known.lower(): known for known in entries}
-    near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    near = nearest(name)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"The catalog has no {name!r}; {hint}`pdserve fetch --list` shows all names.")
 
 
+def nearest(name: str, most: int = 3) -> list[str]:
+    """The catalog's names most like one that it has not: first those of the same letters and digits.
+
+    So PPLCNet-x1.0 finds PPLCNet_x1_0 of Paddle 2 and PP-LCNet_x1_0 of Paddle 3.
+    """
+    bare: dict[str, list[str]] = {}
+    for known in load():
+        bare.setdefault(_bare(known), []).append(known)
+    near = difflib.get_close_matches(_bare(name)[:100], bare, n=most)
+    return [known for each in near for known in bare[each]][:most]
+
+
+def _bare(name: str) -> str:
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
 def search(word: str) -> list[Entry]:
-    """The entries whose name, family or task contains the word, whatever its case; all for an empty one."""
+    """The entries whose name, family, task or generation contains the word, whatever its case.
+
+    All for an empty one.
+    """
     lower = word.lower()
-    return [e for e in load().values() if any(lower in text.lower() for text in (e.name, e.family, e.task))]
+    return [
+        e
+        for e in load().values()
+        if any(lower in (text or "").lower() for text in (e.name, e.family, e.task, e.generation))
+    ]
 
 
-def _entries(group: Mapping[str, Any]) -> Iterator[Entry]:
+def _entries(group: Mapping[str, Any], known: Mapping[str, Entry]) -> Iterator[Entry]:
     own = {name: exception for exception in group.get("exceptions", ()) for name in exception["names"]}
     for family, names in group["families"].items():
         for name in names:
@@ -139,8 +214,9 @@ def _entries(group: Mapping[str, Any]) -> Iterator[Entry]:
             facts = {**group, **exception}
             if exception.get("preprocessing") and group.get("preprocessing"):
                 facts["preprocessing"] = {**group["preprocessing"], **exception["preprocessing"]}
+            value, megabytes = names[name] if isinstance(names, dict) else (None, None)
             yield Entry(
-                name=name,
+                name=name + facts["suffix"] if name in known else name,
                 family=family,
                 task=facts["task"],
                 source=Wheel(**facts["wheel"]) if "wheel" in facts else Archive(facts["url"].format(name)),
@@ -149,6 +225,9 @@ def _entries(group: Mapping[str, Any]) -> Iterator[Entry]:
                 transforms=_transforms(facts),
                 postprocess=facts.get("postprocess"),
                 labels=facts.get("labels"),
+                generation=facts.get("generation"),
+                bytes=None if megabytes is None else round(megabytes * 1_000_000),
+                accuracy=None if value is None else Accuracy(facts["metric"], float(value)),
             )
 
 

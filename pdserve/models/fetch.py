@@ -15,7 +15,8 @@ from typing import Literal, TypeVar
 
 from pdserve import files
 from pdserve.errors import DiskError, PdserveError, UsageError
-from pdserve.models import catalog, record
+from pdserve.models import record
+from pdserve.models.address import entry_for as entry_for
 from pdserve.models.catalog import Entry
 from pdserve.models.download import Policy, choose_mirror
 from pdserve.models.home import Home
@@ -102,7 +103,7 @@ def fetch(
     ``cancel`` interrupts from another thread; ``free`` gives the bytes free at a path.
     Raises UsageError for an unknown name, FetchError and its kinds for all else.
     """
-    entry = catalog.get(name) if isinstance(name, str) else name
+    entry = entry_for(name) if isinstance(name, str) else name
     environ = os.environ if environ is None else environ
     mirror = choose_mirror(mirror, environ)
     cancel = cancel or threading.Event()
@@ -150,7 +151,7 @@ def fetch_all(
     Returns for each name, in order, what `fetch` returned or the error that it raised. An unknown
     name raises UsageError before anything starts. Ctrl-C stops all; incomplete downloads can be resumed.
     """
-    entries = [catalog.get(name) for name in dict.fromkeys(names)]
+    entries = [entry_for(name) for name in dict.fromkeys(names)]
     cancel = threading.Event()
 
     def one(entry: Entry) -> Fetched | PdserveError:

@@ -1,5 +1,8 @@
 import difflib
-from pathlib import PurePosixPath
+import json
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pytest
@@ -9,9 +12,28 @@ from pdserve.models import catalog, labels
 from pdserve.models.catalog import Archive, Wheel
 from pdserve.vision import postprocess, preprocess
 
+PADDLE_2 = [e for e in catalog.load().values() if e.generation != "Paddle 3"]
+PADDLE_3 = [e for e in catalog.load().values() if e.generation == "Paddle 3"]
+NAMES_FILE = Path(__file__).parents[1] / "data" / "paddlex_names.json"
+PADDLEX = json.loads(NAMES_FILE.read_text("utf-8"))["modules"]
+PADDLEX_TASKS = {
+    "image_classification": "classification",
+    "image_multilabel_classification": "multilabel",
+    "pedestrian_attribute_recognition": "attributes",
+    "vehicle_attribute_recognition": "attributes",
+    "image_feature": "embedding",
+    "face_feature": "embedding",
+    "face_detection": "detection",
+    "object_detection": "detection",
+    "mainbody_detection": "detection",
+    "small_object_detection": "detection",
+    "human_detection": "detection",
+    "vehicle_detection": "detection",
+}
 
-def test_names_by_kind():
-    entries = catalog.load().values()
+
+def test_old_names_by_kind():
+    entries = PADDLE_2
     host = "paddle-imagenet-models-name.bj.bcebos.com"
     paths = [urlsplit(e.source.url) for e in entries if isinstance(e.source, Archive)]
     assert len([p for p in paths if p.netloc == host and p.path.startswith("/dygraph/inference/")]) == 232
@@ -24,6 +46,47 @@ def test_names_by_kind():
         "ch_ppocr_mobile_v2_cls",
     }
     assert len(entries) == 252
+    assert {e.generation for e in entries if e.task != "dataset"} == {"Paddle 2"}
+    assert {e.generation for e in entries if e.task == "dataset"} == {None}
+
+
+def test_names_of_paddlex_by_module():
+    """Every vision name of PaddleX 3.7.2 that a service can run, with its task, at its one host."""
+    assert set(PADDLEX) == set(PADDLEX_TASKS)
+    expected = {
+        "https://paddle-model-ecology.bj.bcebos.com/paddlex/official_inference_model/paddle3.0.0/"
+        f"{name}_infer.tar": PADDLEX_TASKS[module]
+        for module, names in PADDLEX.items()
+        for name in names
+    }
+    assert len(expected) == 146
+    assert {e.source.address: e.task for e in PADDLE_3} == expected
+
+
+def test_a_paddlex_name_that_was_there_before_has_another():
+    """So that the old names give the old models; all others are PaddleX's own."""
+    old = {e.name for e in PADDLE_2}
+    for entry in PADDLE_3:
+        published = PurePosixPath(entry.source.address).name.removesuffix("_infer.tar")
+        assert entry.name == (f"{published}_paddle3" if published in old else published)
+    assert len([e for e in PADDLE_3 if e.name.endswith("_paddle3")]) == 33
+    assert catalog.get("ResNet50_vd").generation == "Paddle 2"
+    assert catalog.get("ResNet50_vd_paddle3").generation == "Paddle 3"
+
+
+def test_what_inference_yml_says_is_not_in_the_catalog():
+    facts = {(e.feed_aliases, e.fetch_aliases, e.transforms, e.postprocess, e.labels) for e in PADDLE_3}
+    assert facts == {((), (), None, None, None)}
+
+
+def test_names_need_no_numpy():
+    code = (
+        "import sys; from pdserve.models import catalog; "
+        "print(len(catalog.names()), {'numpy', 'requests', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "398 set()\n"
+    assert catalog.names() == tuple(catalog.load())
 
 
 def test_address_of_each_kind():
@@ -94,12 +157,12 @@ def test_preprocessing_of_its_own(name, resize, crop, mean, scale):
 
 
 def test_ten_models_have_no_known_preprocessing():
-    unknown = [e.name for e in catalog.load().values() if e.task == "classification" and e.transforms is None]
+    unknown = [e.name for e in PADDLE_2 if e.task == "classification" and e.transforms is None]
     assert len(unknown) == 10
     assert {"RegNetX_4GF", "ResNet50_vc"} < set(unknown)
 
 
-@pytest.mark.parametrize("name", [e.name for e in catalog.load().values() if e.task == "classification"])
+@pytest.mark.parametrize("name", [e.name for e in PADDLE_2 if e.task == "classification"])
 def test_every_classifier_can_be_prepared_and_read(name):
     entry = catalog.get(name)
     assert entry.feed_aliases == ("image",)
@@ -143,6 +206,22 @@ def test_unknown_name_gets_the_nearest():
         catalog.get("resnet50vd")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "nearest"),
+    [
+        ("PP-HGNetV2_B0", "PP-HGNetV2-B0"),
+        ("pphgnetv2_b0", "PP-HGNetV2-B0"),
+        ("PPLCNet-x1.0", "PPLCNet_x1_0 or PP-LCNet_x1_0"),  # of both generations
+        ("PPLCNet_x1_0_ML", "PP-LCNet_x1_0_ML"),
+        ("rtdetr-l", "RT-DETR-L"),
+        ("PicoDet-LCNet_x2.5_face", "PicoDet_LCNet_x2_5_face"),
+    ],
+)
+def test_names_of_another_generation_are_found(wanted, nearest):
+    with pytest.raises(UsageError, match=f"{wanted!r}; did you mean {nearest}( or .*)?\\?"):
+        catalog.get(wanted)
+
+
 def test_unknown_name_like_no_other():
     nonsense = "qqqqqqqq"
     assert not difflib.get_close_matches(nonsense, catalog.load())
@@ -157,5 +236,6 @@ def test_search():
     ]
     assert [e.name for e in catalog.search("LITE0")] == ["EfficientNet_lite0", "EfficientNet_lite0_features"]
     assert {e.name for e in catalog.search("dataset")} == {"drink_dataset_v1.0", "drink_dataset_v2.0"}
-    assert len(catalog.search("")) == 252
+    assert len(catalog.search("")) == 398
+    assert [e.name for e in catalog.search("paddle 3")] == [e.name for e in PADDLE_3]
     assert catalog.search("no such thing") == []

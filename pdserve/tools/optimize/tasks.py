@@ -104,7 +104,7 @@ def open_task(
 def task_of(model: ServingModel) -> str:
     """A model's task, by the catalog, else by its aliases and operators. Raises UsageError."""
     entry = catalog.load().get(model.name)
-    if entry and entry.task in TASKS:
+    if entry and entry.task is not None and entry.task in TASKS:
         return entry.task
     feeds, fetches = [v.alias for v in model.config.feeds], [v.alias for v in model.config.fetches]
     if SCALE_FACTOR in feeds or OPERATOR in read_program(model.files).operators:
