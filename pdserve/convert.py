@@ -9,29 +9,33 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from pdserve.errors import AliasError, ModelError, UsageError
 from pdserve.files import FileRecord, disk_errors, replace_files, replace_folders
 from pdserve.formats import prototxt
+from pdserve.formats.inference_yml import FILES, read_description, task_aliases
 from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
-from pdserve.formats.program import Program, TensorSpec
+from pdserve.formats.program import Program
 from pdserve.formats.prototxt import (
     CLIENT_STREAM,
     CLIENT_TEXT,
     SERVER_STREAM,
     SERVER_TEXT,
     ModelConfig,
-    Variable,
 )
-from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
+from pdserve.formats.serving_model import (
+    NOTE,
+    ServingModel,
+    folder_name,
+    open_serving_model,
+    serving_config,
+)
 
-# What exporters write about pre- and postprocessing (PaddleClas and PaddleX; PaddleDetection).
-EXPORTER_NOTES = ("inference.yml", "infer_cfg.yml")
 # What people edit in a serving model.
-EDITED = (SERVER_TEXT, *EXPORTER_NOTES)
+EDITED = (SERVER_TEXT, *FILES)
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -50,14 +54,20 @@ def convert(
     """Write a serving model and its client configuration; the source is copied and left alone.
 
     Aliases are given by the model's names; ``fetch_name_N`` means the N-th fetch in any model, so that
-    one call fits both of Paddle 3's formats. ``name`` (the catalog's) is noted beside the model, with the
-    state of the source's files and of those that are edited by hand, so that one can see what changed since.
+    one call fits both of Paddle 3's formats. Where none is given, the task that the exporter's description
+    says decides. ``name`` (the catalog's) is noted beside the model, with the state of the source's files
+    and of those that are edited by hand, so that one can see what changed since.
     Both folders appear complete or not at all; serving folders that exist are replaced, whole.
     Raises ModelError, AliasError, UsageError for folders that must not be replaced, DiskError.
     """
     files = find_model_files(dirname, model_filename, params_filename)
     program = read_program(files)
-    config = serving_config(files, program).with_aliases(feed_aliases, _by_name(program, fetch_aliases))
+    description = read_description(dirname)
+    names = [[spec.name for spec in side] for side in (program.signature.feeds, program.signature.fetches)]
+    feeds, fetches = task_aliases(description.task, *names)
+    config = serving_config(files, program).with_aliases(
+        _over(feeds, feed_aliases), _over(fetches, _by_name(program, fetch_aliases))
+    )
     check_parameters(files, program)
     server, client = serving_server.resolve(), serving_client.resolve()
     for target, text in ((server, SERVER_TEXT), (client, CLIENT_TEXT)):
@@ -68,13 +78,13 @@ def convert(
     with replace_folders(server, client) as (new_server, new_client):
         with disk_errors(serving_server):
             _copy_model(files, program, new_server)
-            for note in EXPORTER_NOTES:
-                if (dirname / note).is_file():
-                    shutil.copyfile(dirname / note, new_server / note)
+            notes = _notes(dirname, description.label_file)
+            for note in notes:
+                shutil.copyfile(dirname / note, new_server / note)
             _write_config(new_server / SERVER_TEXT, new_server / SERVER_STREAM, config)
             if name is not None:
                 sources = [files.model, *parameter_files(files, program)]
-                sources += [dirname / each for each in EXPORTER_NOTES if (dirname / each).is_file()]
+                sources += [dirname / each for each in notes]
                 written = [new_server / each for each in EDITED if (new_server / each).is_file()]
                 content = {
                     "name": name,
@@ -88,30 +98,24 @@ def convert(
     # Not opened again there: another process may be replacing it already.
     params = built.files.params and serving_server / built.files.params.name
     files = ModelFiles(serving_server / built.files.model.name, params, built.files.kind)
-    return ServingModel(serving_server, name or server.name.removesuffix("_serving"), files, config)
-
-
-def serving_config(files: ModelFiles, program: Program) -> ModelConfig:
-    """Feeds and fetches as Paddle Serving's converter describes them; aliases are the names."""
-
-    def variables(specs: Sequence[TensorSpec]) -> tuple[Variable, ...]:
-        unique = {s.name: s for s in specs}.values()  # a variable can be fetched twice, and is listed once
-        return tuple(Variable(s.name, s.name, s.dtype, _shape(s), s.lod_level > 0) for s in unique)
-
-    fetches = program.signature.fetches
-    if files.kind == "ProgramDesc":
-        fetches = tuple(sorted(fetches, key=lambda s: s.name))
-    return ModelConfig(variables(program.signature.feeds), variables(fetches))
-
-
-def _shape(spec: TensorSpec) -> tuple[int, ...]:
-    return (-1,) if spec.lod_level > 0 else tuple(d for d in spec.shape if d >= 0)
+    return ServingModel(serving_server, name or folder_name(server), files, config)
 
 
 def _by_name(program: Program, aliases: Mapping[str, str]) -> dict[str, str]:
     names = [s.name for s in program.signature.fetches]
     places = {f"fetch_name_{i}": name for i, name in enumerate(names)}
     return {key if key in names else places.get(key, key): alias for key, alias in aliases.items()}
+
+
+def _over(usual: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The task's aliases with those given over them; one that is given to another variable is free."""
+    return {key: alias for key, alias in usual.items() if alias not in given.values()} | dict(given)
+
+
+def _notes(dirname: Path, label_file: str | None) -> list[str]:
+    """What the exporter wrote beside its model: descriptions, and the labels that one names."""
+    names = [*FILES, *([PurePosixPath(label_file).name] if label_file else [])]
+    return [name for name in names if (dirname / name).is_file()]
 
 
 def _write_config(text: Path, stream: Path, config: ModelConfig) -> None:

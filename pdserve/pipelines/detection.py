@@ -13,7 +13,6 @@ from pdserve.models.labels import read_labels
 from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
 from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
 from pdserve.pipelines.loading import open_model
-from pdserve.pipelines.model_config import label_list
 from pdserve.settings import ModelSettings, ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.postprocess import score_of
@@ -112,6 +111,6 @@ def open_detection(settings: ServiceSettings, home: Home) -> DetectionPipeline:
     """Find, check, load and warm up a detector; see `ServiceEntry.open`."""
     wanted, options = settings.models["detector"], settings.options
     model, loaded = open_model(wanted, home, settings.config_dir)
-    names = read_labels(options.labels) if options.labels else label_list(model)
+    names = read_labels(options.labels) if options.labels else model.description.labels
     detectors = open_detectors(model, wanted, options.det_threshold, options.max_det_results)
     return DetectionPipeline(model, detectors, names, wanted, settings.server.max_pixels, loaded).checked()

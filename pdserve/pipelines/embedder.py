@@ -19,7 +19,7 @@ from pdserve.models import catalog, find
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
-from pdserve.pipelines.model_config import read_inference_yml
+from pdserve.pipelines.model_config import build_chain
 from pdserve.settings import ModelSettings
 from pdserve.vision import preprocess
 from pdserve.vision.types import Image8, Tensor, Vectors
@@ -150,7 +150,7 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
 def describe_embedder(model: ServingModel, settings: ModelSettings) -> tuple[preprocess.Chain, str]:
     """How an embedder wants its images, and the alias of its features. Raises AliasError, SettingsError."""
     fetch = _fetch(model, settings.fetch_list)
-    ops: preprocess.TransformOps | None = read_inference_yml(model)["PreProcess"].get("transform_ops")
+    ops: preprocess.TransformOps | None = model.description.transforms
     entry = catalog.load().get(model.name)
     ops = ops or (entry.transforms if entry else None)
     if ops is None:
@@ -161,7 +161,7 @@ def describe_embedder(model: ServingModel, settings: ModelSettings) -> tuple[pre
                 f"Nothing says how {model.name} wants its images; add an inference.yml to it."
             )
         ops = [{"ResizeImage": {"size": [shape[2], shape[1]]}}, {"NormalizeImage": {}}, {"ToCHWImage": None}]
-    return preprocess.build(ops), fetch
+    return build_chain(ops, model.description), fetch
 
 
 def _fetch(model: ServingModel, wanted: Sequence[str]) -> str:

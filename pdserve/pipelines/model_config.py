@@ -1,20 +1,27 @@
 """Find a model's preprocessing, postprocessing and labels: settings, then inference.yml, then the catalog.
 
 A classifier that none of them describes is refused: guessing a mean or a crop would give answers that look
-right and are not.
+right and are not. The catalog is asked by the folder's name alone. A model trained by oneself has the name
+of its architecture in its file (``Global.model_name``), and neither the labels nor perhaps the
+preprocessing of the public one.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pdserve.errors import ModelError, SettingsError
-from pdserve.formats import yaml_file
+from pdserve.formats.inference_yml import Description, postprocessing_of
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import catalog, labels
 from pdserve.settings import ClassificationOptions
 from pdserve.vision import postprocess as scores
 from pdserve.vision import preprocess
+
+log = logging.getLogger("pdserve")
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,9 @@ class ClassifierConfig:
 def classifier_config(model: ServingModel, wanted: ClassificationOptions) -> ClassifierConfig:
     """A classifier's configuration. Raises SettingsError or ModelError where it is incomplete."""
     entry = catalog.load().get(model.name)
-    in_yml = read_inference_yml(model)
-    ops: preprocess.TransformOps | None = in_yml["PreProcess"].get("transform_ops") or None
-    origins = ["inference.yml"] if ops else []
+    description = model.description
+    ops: preprocess.TransformOps | None = description.transforms
+    origins = [description.path.name] if ops and description.path else []
     if ops is None and entry and entry.transforms is not None:
         ops, origins = entry.transforms, ["catalog"]
     wanted_ops = _with_settings(ops, wanted)
@@ -47,11 +54,31 @@ def classifier_config(model: ServingModel, wanted: ClassificationOptions) -> Cla
         )
     if wanted_ops is not ops:
         origins.append("settings")
-    postprocess = _postprocess(in_yml["PostProcess"] or (entry.postprocess if entry else None), wanted)
-    names = _names(postprocess, entry, wanted)
-    compiled = scores.build(postprocess, names)
+    chain = build_chain(wanted_ops, description)
+    found = description.postprocess or (entry.postprocess if entry else None)
+    postprocess = _postprocess(found, wanted)
+    names = _names(description, postprocess, entry, wanted)
+    with _in_file(description if found is description.postprocess and not wanted.postprocess else None):
+        compiled = scores.build(postprocess, names)
     params = postprocess.get(compiled.kind) or {}
-    return ClassifierConfig(preprocess.build(wanted_ops), compiled, names, " and ".join(origins), params)
+    return ClassifierConfig(chain, compiled, names, " and ".join(origins), params)
+
+
+def build_chain(ops: preprocess.TransformOps, description: Description) -> preprocess.Chain:
+    """Compile a chain. Raises ModelError where it is the file's and does not compile, else SettingsError."""
+    with _in_file(description if ops is description.transforms else None):
+        return preprocess.build(ops)
+
+
+@contextmanager
+def _in_file(description: Description | None) -> Iterator[None]:
+    """What does not fit in here is the file's fault, and says so."""
+    try:
+        yield
+    except SettingsError as error:
+        if description is None or description.path is None:
+            raise
+        raise ModelError(f"{description.path}: {error.message}") from error
 
 
 # Where an operator belongs that a chain does not have.
@@ -111,7 +138,7 @@ def _given(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _postprocess(found: Mapping[str, Any] | None, wanted: ClassificationOptions) -> Mapping[str, Any]:
     postprocess: dict[str, Any] = dict(wanted.postprocess or found or {"Topk": {"topk": 5}})
-    kind = str(postprocess.get("main_indicator") or next(iter(postprocess)))
+    kind = postprocessing_of(postprocess) or "Topk"
     changes: dict[str, Any] = {}
     if wanted.threshold is not None:
         if kind not in ("ThreshOutput", "MultiLabelThreshOutput", "PersonAttribute"):
@@ -133,52 +160,28 @@ def _postprocess(found: Mapping[str, Any] | None, wanted: ClassificationOptions)
 
 
 def _names(
-    postprocess: Mapping[str, Any], entry: catalog.Entry | None, wanted: ClassificationOptions
+    description: Description,
+    postprocess: Mapping[str, Any],
+    entry: catalog.Entry | None,
+    wanted: ClassificationOptions,
 ) -> tuple[str, ...] | None:
     if wanted.labels:
         return labels.read_labels(wanted.labels)
-    for params in postprocess.values():
-        if isinstance(params, Mapping) and isinstance(params.get("label_list"), list):
-            return tuple(str(name) for name in params["label_list"])
-    return labels.read_labels(labels.FOLDER / entry.labels) if entry and entry.labels else None
-
-
-def label_list(model: ServingModel) -> tuple[str, ...] | None:
-    """The labels by class id that a detector's ``inference.yml`` lists (PaddleDetection), None for none.
-
-    Raises ModelError.
-    """
-    names = _read(model).get("label_list")
-    return tuple(map(str, names)) if isinstance(names, list) else None
-
-
-def read_inference_yml(model: ServingModel) -> Mapping[str, Mapping[str, Any]]:
-    """The sections PreProcess and PostProcess, each a mapping that compiles; both empty without a file.
-
-    Raises ModelError with the path.
-    """
-    path, content = model.inference_yml, _read(model)
-    sections = {name: content.get(name) or {} for name in ("PreProcess", "PostProcess")}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ModelError(f"{path}: {name} is {section!r}; it must be a mapping.")
-    try:
-        preprocess.build(sections["PreProcess"].get("transform_ops") or ())
-        scores.build(sections["PostProcess"], None)
-    except SettingsError as error:
-        raise ModelError(f"{path}: {error.message}") from error
-    return sections
-
-
-def _read(model: ServingModel) -> Mapping[str, Any]:
-    """The content of a model's ``inference.yml``; empty without one. Raises ModelError."""
-    path = model.inference_yml
-    if path is None:
-        return {}
-    try:
-        content = yaml_file.read(path)
-    except (OSError, yaml_file.YamlError) as error:
-        raise ModelError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
-    return content
+    if wanted.postprocess:
+        for params in postprocess.values():
+            if isinstance(params, Mapping) and isinstance(params.get("label_list"), list):
+                return tuple(str(name) for name in params["label_list"])
+    if description.labels:
+        return description.labels
+    in_catalog = labels.FOLDER / entry.labels if entry and entry.labels else None
+    if description.label_file and description.path:
+        beside = description.path.with_name(PurePosixPath(description.label_file).name)
+        if beside.is_file():
+            return labels.read_labels(beside, description.delimiter)
+        if in_catalog is None:
+            log.warning(
+                "%s has its labels in %s, which is not beside it: labels are class numbers; give --labels.",
+                description.path,
+                description.label_file,
+            )
+    return labels.read_labels(in_catalog) if in_catalog else None

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.convert import serving_config
 from pdserve.errors import AliasError, ChecksumError, ImageError, ModelError, SettingsError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files, read_program
 from pdserve.formats.parameters import check_parameters
 from pdserve.formats.program import Program
 from pdserve.formats.protos import message
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import ServingModel, serving_config
 from pdserve.models import labels, record
 from pdserve.models.download import Partial
-from pdserve.pipelines.model_config import read_inference_yml
-from pdserve.vision import preprocess
+from pdserve.pipelines.model_config import classifier_config
+from pdserve.settings import ClassificationOptions
 from pdserve_zoo.checkpoint import read_checkpoint
 from tests.conftest import DATA, GOLDEN
 from tests.engines.models import DETECTOR, PIR, PROBE, TWO_HEADS
@@ -229,11 +228,11 @@ def test_inference_yml(tmp_path: Path, data: bytes) -> None:
     model = ServingModel(
         tmp_path, "x", ModelFiles(tmp_path / "x.pdmodel", None, "ProgramDesc"), prototxt.ModelConfig((), ())
     )
-    sections = outcome(lambda: read_inference_yml(model), ModelError)
-    if sections is None:
+    config = outcome(lambda: classifier_config(model, ClassificationOptions()), ModelError, SettingsError)
+    if config is None:
         return
     # What compiles also runs: on an image that is small, to one that is not larger than the limit.
-    chain = preprocess.build(sections["PreProcess"].get("transform_ops") or ())
+    chain = config.chain
     image = np.full((30, 40, 3), 128, np.uint8)
     made = outcome(lambda: chain(image), ImageError, memory=2 << 30)
     assert made is None or (made.dtype == np.float32 and made.shape[0] == 3)

@@ -10,11 +10,14 @@ from pathlib import Path
 from pdserve.errors import SettingsError
 
 FOLDER = Path(__file__).parent
-_NUMBERED = re.compile(r"(\d{1,600})\s+(\S.*)")  # Python reads no number of several thousand digits
+_NUMBER = r"(\d{1,600})"  # Python reads no number of several thousand digits
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The names by class id. Raises SettingsError for a missing, empty or contradictory file."""
+def read_labels(path: Path, delimiter: str | None = None) -> tuple[str, ...]:
+    """The names by class id, one a line, or each after its number and a space or the ``delimiter``.
+
+    Raises SettingsError for a missing, empty or contradictory file.
+    """
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -22,10 +25,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
     lines = [line for line in lines if line]
     if not lines:
         raise SettingsError(f"The label file {path} has no labels.")
-    numbered = [m for line in lines if (m := _NUMBERED.fullmatch(line))]
+    between = re.escape(delimiter) if delimiter and delimiter.strip() else r"\s+"
+    numbered = [m for line in lines if (m := re.fullmatch(rf"{_NUMBER}{between}(.*\S)", line))]
     if len(numbered) < len(lines):
         return tuple(lines)
-    names = {int(m[1]): m[2] for m in numbered}
+    names = {int(m[1]): m[2].strip() for m in numbered}
     if sorted(names) != list(range(len(lines))):
         raise SettingsError(f"The label file {path} does not number its classes from 0 to {len(lines) - 1}.")
     return tuple(names[i] for i in range(len(lines)))
