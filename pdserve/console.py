@@ -86,15 +86,23 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, digits: int = 4
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    digits: int | Mapping[str, int] = 4,
+    drop: Sequence[str] = (),
 ) -> None:
     """A table on standard output; columns of numbers (and None) only are aligned to the right.
 
-    On a terminal it is made to fit: the widest column of text is folded first, a heading only between its
-    words. Where that is not enough, rows and columns are exchanged.
+    ``digits`` are those after the point, for all columns or by column. On a terminal it is made to fit: the
+    columns of ``drop`` are left out, in this order, while words would be cut; the widest column of text is
+    folded first, a heading only between its words. Where that is not enough, rows and columns are exchanged.
     """
     body = [list(row) for row in rows]
-    cells = [[_cell(cell, digits) for cell in row] for row in body]
+    places = digits if isinstance(digits, Mapping) else dict.fromkeys(columns, digits)
+    cells = [
+        [_cell(cell, places.get(key, 4)) for key, cell in zip(columns, row, strict=True)] for row in body
+    ]
     numeric = [
         bool(body) and all(isinstance(row[i], (int, float, type(None))) for row in body)
         for i in range(len(columns))
@@ -102,6 +110,11 @@ def table(
     console = _console()
     if not console.is_terminal:
         console.width = _UNFOLDED
+    for left_out in drop:
+        if sum(_words(columns, cells)) + _GAP * (len(columns) - 1) > console.width:
+            i = columns.index(left_out)
+            columns, numeric = (*columns[:i], *columns[i + 1 :]), numeric[:i] + numeric[i + 1 :]
+            cells = [row[:i] + row[i + 1 :] for row in cells]
     if widths := _fit(columns, cells, numeric, console.width):
         _print_table(console, columns, cells, widths, numeric, title)
         return
@@ -163,7 +176,7 @@ def _fit(
     """
     content = [[row[i] for row in cells] for i in range(len(columns))]
     headings = [_longest_word([column]) for column in columns]
-    words = [max(heading, _longest_word(texts)) for heading, texts in zip(headings, content, strict=True)]
+    words = _words(columns, cells)
     least = [
         word if number else max(heading, min(word, _NARROWEST))
         for word, heading, number in zip(words, headings, numeric, strict=True)
@@ -179,6 +192,11 @@ def _fit(
             widths[i] -= cut
             excess -= cut
     return widths if excess <= 0 else None
+
+
+def _words(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    """The longest word of each column."""
+    return [_longest_word((column, *(row[i] for row in cells))) for i, column in enumerate(columns)]
 
 
 def _longest_word(texts: Iterable[str]) -> int:

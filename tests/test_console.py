@@ -71,6 +71,19 @@ def test_a_table_in_a_pipe_is_not_folded(capsys: Captured):
     assert command.strip() in capsys.readouterr().out
 
 
+def test_digits_by_column(capsys: Captured):
+    console.table(("MB", "accuracy"), [(21.44, 77.777), (None, 5.0)], digits={"MB": 1, "accuracy": 2})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["21.4", "77.78"],
+        ["-", "5.00"],
+    ]
+
+
+def test_columns_that_may_be_dropped_stay_in_a_pipe(capsys: Captured):
+    console.table(("name", "family"), [("x" * 200, "y" * 200)], drop=("family",))
+    assert "family" in capsys.readouterr().out
+
+
 def test_an_empty_table(capsys: Captured):
     console.table(("name", "score"), [])
     assert "name" in capsys.readouterr().out

@@ -57,4 +57,17 @@ def _list(words: list[str], as_json: bool) -> None:
         for entry in found:
             console.json_line(entry.to_json())
     else:
-        console.table(("name", "task", "family"), [(e.name, e.task, e.family) for e in found])
+        rows = [
+            (
+                e.name,
+                e.task,
+                int(e.generation.rpartition(" ")[2]) if e.generation else None,
+                None if e.bytes is None else e.bytes / 1_000_000,
+                e.accuracy and e.accuracy.value,
+                e.accuracy and e.accuracy.metric,
+                e.family,
+            )
+            for e in found
+        ]
+        columns = ("name", "task", "Paddle", "MB", "accuracy", "metric", "family")
+        console.table(columns, rows, digits={"MB": 1, "accuracy": 2}, drop=("family", "metric"))

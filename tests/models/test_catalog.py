@@ -9,7 +9,7 @@ import pytest
 
 from pdserve.errors import UsageError
 from pdserve.models import catalog, labels
-from pdserve.models.catalog import Archive, Wheel
+from pdserve.models.catalog import Accuracy, Archive, Wheel
 from pdserve.vision import postprocess, preprocess
 
 PADDLE_2 = [e for e in catalog.load().values() if e.generation != "Paddle 3"]
@@ -77,6 +77,40 @@ def test_a_paddlex_name_that_was_there_before_has_another():
 def test_what_inference_yml_says_is_not_in_the_catalog():
     facts = {(e.feed_aliases, e.fetch_aliases, e.transforms, e.postprocess, e.labels) for e in PADDLE_3}
     assert facts == {((), (), None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "value", "megabytes"),
+    [
+        ("PP-HGNetV2-B0", "Top-1", 77.77, 21.4),
+        ("CLIP_vit_large_patch14_224", "Top-1", 88.1, 1040),
+        ("PP-LCNet_x1_0_ML", "mAP", 77.96, 29.4),
+        ("PP-LCNet_x1_0_vehicle_attribute", "mA", 91.7, 6.7),
+        ("PP-ShiTuV2_rec", "recall@1", 84.2, 16.3),
+        ("MobileFaceNet", "Acc", 99.58, 4.1),
+        ("BlazeFace", "AP(hard)", 49.5, 0.447),
+        ("RT-DETR-L", "mAP", 53.0, 113.7),
+        ("PP-YOLOE-S_vehicle", "mAP", 61.3, 28.8),
+    ],
+)
+def test_published_figures(name, metric, value, megabytes):
+    entry = catalog.get(name)
+    assert (entry.accuracy, entry.bytes) == (Accuracy(metric, value), round(megabytes * 1e6))
+    shown = entry.to_json()
+    assert shown["accuracy"] == {"metric": metric, "value": value}
+    assert (shown["bytes"], shown["generation"]) == (entry.bytes, "Paddle 3")
+
+
+def test_unknown_figures_are_empty():
+    unknown = {e.name for e in PADDLE_3 if e.accuracy is None or e.bytes is None}
+    assert unknown == {
+        "Co-Deformable-DETR-R50",
+        "Co-Deformable-DETR-Swin-T",
+        "Co-DINO-R50",
+        "Co-DINO-Swin-L",
+    }
+    assert {(e.accuracy, e.bytes) for e in PADDLE_2} == {(None, None)}
+    assert all(0 < e.accuracy.value < 100 and 1e5 < e.bytes < 2e9 for e in PADDLE_3 if e.accuracy and e.bytes)
 
 
 def test_names_need_no_numpy():
