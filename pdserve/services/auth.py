@@ -132,8 +132,14 @@ def require_key(
         # RFC 6750 on the challenge.
         challenge = 'Bearer error="invalid_token"' if sent else "Bearer"
         error = _refusal(sent)
+        resource = find(scope["path"])
         response = error_response(
-            scope["path"], error.http_status, error.code, error.message, {"WWW-Authenticate": challenge}
+            scope["path"],
+            resource.protocol if resource else None,
+            error.http_status,
+            error.code,
+            error.message,
+            {"WWW-Authenticate": challenge},
         )
         origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
         if origin and ("*" in cors_origins or origin in cors_origins):

@@ -6,7 +6,7 @@ Adding a protocol is one file under http/ or grpc/ and one entry here. Whatever 
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdserve.formats.protos import pipeline
@@ -37,8 +37,9 @@ class Protocol:
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
     for gRPC it takes the service and gives handlers by the name of their method. ``open``: answered without
-    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``grpc_service``,
-    ``grpc_methods``: the gRPC service's full name and its methods.
+    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``errors``: import
+    string of the function that answers an HTTP request that failed (status, code, text, headers), where
+    the form is its own. ``grpc_service``, ``grpc_methods``: the gRPC service's full name and its methods.
     """
 
     name: str
@@ -47,13 +48,13 @@ class Protocol:
     help: str
     open: bool = False
     predicts: bool = False
+    errors: str = ""
     grpc_service: str = ""
     grpc_methods: tuple[str, ...] = ()
 
     def function(self) -> Callable[..., Any]:
         """What ``load`` names."""
-        module, _, name = self.load.partition(":")
-        function: Callable[..., Any] = getattr(import_module(module), name)
+        function: Callable[..., Any] = resolve_name(self.load)
         return function
 
 
@@ -97,6 +98,21 @@ class Resource:
 _HTTP, _GRPC = "pdserve.services.http", "pdserve.services.grpc"
 _ENTRIES = (
     Protocol("v1", "http", f"{_HTTP}.v1:routes", "pdserve's own: images in, JSON out", predicts=True),
+    Protocol(
+        "embeddings",
+        "http",
+        f"{_HTTP}.openai:embeddings",
+        "embeddings of images in the form of OpenAI's API",
+        predicts=True,
+        errors=f"{_HTTP}.openai:error_response",
+    ),
+    Protocol(
+        "models",
+        "http",
+        f"{_HTTP}.openai:models",
+        "the model of the embeddings, in the form of OpenAI's API",
+        errors=f"{_HTTP}.openai:error_response",
+    ),
     Protocol(
         "pipeline",
         "http",

@@ -25,6 +25,7 @@ from pdserve.services.batcher import Batcher, for_engines
 from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServiceSettings
+from pdserve.vision.types import Tensor
 
 Result = TypeVar("Result")
 
@@ -139,6 +140,12 @@ class Replica:
     ) -> list[Any]:
         """See Service.answer; ``deadline`` on the loop's clock, in seconds. Raises RetiredError too."""
         return await self.pipeline.answer(images, _Steps(self, deadline), top_k)
+
+    async def embed(
+        self, images: Sequence[bytes | PdserveError], deadline: float | None
+    ) -> list[Tensor | PdserveError]:
+        """See Service.embed; otherwise as `answer`."""
+        return await self.pipeline.embed(images, _Steps(self, deadline))
 
     def signature(self) -> Hashable:
         """The signature of the models' files as they are now; called in a thread. Raises OSError."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pdserve.errors import (
     BodyTooLargeError,
@@ -21,6 +21,9 @@ from pdserve.services.replica import Pool, Replica
 from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
+from pdserve.vision.types import Tensor
+
+Result = TypeVar("Result")
 
 
 class Answering(Protocol):
@@ -120,28 +123,57 @@ class Service:
         takes its images out of the queues. Raises what concerns the request as a whole:
         BodyTooLargeError, OverloadedError, DeadlineError, ClosedError, EngineError.
         """
-        check_count(images, self._limits)
-        return await self._stages.answers(len(images), self._answer(images, top_k, timeout_s))
 
-    async def _answer(
-        self, images: Sequence[bytes | PdserveError], top_k: int | None, timeout_s: float | None
-    ) -> list[Any]:
+        def work(replica: Replica, deadline: float | None) -> Awaitable[list[Any]]:
+            return replica.answer(images, top_k, deadline)
+
+        return await self._within_limits(images, work, timeout_s)
+
+    async def embed(
+        self, images: Sequence[bytes | PdserveError], timeout_s: float | None = None
+    ) -> list[Tensor | PdserveError]:
+        """The embeddings of whole images, in order, each (dimension,) float32 of length 1, or its error.
+
+        As `answer`, for a service with an embedder.
+        """
+
+        def work(replica: Replica, deadline: float | None) -> Awaitable[list[Tensor | PdserveError]]:
+            return replica.embed(images, deadline)
+
+        return await self._within_limits(images, work, timeout_s)
+
+    async def _within_limits(
+        self,
+        images: Sequence[bytes | PdserveError],
+        work: Callable[[Replica, float | None], Awaitable[list[Result]]],
+        timeout_s: float | None,
+    ) -> list[Result]:
+        """Do a request's work on the active replica, and count its images."""
+        check_count(images, self._limits)
+        return await self._stages.answers(len(images), self._on_a_replica(len(images), work, timeout_s))
+
+    async def _on_a_replica(
+        self,
+        images: int,
+        work: Callable[[Replica, float | None], Awaitable[list[Result]]],
+        timeout_s: float | None,
+    ) -> list[Result]:
         reloader = self.reloader
         if not reloader.ready and not reloader.closing:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
-        if self.inside and self.inside + len(images) > self._max_waiting + reloader.active.capacity:
+        if self.inside and self.inside + images > self._max_waiting + reloader.active.capacity:
             raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        self.inside += len(images)
+        self.inside += images
         try:
             # Once more than engines may hang: who waited for engines that were retired asks the next.
             for _ in range(MAX_HANGS):
                 replica = reloader.active
                 with contextlib.suppress(RetiredError), replica.requests:
-                    return await replica.answer(images, top_k, deadline)
+                    return await work(replica, deadline)
                 await reloader.wait_until_rebuilt(deadline)
         finally:
-            self.inside -= len(images)
+            self.inside -= images
         raise EngineError("The engine failed again and again.")
 
     def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:

@@ -20,7 +20,7 @@ OTHER = ("json", "yaml", "text", "http")  # read by people alone
 
 _MARK = re.compile(r"<!-- (needs|not run): (.+?) -->\n+$")
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-_EXTRAS = {"onnx": "onnxruntime", "optimize": "nncf", "plot": "matplotlib"}
+_EXTRAS = {"check": "openai", "onnx": "onnxruntime", "optimize": "nncf", "plot": "matplotlib"}
 _OUTSIDE = {
     "gpu": "a CUDA GPU",
     "host": "the public model host, or another host",

@@ -17,6 +17,7 @@ from pdserve.services.protocols import (
     PIPELINE_PATH,
     App,
     Context,
+    Protocol,
     Receive,
     Resource,
     Scope,
@@ -83,21 +84,23 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        resource = self._table.find(scope["path"])
+        protocol = resource.protocol if resource else None
         try:
-            response = await self._answer(scope, receive)
+            response = await self._answer(resource, scope, receive)
         except asyncio.CancelledError:  # the time to finish in is over
-            response = _refusal(scope, ClosedError("The server is stopping; ask again in a moment."))
+            closed = ClosedError("The server is stopping; ask again in a moment.")
+            response = _refusal(scope, protocol, closed)
         except (PdserveError, HTTPException) as error:
-            response = _refusal(scope, error)
+            response = _refusal(scope, protocol, error)
         except ClientDisconnect:
             response = Response(status_code=400)  # the caller has gone
         except Exception:
             log.exception("%s failed", scope["path"])
-            response = error_response(scope["path"], 500, "error", "internal error")
+            response = error_response(scope["path"], protocol, 500, "error", "internal error")
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        resource = self._table.find(scope["path"])
+    async def _answer(self, resource: Resource | None, scope: Scope, receive: Receive) -> Response:
         if resource is None:
             raise HTTPException(404)
         route = resource.routes.get(scope["method"])
@@ -106,15 +109,15 @@ class Dispatcher:
         return await route.endpoint(Request(scope, receive))
 
 
-def _refusal(scope: Scope, error: PdserveError | HTTPException) -> Response:
+def _refusal(scope: Scope, protocol: Protocol | None, error: PdserveError | HTTPException) -> Response:
     """The answer to a request that failed as a whole."""
     path = scope["path"]
     if isinstance(error, HTTPException):
         code = error.detail.lower().replace(" ", "_")
-        return error_response(path, error.status_code, code, error.detail, error.headers)
+        return error_response(path, protocol, error.status_code, code, error.detail, error.headers)
     log_failures([error], path)
     headers = {"Retry-After": "1"} if error.http_status == 503 else _closing(scope, error)
-    return error_response(path, error.http_status, error.code, message(error), headers)
+    return error_response(path, protocol, error.http_status, error.code, message(error), headers)
 
 
 def _closing(scope: Scope, error: PdserveError) -> dict[str, str]:

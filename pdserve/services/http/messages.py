@@ -10,7 +10,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 import pybase64
@@ -21,6 +22,9 @@ from starlette.responses import Response
 
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
 from pdserve.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from pdserve.services.protocols import Protocol
 
 log = logging.getLogger("pdserve")
 
@@ -303,9 +307,20 @@ def gateway_json(content: Any, status: int = 200, headers: Mapping[str, str] | N
 
 
 def error_response(
-    path: str, status: int, code: str, text: str, headers: Mapping[str, str] | None = None
+    path: str,
+    protocol: "Protocol | None",
+    status: int,
+    code: str,
+    text: str,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer to a request that failed as a whole, in the form of the route its path belongs to."""
+    """The answer to a request that failed as a whole, in the form of the route its path belongs to.
+
+    ``protocol``: that route's, None where there is none.
+    """
+    if protocol is not None and protocol.errors:
+        response: Response = resolve_name(protocol.errors)(status, code, text, headers)
+        return response
     if not path.startswith(("/v1/", "/v2/")):
         of_pipeline = path.count("/") == 2
         if status in (404, 405):
@@ -322,7 +337,7 @@ def error_response(
 _FAILURES = {
     400: "The request is malformed, or no image can be read.",
     403: "The server was started without --gallery-writes.",
-    404: "There is no such entry.",
+    404: "There is no such entry, or model.",
     408: "The body did not come in time.",
     413: "Too many bytes, images or pixels.",
     500: "The server failed; its log says at what.",
