@@ -172,7 +172,7 @@ class DetectionOptions(SettingsGroup):
     """How objects are detected: the best ``max_det_results`` boxes with at least ``det_threshold``."""
 
     labels: Path | None = _results(None, "Label names, one a line, or class id and name.", "FILE")
-    det_threshold: float = _results(0.2, "Score that a box needs.", "SCORE", ge=0, le=1)
+    det_threshold: float | None = _results(None, "Score of a box; the model's, or 0.2.", "SCORE", ge=0, le=1)
     max_det_results: int = _results(100, "Most boxes in an answer.", "N", ge=1)
 
 

@@ -1,5 +1,8 @@
 """Run a detector that PaddleDetection exported: images in, boxes out.
 
+Its preprocessing is its description's (`inference.yml`, `infer_cfg.yml`), to the letter. One without is
+prepared as the guide's: normalised, then resized bilinearly to its input.
+
 Feeds, by alias: ``image`` (N, 3, H, W) float32; where the model has
 them ``scale_factor`` (N, 2) float32, H and W over the image's own, and ``im_shape`` (N, 2) float32, H and
 W. Fetches, recognised by their shapes: rows (K, 6) of class, score, x1, y1, x2, y2 with, for more than
@@ -11,7 +14,7 @@ the image's size: its boxes are in pixels of its input, and are brought to the i
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,9 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
 from pdserve.settings import ModelSettings
-from pdserve.vision import boxes
+from pdserve.vision import boxes, detector_chain
 from pdserve.vision.boxes import Box, Suppression
+from pdserve.vision.detector_chain import DetectorChain
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from pdserve.vision.resize import resize_planes, resizer
 from pdserve.vision.types import Array, Floats, Image8
@@ -41,9 +45,10 @@ Prepared = Mapping[str, Floats]
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """``size``: (height, width) of the input, where the model leaves it free. ``mean``, ``std``: of the
-    channels, R, G, B, scaled to 0…1. ``threshold``: the least score of a box; ``max_results``: how many,
-    the best. ``suppression``: for a model exported without its own.
+    """``chain``: the preprocessing. Where it is None, an image is resized to ``size``, (height, width) of the
+    input, where the model leaves it free, and normalised by ``mean`` and ``std`` of the channels, R, G, B,
+    scaled to 0…1. ``threshold``: the least score of a box; ``max_results``: how many, the best.
+    ``suppression``: for a model exported without its own; None for one of another kind than is done here.
     """
 
     size: tuple[int, int] = (640, 640)
@@ -52,7 +57,8 @@ class DetectorSettings:
     interpolation: str = "bilinear"
     threshold: float = 0.2
     max_results: int = 5
-    suppression: Suppression = field(default_factory=Suppression)
+    suppression: Suppression | None = field(default_factory=Suppression)
+    chain: DetectorChain | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Detector:
     """Three stages, each its own method, so that a server can put queues between them.
 
     ``prepare`` and ``read`` may run in any number of threads; ``infer`` as the engine allows. ``size`` is
-    the (height, width) of the model's input. Made by ``open_detector``.
+    the (height, width) of the model's input; where that varies with the image, of the image that ``check``
+    takes. Made by ``open_detector``.
     """
 
     engine: Engine
@@ -68,26 +75,35 @@ class Detector:
     size: tuple[int, int]
 
     def prepare(self, image: Image8) -> Prepared:
-        """An H×W×3 uint8 RGB image -> its feeds. Raises nothing for an image that ``decode`` made."""
-        high, wide = self.size
-        height, width = image.shape[:2]
-        made = {
-            IMAGE: _tensor(image, self.size, self.settings)[None],
-            SCALE_FACTOR: np.array([[high / height, wide / width]], np.float32),
-            IM_SHAPE: np.array([[high, wide]], np.float32),
-        }
+        """An H×W×3 uint8 RGB image -> its feeds. Raises ImageError for one that would become too large."""
+        if self.settings.chain:
+            prepared = self.settings.chain(image)
+            made = {
+                IMAGE: prepared.image[None],
+                SCALE_FACTOR: prepared.scale_factor[None],
+                IM_SHAPE: prepared.im_shape[None],
+            }
+        else:
+            high, wide = self.size
+            height, width = image.shape[:2]
+            made = {
+                IMAGE: _tensor(image, self.size, self.settings)[None],
+                SCALE_FACTOR: np.array([[high / height, wide / width]], np.float32),
+                IM_SHAPE: np.array([[high, wide]], np.float32),
+            }
         return {feed.alias: made[feed.alias] for feed in self.engine.feeds}
 
     def infer(self, prepared: Sequence[Prepared]) -> list[Floats]:
         """Feeds of images -> rows of each, (K, 6) float32, as the model orders them.
 
-        One batch where the model takes one: all its feeds have a free batch axis, and it returns more than
-        rows. Else one image after the other. Raises EngineError.
+        One batch where the model takes one: all its feeds have a free batch axis, it returns more than
+        rows, and the images have become one size. Else one image after the other. Raises EngineError.
         """
-        if len(prepared) > 1 and not self._batches():
-            return [rows for one in prepared for rows in self.infer([one])]
         if not prepared:
             return []
+        alike = len({one[IMAGE].shape for one in prepared}) == 1
+        if len(prepared) > 1 and not (alike and self._batches()):
+            return [rows for one in prepared for rows in self.infer([one])]
         feeds = {alias: np.concatenate([one[alias] for one in prepared]) for alias in prepared[0]}
         return _rows(list(self.engine.run(feeds).values()), len(prepared), self.settings.suppression)
 
@@ -98,7 +114,8 @@ class Detector:
         has no pixel of the image then falls out.
         """
         if not any(feed.alias == SCALE_FACTOR for feed in self.engine.feeds):
-            high, wide = self.size
+            chain = self.settings.chain
+            high, wide = chain.geometry((height, width))[0] if chain else self.size
             scale = np.array([1, 1, width / wide, height / high, width / wide, height / high], np.float32)
             rows = rows * scale
         real = rows[rows[:, 0] >= 0]  # where there is no box, some releases return one of class -1
@@ -140,14 +157,48 @@ async def find_boxes(
     return boxes
 
 
+_NMS = "MultiClassNMS"  # what PaddleDetection calls the suppression that is done here
+# Their reference values, and those of the published service, come of another chain than their file's.
+_AS_THE_GUIDE = frozenset({"picodet_PPLCNet_x2_5_mainbody_lite_v1.0"})
+
+
+def describe_detector(
+    model: ServingModel, threshold: float | None = None, max_results: int = DetectorSettings.max_results
+) -> DetectorSettings:
+    """How a detector wants its images, and which of its boxes count; ``threshold``: None for the model's own.
+
+    Raises ModelError for a description that does not fit.
+    """
+    description = model.description
+    usual = DetectorSettings(max_results=max_results)
+    nms = description.nms or {}
+    if model.name in _AS_THE_GUIDE:
+        return usual if threshold is None else replace(usual, threshold=threshold)
+    least = next(
+        each for each in (threshold, description.draw_threshold, usual.threshold) if each is not None
+    )
+    try:
+        return replace(
+            usual,
+            threshold=least,
+            suppression=boxes.suppression_of(nms) if nms.get("name", _NMS) == _NMS else None,
+            chain=detector_chain.build(description.preprocess) if description.preprocess else None,
+        )
+    except SettingsError as error:
+        raise ModelError(f"{description.path}: {error.message}") from error
+
+
 def open_detectors(
-    model: ServingModel, settings: ModelSettings, threshold: float, max_results: int
+    model: ServingModel, settings: ModelSettings, threshold: float | None, max_results: int
 ) -> tuple[Detector, ...]:
-    """Load a detector on each of its devices. Raises AliasError, ModelError, DeviceError, SettingsError."""
+    """Load a detector on each of its devices; ``threshold`` None: the model's own.
+
+    Raises AliasError, ModelError, DeviceError, SettingsError.
+    """
     check_aliases(model.config.feeds, str(model.path))
     if settings.fetch_list:
         log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
-    wanted = DetectorSettings(threshold=threshold, max_results=max_results)
+    wanted = describe_detector(model, threshold, max_results)
     engines = load_engines(model, settings)
     try:
         return tuple(open_detector(engine, wanted) for engine in engines)
@@ -169,7 +220,14 @@ def open_detector(engine: Engine, settings: DetectorSettings | None = None) -> D
     shape = engine.shapes[IMAGE]
     if len(shape) != 4 or shape[1] not in (3, -1):
         raise ModelError(f"The detector's feed {IMAGE!r} has the shape {shape}; it must be (N, 3, H, W).")
-    high, wide = (own if own > 0 else ours for own, ours in zip(shape[2:], settings.size, strict=True))
+    chain = settings.chain.size if settings.chain else None
+    usual = chain or settings.size
+    high, wide = (own if own > 0 else ours for own, ours in zip(shape[2:], usual, strict=True))
+    if chain and (high, wide) != chain:
+        raise ModelError(
+            f"The detector takes images of {wide}×{high} and its description gives {chain[1]}×{chain[0]}; "
+            "correct target_size there."
+        )
     return Detector(engine, settings, (high, wide))
 
 
@@ -203,7 +261,8 @@ def _check_settings(settings: DetectorSettings) -> None:
     if settings.max_results < 0:
         raise SettingsError(f"max_results is {settings.max_results}; it must be 0 or more.")
     resizer(settings.interpolation, "cv2", floating=True)
-    boxes.check(settings.suppression)
+    if settings.suppression:
+        boxes.check(settings.suppression)
 
 
 def _tensor(image: Image8, size: tuple[int, int], settings: DetectorSettings) -> Floats:
@@ -218,7 +277,7 @@ def _tensor(image: Image8, size: tuple[int, int], settings: DetectorSettings) ->
     return out
 
 
-def _rows(outputs: Sequence[Array], images: int, suppression: Suppression) -> list[Floats]:
+def _rows(outputs: Sequence[Array], images: int, suppression: Suppression | None) -> list[Floats]:
     """A detector's outputs -> rows (K, 6) of each image. Raises EngineError for what is neither form."""
     rows = next((a for a in outputs if _is_float(a) and a.ndim == 2 and a.shape[1] == 6), None)
     if rows is not None:
@@ -230,6 +289,11 @@ def _rows(outputs: Sequence[Array], images: int, suppression: Suppression) -> li
         shapes = ", ".join(f"{a.dtype} {a.shape}" for a in outputs)
         raise EngineError(
             f"The detector returned {shapes}, neither rows (K, 6) nor boxes (N, M, 4) and scores (N, C, M); "
+            "export it with its postprocessing."
+        )
+    if suppression is None:
+        raise EngineError(
+            "The detector was exported without its suppression, of a kind that is not done here; "
             "export it with its postprocessing."
         )
     found = boxes.multiclass_nms(*raw, suppression)

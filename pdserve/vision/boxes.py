@@ -10,8 +10,8 @@ drops empty boxes that lie apart, and rounds overlaps otherwise.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,22 @@ def check(settings: Suppression) -> None:
         raise SettingsError(f"nms_threshold is {settings.nms_threshold}; it must be 0 or more.")
     if not 0 < settings.nms_eta <= 1:
         raise SettingsError(f"nms_eta is {settings.nms_eta}; it must be over 0 and up to 1.")
+
+
+def suppression_of(nms: Mapping[str, Any]) -> Suppression:
+    """What a section ``NMS`` of PaddleDetection says; its defaults where it says nothing.
+
+    Other keys (``name``, ``return_index``) say how the model was built. Raises SettingsError.
+    """
+    known = {each.name: type(each.default) for each in fields(Suppression)}
+    given = {key: value for key, value in nms.items() if key in known and value is not None}
+    for key, value in given.items():
+        kinds = (int, float) if known[key] is float else (known[key],)
+        if not isinstance(value, kinds) or isinstance(value, bool) != (known[key] is bool):
+            raise SettingsError(f"NMS.{key} is {value!r}; it must be a {known[key].__name__}.")
+    found = Suppression(**given)
+    check(found)
+    return found
 
 
 def _suppress(boxes: Floats, scores: Floats, settings: Suppression) -> tuple[Indices, Indices]:

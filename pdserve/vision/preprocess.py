@@ -118,7 +118,7 @@ def build(ops: TransformOps) -> Chain:
         match name:
             case "DecodeImage":
                 # Decoding comes before the chain and gives RGB; a chain may ask for BGR.
-                if not _flag("DecodeImage.to_rgb", params.get("to_rgb", True)):
+                if not flag("DecodeImage.to_rgb", params.get("to_rgb", True)):
                     steps.append(_reverse_channels)
             case "ResizeImage" | "CropImage" | "PadImage":
                 step, size = _SIZING[name](params, floating)
@@ -152,12 +152,12 @@ def parse_operator(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             raise SettingsError(f"{name}.{key} is {value!r}; only {only!r} is supported.")
     match name:
         case "DetResize":
-            if _flag("DetResize.keep_ratio", params.get("keep_ratio", True)):
+            if flag("DetResize.keep_ratio", params.get("keep_ratio", True)):
                 raise SettingsError("DetResize.keep_ratio is True; only False is supported.")
-            high, wide = _pair("DetResize.target_size", params.get("target_size"))
+            high, wide = pair("DetResize.target_size", params.get("target_size"))
             return "ResizeImage", {"size": [wide, high], "interpolation": params.get("interp", 1)}
         case "DetNormalizeImage":
-            scaled = _flag("DetNormalizeImage.is_scale", params.pop("is_scale", True))
+            scaled = flag("DetNormalizeImage.is_scale", params.pop("is_scale", True))
             return "NormalizeImage", params | {"scale": 1 / 255 if scaled else 1.0}
         case "DetPermute":
             return "ToCHWImage", {}
@@ -174,7 +174,8 @@ def checked_parameters(name: str, params: object, known: Sequence[str]) -> dict[
     return dict(params or {})
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """True or false. Raises SettingsError for anything else."""
     if not isinstance(value, bool):
         raise SettingsError(f"{name} is {value!r}; it must be true or false.")
     return value
@@ -187,7 +188,7 @@ def whole_number(name: str, value: object) -> int:
     return value
 
 
-def _pair(name: str, value: object) -> tuple[int, int]:
+def pair(name: str, value: object) -> tuple[int, int]:
     """One number for both, or two. Raises SettingsError for more than an image may have, too."""
     sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
     first, second = whole_number(name, sides[0]), whole_number(name, sides[1])
@@ -199,7 +200,7 @@ def _pair(name: str, value: object) -> tuple[int, int]:
 def _resize(params: dict[str, Any], floating: bool) -> Sizing:
     """``floating``: whether the image is float32 by now, and bytes no longer."""
     resize = resizer(params.get("interpolation"), params.get("backend", "cv2"), floating)
-    keep_ratio = _flag("ResizeImage.keep_ratio", params.get("keep_ratio", False))
+    keep_ratio = flag("ResizeImage.keep_ratio", params.get("keep_ratio", False))
     short = params.get("resize_short")
     if short is not None:
         short = whole_number("ResizeImage.resize_short", short)
@@ -220,7 +221,7 @@ def _resize(params: dict[str, Any], floating: bool) -> Sizing:
         return by_short_side, None
     if params.get("size") is None:
         raise SettingsError("ResizeImage needs size or resize_short.")
-    wide, high = _pair("ResizeImage.size", params["size"])
+    wide, high = pair("ResizeImage.size", params["size"])
     if keep_ratio:
 
         def within(image: Array) -> Array:
@@ -232,7 +233,7 @@ def _resize(params: dict[str, Any], floating: bool) -> Sizing:
 
 
 def _crop(params: dict[str, Any], floating: bool) -> Sizing:
-    wide, high = _pair("CropImage.size", params.get("size"))
+    wide, high = pair("CropImage.size", params.get("size"))
 
     def centre(image: Array) -> Array:
         height, width = image.shape[:2]
@@ -246,7 +247,7 @@ def _crop(params: dict[str, Any], floating: bool) -> Sizing:
 
 def _pad(params: dict[str, Any], floating: bool) -> Sizing:
     """Fill up to size [width, height] at the right and below: text line models take them so."""
-    wide, high = _pair("PadImage.size", params.get("size"))
+    wide, high = pair("PadImage.size", params.get("size"))
     value = number(params.get("value", 0), "PadImage.value")
 
     def pad(image: Array) -> Array:

@@ -41,6 +41,9 @@ INTERPOLATIONS = {
     "pil": ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"),
 }
 
+# What PaddleX calls some of them, after OpenCV's constants.
+_OTHER_NAMES = {"linear": "bilinear", "lanczos4": "lanczos"}
+
 
 def resizer(interpolation: object, backend: object, floating: bool) -> Callable[[Array, int, int], Array]:
     """A function (H×W×3 image, width, height) -> image, of one library and one interpolation.
@@ -49,26 +52,36 @@ def resizer(interpolation: object, backend: object, floating: bool) -> Callable[
     images are float32, which Pillow does not resize in three channels. Raises SettingsError.
     """
     back_end = str(backend).lower()
-    known = INTERPOLATIONS.get(back_end)
-    if known is None:
-        raise SettingsError(f"ResizeImage.backend is {backend!r}; use cv2 or pil.")
     if floating and back_end == "pil":
         raise SettingsError("ResizeImage.backend is pil, which resizes bytes; put it before the normalising.")
-    name = "bilinear" if interpolation is None else interpolation
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = dict(enumerate(known)).get(name, name)
-    name = str(name).lower()
-    if name not in known:
-        raise SettingsError(
-            f"ResizeImage.interpolation is {interpolation!r}; {back_end} has {', '.join(known)}."
-        )
-    number = known.index(name)
+    name = interpolation_name(interpolation, backend)
+    number = INTERPOLATIONS[back_end].index(name)
     if back_end == "pil":
         from PIL import Image
 
         return lambda image, width, height: np.asarray(Image.fromarray(image).resize((width, height), number))
     cv2 = opencv()
     return lambda image, width, height: cv2.resize(image, (width, height), interpolation=number)
+
+
+def interpolation_name(interpolation: object, backend: object) -> str:
+    """The name in `INTERPOLATIONS` of an interpolation, given as there, by its number, or as PaddleX does.
+
+    Raises SettingsError.
+    """
+    back_end = str(backend).lower()
+    known = INTERPOLATIONS.get(back_end)
+    if known is None:
+        raise SettingsError(f"ResizeImage.backend is {backend!r}; use cv2 or pil.")
+    name = "bilinear" if interpolation is None else interpolation
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = dict(enumerate(known)).get(name, name)
+    name = _OTHER_NAMES.get(str(name).lower(), str(name).lower())
+    if name not in known:
+        raise SettingsError(
+            f"ResizeImage.interpolation is {interpolation!r}; {back_end} has {', '.join(known)}."
+        )
+    return name
 
 
 def resize_planes(image: Image8, interpolation: str, out: Floats) -> None:

@@ -41,7 +41,9 @@ from pdserve.runtimes.paddle_serving.config import Operator, Ports
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 from pdserve.vision import preprocess
+from pdserve.vision.detector_chain import DetectorChain
 from pdserve.vision.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from pdserve.vision.resize import interpolation_name
 
 SERVICE = "service.json"
 CONFIG = "config.yml"
@@ -239,13 +241,15 @@ def _by_name(variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
 
 def _detector(model: ServingModel, signature: Signature) -> dict[str, Any]:
     """As pipelines/detector.py prepares an image and finds out whether the model takes several at once."""
-    usual = detection.DetectorSettings()
+    described = detection.describe_detector(model)
     shape = next(v.shape for v in model.config.feeds if v.alias == detection.IMAGE)
-    size = list(shape[1:] if len(shape) == 3 else usual.size)
+    size = list(shape[1:] if len(shape) == 3 else described.size)
     ops: list[dict[str, dict[str, Any]]] = [
-        {"NormalizeImage": {"scale": 1 / 255, "mean": list(usual.mean), "std": list(usual.std)}},
-        {"ResizeImage": {"size": size[::-1], "interpolation": usual.interpolation}},
+        {"NormalizeImage": {"scale": 1 / 255, "mean": list(described.mean), "std": list(described.std)}},
+        {"ResizeImage": {"size": size[::-1], "interpolation": described.interpolation}},
     ]
+    if described.chain:
+        ops, size = _classifier_ops(model, described.chain), list(described.chain.size or size)
     free = all(feed.shape[:1] == (-1,) for feed in signature.feeds)
     return {
         "feeds": {v.alias: v.name for v in model.config.feeds},
@@ -253,6 +257,24 @@ def _detector(model: ServingModel, signature: Signature) -> dict[str, Any]:
         "batches": free and len(signature.fetches) > 1,
         "steps": steps(ops),
     }
+
+
+def _classifier_ops(model: ServingModel, chain: DetectorChain) -> list[dict[str, dict[str, Any]]]:
+    """A detector's chain as a classifier's. Raises UnsupportedModelError for an operator it does not have."""
+    ops: list[dict[str, dict[str, Any]]] = []
+    for op in chain.ops:
+        params = {key: value for key, value in op.items() if key != "type"}
+        kind = op["type"]
+        if kind == "Resize" and not params.get("keep_ratio", False):
+            ops.append({"DetResize": params | {"keep_ratio": False}})
+        elif kind == "NormalizeImage" and params.pop("norm_type", "mean_std") == "mean_std":
+            ops.append({"DetNormalizeImage": params})
+        elif kind != "Permute":
+            raise UnsupportedModelError(
+                f"{model.name} prepares its images by {kind}, which Paddle Serving's service does not do so; "
+                "use --runtime native."
+            )
+    return ops
 
 
 def _index(settings: ServiceSettings, home: Home, embedder: Embedder, folder: Path) -> None:
@@ -286,9 +308,10 @@ def _plain(op: Any) -> tuple[str, dict[str, Any] | None]:
         case "ResizeImage":
             known = ("size", "resize_short", "keep_ratio", "interpolation", "backend")
             given = {key: params[key] for key in known if params.get(key) is not None}
-            for key in ("interpolation", "backend"):
-                if isinstance(given.get(key), str):
-                    given[key] = given[key].lower()
+            given |= {"backend": str(given["backend"]).lower()} if "backend" in given else {}
+            if "interpolation" in given:
+                by = given.get("backend", "cv2")
+                given["interpolation"] = interpolation_name(given["interpolation"], by)
             return name, given | ({"size": _pair(given["size"])} if "size" in given else {})
         case "CropImage":
             return name, {"size": _pair(params["size"])}

@@ -30,7 +30,13 @@ from pdserve.models import catalog
 from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines.classification import FEED, FETCH, open_classification
-from pdserve.pipelines.detector import SCALE_FACTOR, DetectorSettings, check_aliases, open_detector
+from pdserve.pipelines.detector import (
+    SCALE_FACTOR,
+    DetectorSettings,
+    check_aliases,
+    describe_detector,
+    open_detector,
+)
 from pdserve.pipelines.embedder import FETCH as FEATURES
 from pdserve.pipelines.embedder import open_embedder
 from pdserve.pipelines.loading import load_engines
@@ -102,7 +108,9 @@ def open_task(
 
 
 def task_of(model: ServingModel) -> str:
-    """A model's task, by the catalog, else by its aliases and operators. Raises UsageError."""
+    """A model's task, by its description, the catalog, its aliases and operators. Raises UsageError."""
+    if said := model.description.task:
+        return said if said in TASKS else "classification"  # which multilabel and attributes are too
     entry = catalog.load().get(model.name)
     if entry and entry.task is not None and entry.task in TASKS:
         return entry.task
@@ -184,7 +192,8 @@ def _detection(
     check_aliases(model.config.feeds, str(model.path))
     (engine,) = load_engines(model, settings)
     try:
-        detector = open_detector(engine, DetectorSettings(max_results=_ALL_BOXES))
+        settings_of = describe_detector(model, DetectorSettings.threshold, _ALL_BOXES)
+        detector = open_detector(engine, settings_of)
     except BaseException:
         engine.close()
         raise
@@ -199,7 +208,8 @@ def _detection(
         return [other.read(row, *each.size) for row, each in zip(rows, prepared, strict=True)]
 
     own = detector.settings
-    preprocessing = {"size": detector.size, "mean": own.mean, "std": own.std}
+    plain = {"size": detector.size, "mean": own.mean, "std": own.std}
+    preprocessing = [dict(op) for op in own.chain.ops] if own.chain else plain
     return Task("detection", model, engine, preprocessing, prepare, answers, compare_boxes)
 
 
