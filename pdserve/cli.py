@@ -32,6 +32,8 @@ COMMANDS: Mapping[str, Command] = {
     "predict": Command("pdserve.commands.predict:predict", "Ask a server, or a local model, about images."),
     "index": Command("pdserve.commands.index:index_app", "Build, change and examine a gallery's index."),
     "doctor": Command("pdserve.commands.doctor:doctor", "Check packages, engines, devices and ports."),
+    "list": Command("pdserve.commands.list:list_", "List the models and indexes that are here."),
+    "rm": Command("pdserve.commands.rm:rm", "Remove models and indexes."),
     "bench": Command("pdserve.tools.bench.command:bench", "Measure a running service under load.", "Tools"),
     "tune": Command("pdserve.tools.tune.command:tune", "Find the fastest settings on this machine.", "Tools"),
     "optimize": Command(

@@ -10,6 +10,7 @@
     │   ├── ChecksumError            a file is not the one expected
     │   ├── ArchiveError             an archive is broken, or refuses to be trusted
     │   └── DiskError                no space, or no permission to write
+    ├── InUseError                   what is to be removed is in use by a server, or being written
     ├── ModelError                   a model's files are missing or unreadable
     │   └── AliasError               a feed or fetch that is not there
     ├── EngineError                  an engine failed while running
@@ -111,6 +112,10 @@ class ArchiveError(FetchError):
 
 class DiskError(FetchError):
     code = "disk"
+
+
+class InUseError(PdserveError):
+    code = "in_use"
 
 
 class ModelError(PdserveError):

@@ -28,9 +28,17 @@ class Seen:
 
 
 def on_terminal(
-    home: Path, *arguments: str, columns: int, stdout: Path | None = None, **environ: str
+    home: Path,
+    *arguments: str,
+    columns: int,
+    stdout: Path | None = None,
+    typed: str | None = None,
+    **environ: str,
 ) -> Seen:
-    """Run a command with a terminal as standard error, and as standard output unless it goes to a file."""
+    """Run a command with a terminal as standard error, and as standard output unless it goes to a file.
+
+    ``typed``: what a person types there; without it standard input is empty, and no terminal.
+    """
     import fcntl
     import pty
     import termios
@@ -41,13 +49,15 @@ def on_terminal(
     variables = environment(home, TERM="xterm", **environ)
     process = subprocess.Popen(
         [sys.executable, "-m", "pdserve", *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if typed is None else theirs,
         stdout=out,
         stderr=theirs,
         env={key: value for key, value in variables.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")},
     )
     os.close(theirs)
     os.close(out)
+    if typed is not None:
+        os.write(ours, typed.encode())
     raw = b""
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         try:

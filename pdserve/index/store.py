@@ -222,7 +222,7 @@ def read(folder: Path) -> Snapshot:
     for attempt in range(_ATTEMPTS):
         known = read_manifest(folder)
         try:
-            return read_files(folder, _source(folder, known), known)
+            return read_files(folder, current_folder(folder, known), known)
         except (IndexFolderError, OSError) as error:
             now = read_manifest(folder)
             replaced = (now.version if now else None) != (known.version if known else None)
@@ -237,7 +237,7 @@ def read(folder: Path) -> Snapshot:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _source(folder: Path, known: Manifest | None) -> Path:
+def current_folder(folder: Path, known: Manifest | None) -> Path:
     """The version's own folder, or the plain files where somebody copied the index without its versions."""
     own = version_folder(folder, known.version) if known else folder
     return own if own.is_dir() else folder
