@@ -31,7 +31,8 @@ Paddle Serving's](migrating.md#each-key-of-configyml) is explained with the move
 """
 VARIABLES = {
     "PDSERVE_HOME": "the folder of models, indexes and runtimes; by default the user's data folder",
-    "PDSERVE_MIRROR": "an address or a folder in place of the model host, as `fetch --mirror`",
+    "PDSERVE_MIRROR": "addresses or folders in place of the model hosts, between commas, tried in order; as "
+    "`fetch --mirror`",
     "PDSERVE_API_KEY": "the key that a server asks for, and that `predict` and `bench` show",
     "PDSERVE_PADDLE_SERVING_PYTHON": "the Python with Paddle Serving, as `serve --python`",
     "PDSERVE_FONT": "a font file for the labels that `predict --draw` writes",

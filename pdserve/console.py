@@ -253,6 +253,9 @@ class Bars(Progress):
         else:
             self._display.update(self._task(name), note=text)
 
+    def warn(self, name: str, text: str) -> None:
+        say(f"{name}: {text}")
+
 
 @contextmanager
 def download_bars() -> Iterator[Bars]:

@@ -20,5 +20,8 @@ class Progress:
     def note(self, name: str, text: str) -> None:
         """A few words on what is going on: a retry, a wait, a check."""
 
+    def warn(self, name: str, text: str) -> None:
+        """A line that should stay to be read after the task: what came is less sure than it could be."""
+
 
 SILENT = Progress()

@@ -12,11 +12,18 @@ from pdserve.errors import PdserveError, UsageError
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]…", help="Names in the catalog; with --list, words to search for."),
+        typer.Argument(
+            metavar="[NAME]…",
+            help="Names in the catalog; or addresses: https://HOST/…/NAME_infer.tar, hf://OWNER/NAME, a "
+            "folder or archive ./NAME. With --list, words to search for.",
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List what can be fetched.")] = False,
     mirror: Annotated[
-        str | None, typer.Option("--mirror", metavar="URL|DIR", help="Download from here instead.")
+        list[str] | None,
+        typer.Option(
+            "--mirror", metavar="URL|DIR", help="Download from here instead; repeatable, tried in order."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Download again what is there already.")] = False,
     as_json: Json = False,
@@ -29,7 +36,9 @@ def fetch(
         _list(names or [""], as_json)
         return
     with console.download_bars() as bars:
-        results = fetch_all(names or catalog.DEFAULTS, home(), mirror=mirror, force=force, progress=bars)
+        results = fetch_all(
+            names or catalog.DEFAULTS, home(), mirrors=mirror or (), force=force, progress=bars
+        )
     failed = [result for result in results if isinstance(result, PdserveError)]
     fetched = [result for result in results if not isinstance(result, PdserveError)]
     for result in fetched:

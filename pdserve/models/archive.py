@@ -11,15 +11,16 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pdserve import files
-from pdserve.errors import ArchiveError, ChecksumError, FetchError
-from pdserve.models.catalog import Archive
-from pdserve.models.download import Downloaded, Partial, download, mirrored, public
+from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, OfflineError
+from pdserve.models.catalog import Archive, public
+from pdserve.models.download import Downloaded, Partial, download, part_key
 from pdserve.models.fetch import Fetched, Job
+from pdserve.models.mirrors import places
 
 CHUNK = 1 << 20
 # tarfile reads a header of any announced length into memory at once; real ones are under 1 kB.
@@ -50,44 +51,72 @@ LIMITS = Limits()
 
 
 def fetch(job: Job, source: Archive) -> Fetched:
-    """Fetch an archive from the model host or its mirror. Raises ArchiveError, ChecksumError, FetchError."""
-    where = mirrored(source.url, job.mirror)
+    """Fetch an archive from the model host, or from the first mirror that has it.
+
+    A mirror that has not the file or does not answer makes room for the next one. One with a file of another
+    checksum, or with a broken archive, ends the search: to pass over it would hide what is wrong with it.
+    Raises ArchiveError, ChecksumError, DiskError, and FetchError that says what each mirror said.
+    """
+    wheres = places(source.url, job.mirrors)
+    problems: list[FetchError] = []
+    for where in wheres:
+        patient = where is wheres[-1]
+        try:
+            got, origin = _get(job, where, source.sha256, patient)
+        except (ArchiveError, ChecksumError, DiskError):
+            raise
+        except FetchError as error:
+            if len(wheres) == 1 or job.cancel.is_set():
+                raise
+            problems.append(error)
+            if not patient:
+                job.progress.note(job.name, f"{error.message} Trying the next mirror.")
+            continue
+        return _publish(job, got, origin)
+    if all(isinstance(each, OfflineError) for each in problems):
+        raise problems[0]
+    said = " ".join(each.message for each in problems)
+    raise FetchError(f"None of the {len(wheres)} mirrors gave {job.name}. {said}")
+
+
+def _get(job: Job, where: str | Path, sha256: str | None, patient: bool) -> tuple[Downloaded, str]:
+    """An archive from one place, and that for the record; few attempts where other places are left."""
     if isinstance(where, Path):
-        return _publish(job, _local(job, where, source.sha256), str(where))
-    part, shown = Partial(job.downloads / f"{job.name}.tar"), public(where)
-    present = part.remote(shown)
+        return _local(job, where, sha256), str(where)
+    job.policy.require_network(job.wanted)
+    part = Partial(job.downloads / f"{job.name}.tar")
+    present = part.remote(part_key(where))
     if job.force and present and present.complete:
         part.discard()
+    policy = job.policy if patient else replace(job.policy, attempts=min(2, job.policy.attempts))
     got = download(
         where,
         part.target,
         name=job.name,
-        sha256=source.sha256,
+        sha256=sha256,
         progress=job.progress,
-        policy=job.policy,
+        policy=policy,
         cancel=job.cancel,
         free=job.free,
     )
-    try:
-        fetched = _publish(job, got, shown)
-    except ArchiveError:
-        part.discard()
-        raise
-    part.discard()
-    return fetched
+    if got.plain and sha256 is None:
+        job.progress.warn(
+            job.name,
+            f"{public(where)} came over plain http, and nothing vouches for it: no SHA-256 is known; an "
+            "address with https:// or a mirror's folder is safer",
+        )
+    return got, public(where)
 
 
 def _local(job: Job, path: Path, sha256: str | None) -> Downloaded:
-    """An archive in a mirror's folder, used in place."""
+    """An archive on this machine, used in place."""
     try:
         size = path.stat().st_size
         job.progress.start(job.name, size, 0)
         found = files.sha256(path)
     except OSError as error:
-        raise FetchError(
-            f"Cannot read {path} ({error.strerror}), where the mirror should have {job.name}; "
-            "check --mirror and PDSERVE_MIRROR."
-        ) from error
+        hint = f", where the mirror should have {job.name}; check --mirror and PDSERVE_MIRROR"
+        raise FetchError(f"Cannot read {path} ({error.strerror}){hint if job.mirrors else ''}.") from error
     if sha256 and found != sha256.lower():
         raise ChecksumError(
             f"{path} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
@@ -98,10 +127,21 @@ def _local(job: Job, path: Path, sha256: str | None) -> Downloaded:
 
 
 def _publish(job: Job, got: Downloaded, origin: str) -> Fetched:
+    """Unpack an archive to the job's folder. What was downloaded goes, unless it may still be of use."""
+    downloads = Partial(job.downloads / f"{job.name}.tar")
+    came = got.path == downloads.path
     job.progress.note(job.name, "unpacking")
-    with files.replace_folder(job.target) as folder:
-        unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
-        return job.finish(folder, origin, got.sha256, got.size)
+    try:
+        with files.replace_folder(job.target) as folder:
+            unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
+            fetched = job.finish(folder, origin, got.sha256, got.size)
+    except ArchiveError:
+        if came:
+            downloads.discard()
+        raise
+    if came:
+        downloads.discard()
+    return fetched
 
 
 def unpack(

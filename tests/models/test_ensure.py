@@ -50,7 +50,7 @@ def test_an_empty_home_gets_the_model_in_two_steps(home: Home, server: FileServe
 
 
 def test_a_fetched_model_is_converted_without_the_network(home: Home, server: FileServer) -> None:
-    fetch(NAME, home, mirror=server.url)
+    fetch(NAME, home, mirrors=[server.url])
     lines: list[str] = []
     ensure(NAME, home, offline=True, report=lines.append)
     assert lines == [f"{NAME}: converted, {home.serving_model(NAME)}"]
@@ -59,11 +59,11 @@ def test_a_fetched_model_is_converted_without_the_network(home: Home, server: Fi
 def test_a_model_that_was_fetched_again_is_converted_again(home: Home, server: FileServer) -> None:
     ensure(NAME, home, mirrors=[server.url])
     inode = home.serving_model(NAME).stat().st_ino
-    fetch(NAME, home, mirror=server.url, force=True)  # the same one
+    fetch(NAME, home, mirrors=[server.url], force=True)  # the same one
     ensure(NAME, home)
     assert home.serving_model(NAME).stat().st_ino == inode
     server.put(address_path(NAME), tiny_archive(NAME, "another"), etag='"2"')
-    fetch(NAME, home, mirror=server.url, force=True)
+    fetch(NAME, home, mirrors=[server.url], force=True)
     lines: list[str] = []
     ensure(NAME, home, report=lines.append)
     assert lines == [f"{NAME}: converted, {home.serving_model(NAME)}"]
@@ -75,7 +75,7 @@ def test_what_was_done_to_a_serving_model_is_not_lost(home: Home, server: FileSe
     description = home.serving_model(NAME) / "inference.yml"
     description.write_text(description.read_text() + "# mine\n")
     server.put(address_path(NAME), tiny_archive(NAME, "another"), etag='"2"')
-    fetch(NAME, home, mirror=server.url, force=True)
+    fetch(NAME, home, mirrors=[server.url], force=True)
     lines: list[str] = []
     ensure(NAME, home, report=lines.append)
     assert "# mine" in description.read_text()

@@ -11,7 +11,15 @@ from typing import ClassVar
 
 import pytest
 
-from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, PdserveError, UsageError
+from pdserve.errors import (
+    ArchiveError,
+    ChecksumError,
+    DiskError,
+    FetchError,
+    OfflineError,
+    PdserveError,
+    UsageError,
+)
 from pdserve.files import replace_folder
 from pdserve.models import catalog
 from pdserve.models.catalog import Archive, Entry, Wheel
@@ -211,7 +219,7 @@ def test_known_checksum(get, server, home):
 
 def test_mirror_that_answers_404_500_and_then_works(get, server):
     with pytest.raises(FetchError, match="answered 404"):
-        get(mirror=server.url + "/nowhere")
+        get(mirrors=[server.url + "/nowhere"])
     server.put(PATH, MODEL, faults=[Fault(status=500), Fault(stop=1000)])
     assert get().action == "fetched"
     assert server.ranges[-1] == "bytes=1000-"
@@ -225,7 +233,7 @@ def test_folder_mirror(get, tmp_path, home, as_uri, sha256):
     (folder / PATH[1:]).write_bytes(MODEL)
     heard = Heard()
     known = entry(source=Archive(catalog.get("ResNet50_vd").source.url, sha256))
-    got = get(known, mirror=folder.as_uri() if as_uri else str(folder), progress=heard)
+    got = get(known, mirrors=[folder.as_uri() if as_uri else str(folder)], progress=heard)
     assert got.origin == str(folder / PATH[1:])
     assert heard.starts == [(len(MODEL), 0)]
     assert heard.count == len(MODEL)
@@ -236,14 +244,14 @@ def test_folder_mirror_without_the_file(get, tmp_path):
     with pytest.raises(
         FetchError, match=r"Cannot read .*M[/\\]dygraph[/\\]inference[/\\]ResNet50_vd_infer\.tar \(No"
     ):
-        get(mirror=str(tmp_path / "M"))
+        get(mirrors=[str(tmp_path / "M")])
 
 
 def test_folder_mirror_with_another_file(get, tmp_path):
     (tmp_path / PATH[1:]).parent.mkdir(parents=True)
     (tmp_path / PATH[1:]).write_bytes(OTHER)
     with pytest.raises(ChecksumError, match="so it is another file"):
-        get(entry(source=Archive(catalog.get("ResNet50_vd").source.url, "0" * 64)), mirror=str(tmp_path))
+        get(entry(source=Archive(catalog.get("ResNet50_vd").source.url, "0" * 64)), mirrors=[str(tmp_path)])
 
 
 def test_unknown_name(get):
@@ -287,7 +295,7 @@ def test_two_processes_at_once(server, home):
         "from pdserve.models.home import Home\n"
         "sys.stdin.readline()\n"
         "home = Home(pathlib.Path(sys.argv[1]))\n"
-        "print(fetch('ResNet50_vd', home, mirror=sys.argv[2], force=True).action)\n"
+        "print(fetch('ResNet50_vd', home, mirrors=[sys.argv[2]], force=True).action)\n"
     )
     command = [sys.executable, "-c", code, str(home.root), server.url]
     both = [
@@ -311,7 +319,7 @@ def test_killed_midway_then_resumed(get, server, home):
         "import sys, pathlib\n"
         "from pdserve.models.fetch import fetch_all\n"
         "from pdserve.models.home import Home\n"
-        "fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
+        "fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirrors=[sys.argv[2]])\n"
     )
     part = home.root / "downloads" / "ResNet50_vd.tar.part"
     with subprocess.Popen([sys.executable, "-c", code, str(home.root), server.url]) as process:
@@ -327,7 +335,7 @@ def test_killed_midway_then_resumed(get, server, home):
 
 def test_several_of_which_one_fails(server, home):
     names = ["ResNet50_vd", "AlexNet", "drink_dataset_v1.0", "ResNet50_vd"]
-    results = fetch_all(names, home, mirror=server.url, jobs=2, policy=QUICK)
+    results = fetch_all(names, home, mirrors=[server.url], jobs=2, policy=QUICK)
     kinds = [r.action if isinstance(r, Fetched) else type(r) for r in results]
     assert kinds == ["fetched", FetchError, "fetched"]
     assert isinstance(results[1], PdserveError)
@@ -336,7 +344,7 @@ def test_several_of_which_one_fails(server, home):
 
 def test_several_with_an_unknown_name_start_nothing(server, home):
     with pytest.raises(UsageError):
-        fetch_all(["ResNet50_vd", "ResNot"], home, mirror=server.url)
+        fetch_all(["ResNet50_vd", "ResNot"], home, mirrors=[server.url])
     assert server.asked == []
 
 
@@ -351,7 +359,7 @@ def test_interrupt_ends_promptly_though_the_server_is_silent(get, server, home):
         "from pdserve.models.fetch import fetch_all\n"
         "from pdserve.models.home import Home\n"
         "try:\n"
-        "    fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirror=sys.argv[2])\n"
+        "    fetch_all(['ResNet50_vd'], Home(pathlib.Path(sys.argv[1])), mirrors=[sys.argv[2]])\n"
         "except KeyboardInterrupt:\n"
         "    sys.exit(130)\n"
     )
@@ -441,7 +449,7 @@ def test_a_new_source_is_one_entry_of_the_table(home, monkeypatch):
 
 
 def test_all_that_the_default_services_need(mirror, home):
-    results = fetch_all(catalog.DEFAULTS, home, mirror=str(mirror))
+    results = fetch_all(catalog.DEFAULTS, home, mirrors=[str(mirror)])
     assert [r.action for r in results if isinstance(r, Fetched)] == ["fetched"] * 4
     for name in catalog.DEFAULTS[:3]:
         assert {"inference.pdmodel", "inference.pdiparams"} < {
@@ -449,7 +457,7 @@ def test_all_that_the_default_services_need(mirror, home):
         }
     assert (home.index("drink_dataset_v1.0") / "index").is_dir()
     begin = time.perf_counter()
-    again = fetch_all(catalog.DEFAULTS, home, mirror=str(mirror))
+    again = fetch_all(catalog.DEFAULTS, home, mirrors=[str(mirror)])
     assert time.perf_counter() - begin < 1
     assert [r.action for r in again if isinstance(r, Fetched)] == ["present"] * 4
 
@@ -461,9 +469,156 @@ def test_real_archive_over_http_broken_off(mirror, home, server):
     server.put(
         f"/{path}", Path(mirror / path).read_bytes(), faults=[Fault(stop=5_000_000), Fault(status=500)]
     )
-    got = fetch(name, home, mirror=server.url, policy=QUICK)
+    got = fetch(name, home, mirrors=[server.url], policy=QUICK)
     assert server.ranges == [None, "bytes=5000000-", "bytes=5000000-"]
     assert verify_bytes(got.path) is not None
+
+
+@pytest.fixture
+def second():
+    """Another mirror."""
+    with serve() as running:
+        running.put(PATH, MODEL)
+        yield running
+
+
+DOWN = "http://127.0.0.1:9"
+
+
+def test_the_first_mirror_that_has_it_serves(get, server, second):
+    assert get(mirrors=[server.url, second.url]).origin == server.url + PATH
+    assert second.asked == []
+
+
+def test_a_mirror_that_has_it_not_and_one_that_is_down_make_room(get, server, second, tmp_path):
+    heard = Heard()
+    mirrors = [DOWN, str(tmp_path / "empty"), server.url + "/nowhere", second.url]
+    got = get(mirrors=mirrors, progress=heard)
+    assert got.origin == second.url + PATH
+    assert record_of(got)["origin"] == second.url + PATH
+    assert [path for path, _ in server.asked] == ["/nowhere" + PATH]
+    notes = [note for note in heard.notes if note.endswith("Trying the next mirror.")]
+    assert [DOWN in notes[0], str(tmp_path) in notes[1], "answered 404" in notes[2]] == [True] * 3
+
+
+def test_mirrors_of_the_environment_are_tried_in_order(get, server, second):
+    environ = {"PDSERVE_MIRROR": f"{server.url}/nowhere, {second.url}"}
+    assert get(environ=environ).origin == second.url + PATH
+    assert get(environ=environ, mirrors=[server.url], force=True).origin == server.url + PATH
+
+
+def test_a_mirror_that_fails_midway_makes_room(get, server, second):
+    server.put(
+        PATH, MODEL, faults=[Fault(stop=1000), Fault(status=500), Fault(status=500), Fault(status=500)]
+    )
+    got = get(mirrors=[server.url, second.url])
+    assert (got.origin, got.sha256) == (second.url + PATH, hashlib.sha256(MODEL).hexdigest())
+    assert verify_bytes(got.path) is not None
+
+
+def test_all_mirrors_fail_and_each_is_quoted(get, server, tmp_path, home):
+    with pytest.raises(FetchError) as caught:
+        get(mirrors=[DOWN, str(tmp_path / "empty"), server.url + "/nowhere"])
+    assert caught.value.message.startswith("None of the 3 mirrors gave ResNet50_vd. ")
+    for said in (f"{DOWN}{PATH} failed", f"Cannot read {tmp_path / 'empty'}", "answered 404 Not Found"):
+        assert said in caught.value.message
+    assert not home.inference_model("ResNet50_vd").exists()
+
+
+def test_a_mirror_with_another_file_is_no_reason_to_go_on(get, server, second):
+    """It would hide what is wrong with the mirror."""
+    known = entry(source=Archive(catalog.get("ResNet50_vd").source.url, hashlib.sha256(MODEL).hexdigest()))
+    server.put(PATH, OTHER)
+    with pytest.raises(ChecksumError, match=server.url):
+        get(known, mirrors=[server.url, second.url])
+    server.put(PATH, b"no archive")
+    with pytest.raises(ArchiveError, match=server.url):
+        get(mirrors=[server.url, second.url])
+    assert second.asked == []
+
+
+def test_a_mirror_that_is_none_is_said_before_anything_is_asked(get, server):
+    with pytest.raises(UsageError, match="'ftp://host' is neither"):
+        get(mirrors=[server.url, "ftp://host"])
+    assert server.asked == []
+
+
+def test_without_the_network_the_mirrors_folder_serves(get, server, tmp_path):
+    offline = dataclasses.replace(QUICK, offline=True)
+    with pytest.raises(OfflineError, match="`pdserve fetch ResNet50_vd`"):
+        get(mirrors=[server.url, DOWN], policy=offline)
+    (tmp_path / PATH.strip("/")).parent.mkdir(parents=True)
+    (tmp_path / PATH.strip("/")).write_bytes(MODEL)
+    assert get(mirrors=[server.url, str(tmp_path)], policy=offline).origin == str(tmp_path / PATH.strip("/"))
+    assert server.asked == []
+
+
+def test_plain_http_with_nothing_that_vouches_is_said(get, server, tmp_path):
+    heard = Heard()
+    get(progress=heard)
+    (line,) = heard.warnings
+    assert line.startswith(
+        f"ResNet50_vd: {server.url}{PATH} came over plain http, and nothing vouches for it"
+    )
+    known = entry(source=Archive(catalog.get("ResNet50_vd").source.url, hashlib.sha256(MODEL).hexdigest()))
+    get(known, force=True, progress=heard)
+    (tmp_path / PATH.strip("/")).parent.mkdir(parents=True)
+    (tmp_path / PATH.strip("/")).write_bytes(MODEL)
+    get(mirrors=[str(tmp_path)], force=True, progress=heard)
+    assert len(heard.warnings) == 1
+
+
+def record_of(got: Fetched) -> dict[str, object]:
+    return json.loads((got.path / "fetch.json").read_text("utf-8"))  # type: ignore[no-any-return]
+
+
+def test_an_archives_address(get, server, home):
+    """The mirrors stand for the model hosts alone."""
+    address = server.put("/mine/net_infer.tar", MODEL)
+    got = get(address, mirrors=["/nowhere"])
+    assert (got.name, got.path, got.origin) == ("net", home.inference_model("net"), address)
+    assert record_of(got)["source"] == address
+    assert get(address).action == "present"
+
+
+def test_an_archive_of_this_machine(get, home, tmp_path):
+    path = tmp_path / "net_infer.tar"
+    path.write_bytes(MODEL)
+    got = get(str(path), mirrors=["/nowhere"])
+    assert (got.name, got.origin, got.bytes) == ("net", str(path), len(MODEL))
+    assert record_of(got)["source"] == path.as_uri()
+
+
+def test_a_secret_in_an_address_is_not_recorded(get, server):
+    server.put("/net_infer.tar?signature=secret", MODEL)
+    address = f"{server.url}/net_infer.tar?signature=secret".replace("http://", "http://me:secret@")
+    got = get(address)
+    assert "secret" not in (got.path / "fetch.json").read_text("utf-8")
+    assert got.origin == f"{server.url}/net_infer.tar"
+
+
+def test_a_name_that_is_here_from_another_address_is_refused(get, server):
+    first, second = server.put("/a/net_infer.tar", MODEL), server.put("/b/net_infer.tar", OTHER)
+    get(first)
+    with pytest.raises(UsageError) as caught:
+        get(second)
+    assert f"net is here already, from {first}, and not from {second}" in caught.value.message
+    assert f"`pdserve fetch {second} --force`" in caught.value.message
+    got = get(second, force=True)
+    assert (got.origin, (got.path / "inference.pdmodel").read_bytes()) == (second, b"another")
+
+
+def test_a_catalogs_name_that_is_here_from_elsewhere_is_refused(get, server):
+    get(server.put("/mine/ResNet50_vd_infer.tar", OTHER))
+    with pytest.raises(UsageError, match="`pdserve fetch ResNet50_vd --force`"):
+        get("ResNet50_vd")
+    assert get("ResNet50_vd", force=True).sha256 == hashlib.sha256(MODEL).hexdigest()
+
+
+def test_a_folder_that_a_person_put_there_is_not_an_addresss(get, server, home):
+    home.inference_model("net").mkdir(parents=True)
+    with pytest.raises(UsageError, match="from somewhere else, without a record"):
+        get(server.put("/net_infer.tar", MODEL))
 
 
 def test_results_in_order_and_side_by_side():
