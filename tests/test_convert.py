@@ -10,13 +10,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pdserve.convert import convert, patch_aliases, read_configs
 from pdserve.errors import AliasError, DiskError, ModelError, UsageError
 from pdserve.formats import prototxt
-from pdserve.formats.model_files import find_model_files
+from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.serving_model import NOTE, open_serving_model
+from pdserve_zoo.program_builder import ProgramBuilder
 from tests.conftest import DATA, GOLDEN
 
 PROGRAMS = DATA / "programs"
@@ -348,3 +350,65 @@ def test_a_text_edited_by_hand_is_believed_and_reported(out: Path) -> None:
     shutil.copyfile(PROGRAMS / "published/odd" / stream.name, stream)
     with pytest.raises(ModelError, match="different models"):
         read_configs([out / "s"])
+
+
+def two_fetches(folder: Path, postprocess: str) -> list[str]:
+    """An inference model with one feed, ``x``; the names of its fetches, in the program's order."""
+    program = ProgramBuilder()
+    pooled = program.global_average_pool(program.feed("x", (-1, 3, 8, 8)))
+    first, second = program.softmax(program.linear(pooled, np.eye(3), np.zeros(3))), pooled
+    program.fetch(first)
+    program.fetch(second)
+    folder.mkdir()
+    program.write(folder)
+    (folder / "inference.yml").write_text(f"PostProcess: {postprocess}\n", "utf-8")
+    return [spec.name for spec in read_program(find_model_files(folder)).signature.fetches]
+
+
+@pytest.mark.parametrize(
+    ("postprocess", "feed", "fetch"),
+    [
+        ("{Topk: {topk: 5}}", "image", "prediction"),
+        ("{MultiLabelThreshOutput: {threshold: 0.5}}", "image", "prediction"),
+        ("{PersonAttribute: {threshold: 0.5}}", "image", "prediction"),
+        ("{NormalizeFeatures: null}", "x", "features"),
+        ("null", "x", None),
+    ],
+)
+def test_aliases_follow_from_the_task(out: Path, postprocess: str, feed: str, fetch: str | None) -> None:
+    """With no name in any catalog; the first fetch is that of the program's order."""
+    first, second = two_fetches(out / "infer", postprocess)
+    config = convert(out / "infer", out / "s", out / "c").config
+    assert [(v.name, v.alias) for v in config.feeds] == [("x", feed)]
+    assert {v.name: v.alias for v in config.fetches} == {first: fetch or first, second: second}
+    assert prototxt.read(out / "c" / prototxt.CLIENT_STREAM) == config
+    # Opened in place, it has the same.
+    assert open_serving_model(out / "infer").config == config
+
+
+def test_given_aliases_come_before_the_tasks(out: Path) -> None:
+    first, second = two_fetches(out / "infer", "{Topk: {topk: 5}}")
+    own = convert(out / "infer", out / "s", out / "c", feed_aliases={"x": "pixels"}).config
+    assert own.feeds[0].alias == "pixels"
+    assert {v.name: v.alias for v in own.fetches} == {first: "prediction", second: second}
+    # One that is given to the other fetch is not the first one's too.
+    other = convert(out / "infer", out / "s", out / "c", fetch_aliases={"fetch_name_1": "prediction"}).config
+    assert {v.name: v.alias for v in other.fetches} == {first: first, second: "prediction"}
+
+
+def test_several_feeds_keep_their_names(out: Path) -> None:
+    shutil.copytree(PDMODEL, out / "infer")
+    (out / "infer/inference.yml").write_text("PostProcess: {Topk: {topk: 5}}\n", "utf-8")
+    convert(out / "infer", out / "s", out / "c")
+    assert_published(out / "s", out / "c", PROGRAMS / "published/two_heads")
+
+
+def test_the_labels_file_goes_with_the_model(out: Path) -> None:
+    shutil.copytree(PDMODEL, out / "infer")
+    text = "PostProcess: {Topk: {topk: 5, class_id_map_file: ../../etc/names.txt}}\n"
+    (out / "infer/inference.yml").write_text(text, "utf-8")
+    convert(out / "infer", out / "s", out / "c")
+    assert not (out / "s/names.txt").exists()
+    (out / "infer/names.txt").write_text("0 cup\n", "utf-8")
+    convert(out / "infer", out / "s", out / "c")
+    assert (out / "s/names.txt").read_text("utf-8") == "0 cup\n"

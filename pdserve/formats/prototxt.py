@@ -46,7 +46,8 @@ class Variable:
     """A feed or a fetch.
 
     ``name`` is the model's own, ``alias`` the caller's; ``dtype`` a NumPy dtype name; ``shape`` the
-    known extents only, without the batch and other free dimensions, as the format has it.
+    known extents only, without the batch and other free dimensions, as the format has it (but (-1,) for a
+    tensor with LoD).
     """
 
     name: str
@@ -136,7 +137,7 @@ def read(path: Path) -> ModelConfig:
     if path.name.endswith(".stream.prototxt"):
         return parse_stream(data, str(path))
     try:
-        return parse_text(data.decode("utf-8"), str(path))
+        return parse_text(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not text.") from error
 
@@ -159,7 +160,9 @@ def _from_message(config: Any, source: str) -> ModelConfig:
             raise ModelError(f"{source} has the name {v.name!r}, which is no UTF-8 text.")
         if code not in _TYPE_NAMES:
             raise ModelError(f"{source} gives {v.name!r} the unknown type {code}.")
-        return Variable(v.name, v.alias_name or v.name, _TYPE_NAMES[code], tuple(v.shape), v.is_lod_tensor)
+        # Written by hand, free dimensions may stand there as -1.
+        shape = tuple(v.shape) if v.is_lod_tensor else tuple(extent for extent in v.shape if extent >= 0)
+        return Variable(v.name, v.alias_name or v.name, _TYPE_NAMES[code], shape, v.is_lod_tensor)
 
     return ModelConfig(
         tuple(variable(v, v.feed_type) for v in config.feed_var),

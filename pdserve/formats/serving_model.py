@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pdserve.errors import ModelError
 from pdserve.formats import inference_yml, prototxt
-from pdserve.formats.inference_yml import Description
+from pdserve.formats.inference_yml import Description, Task
 from pdserve.formats.model_files import ModelFiles, find_model_files, read_program
 from pdserve.formats.program import Program, TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
@@ -55,6 +55,12 @@ class ServingModel:
         """Whether it is a serving model, with its aliases in a file, and not one opened in place."""
         return (self.path / prototxt.SERVER_TEXT).is_file()
 
+    def served_as(self, task: Task) -> "ServingModel":
+        """This model; one opened in place whose description says no task gets the aliases of this one."""
+        if self.converted or self.description.task is not None:
+            return self
+        return _in_place(self.path, self.files, self.description, task)
+
 
 def open_serving_model(path: Path) -> ServingModel:
     """Open a folder that ``pdserve convert`` or Paddle Serving's converter wrote, or an inference model.
@@ -74,14 +80,33 @@ def open_serving_model(path: Path) -> ServingModel:
             f"is: {error.message} Make one with "
             f"`pdserve convert --dirname {path} --serving-server OUT --serving-client OUT`."
         ) from error
+    description = inference_yml.read_description(path)
+    return _in_place(path, files, description, description.task)
+
+
+def _in_place(path: Path, files: ModelFiles, description: Description, task: Task | None) -> ServingModel:
     program = read_program(files)
     feeds, fetches = inference_yml.task_aliases(
-        inference_yml.read_description(path).task,
+        task,
         [spec.name for spec in program.signature.feeds],
         [spec.name for spec in program.signature.fetches],
     )
-    config = serving_config(files, program).with_aliases(feeds, fetches)
-    return ServingModel(path, _name(path), files, config)
+    model = ServingModel(
+        path, _name(path), files, serving_config(files, program).with_aliases(feeds, fetches)
+    )
+    vars(model)["description"] = description  # where the cached property keeps it: one reading is enough
+    return model
+
+
+def alias_command(path: Path, feeds: Sequence[str] = (), fetches: Sequence[str] = ()) -> str:
+    """The command that gives a model's feeds and fetches aliases, each as ``NAME=ALIAS``."""
+    if (path / prototxt.SERVER_TEXT).is_file():
+        start, ending = f"pdserve alias {path}", ""
+    else:  # opened in place: it has no file of aliases
+        out = f"--serving-server {folder_name(path)}_serving --serving-client {folder_name(path)}_client"
+        start, ending = f"pdserve convert --dirname {path} {out}", "-alias"
+    given = [*(("feed", each) for each in feeds), *(("fetch", each) for each in fetches)]
+    return " ".join([start, *(f"--{side}{ending} {each}" for side, each in given)])
 
 
 def serving_config(files: ModelFiles, program: Program) -> ModelConfig:

@@ -14,7 +14,7 @@ from pdserve.answers import Label, Labels
 from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
 from pdserve.pipelines.loading import load_engines, open_model
@@ -163,16 +163,17 @@ def check_aliases(model: ServingModel, fetch: str = FETCH) -> None:
     feeds, fetches = [v.alias for v in config.feeds], [v.alias for v in config.fetches]
     if len(feeds) != 1:
         raise AliasError(f"{model.path} has {len(feeds)} feeds ({', '.join(feeds)}); a classifier has one.")
-    wrong = [f"--feed {feeds[0]}={FEED}"] if feeds != [FEED] else []
+    wrong_feeds = [f"{feeds[0]}={FEED}"] if feeds != [FEED] else []
+    wrong_fetches: list[str] = []
     if fetch not in fetches:
         if len(fetches) != 1:
             raise AliasError(f"{model.path} has no fetch {fetch!r}; its fetches are {', '.join(fetches)}.")
-        wrong.append(f"--fetch {fetches[0]}={fetch}")
-    if wrong:
+        wrong_fetches.append(f"{fetches[0]}={fetch}")
+    if wrong_feeds or wrong_fetches:
         raise AliasError(
             f"{model.path} has the feed {feeds[0]!r} and the fetches {', '.join(map(repr, fetches))} where "
             f"classification needs {FEED!r} and {fetch!r}; "
-            f"type `pdserve alias {model.path} {' '.join(wrong)}`."
+            f"type `{alias_command(model.path, wrong_feeds, wrong_fetches)}`."
         )
 
 
@@ -190,6 +191,7 @@ def open_classification(settings: ServiceSettings, home: Home) -> Classification
     """Find, check, load and warm up a classifier; see `ServiceEntry.open`."""
     wanted = settings.models["model"]
     model, loaded = open_model(wanted, home, settings.config_dir)
+    model = model.served_as("classification")
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
     config = classifier_config(model, settings.options)

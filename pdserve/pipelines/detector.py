@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from pdserve.engines import Engine
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.prototxt import Variable
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.pipelines.base import Clock, Steps
 from pdserve.pipelines.loading import load_engines
 from pdserve.settings import ModelSettings
@@ -195,7 +196,7 @@ def open_detectors(
 
     Raises AliasError, ModelError, DeviceError, SettingsError.
     """
-    check_aliases(model.config.feeds, str(model.path))
+    check_aliases(model.config.feeds, model.path)
     if settings.fetch_list:
         log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
     wanted = describe_detector(model, threshold, max_results)
@@ -231,7 +232,7 @@ def open_detector(engine: Engine, settings: DetectorSettings | None = None) -> D
     return Detector(engine, settings, (high, wide))
 
 
-def check_aliases(feeds: Sequence[Variable], model: str = "DIR") -> None:
+def check_aliases(feeds: Sequence[Variable], model: Path | None = None) -> None:
     """See that a detector has the feeds it is given here, before or after it is loaded.
 
     ``model``: its folder, for the command in the message. Raises AliasError that names what is missing.
@@ -243,13 +244,12 @@ def check_aliases(feeds: Sequence[Variable], model: str = "DIR") -> None:
         return
     # An unknown feed is probably the missing one under another alias.
     missing = [alias for alias in known[: 2 if strange else 1] if alias not in aliases] or [IM_SHAPE]
-    advice = " ".join(
-        f"--feed {odd}={alias}" for odd, alias in zip(strange or ["NAME"], missing, strict=False)
-    )
+    wanted = [f"{odd}={alias}" for odd, alias in zip(strange or ["NAME"], missing, strict=False)]
+    advice = alias_command(model, wanted) if model else f"pdserve alias DIR --feed {' --feed '.join(wanted)}"
     lacks = " and ".join(map(repr, missing)) + (" is" if len(missing) == 1 else " are")
     raise AliasError(
         f"The detector has the feeds {', '.join(map(repr, aliases))}, and {lacks} missing "
-        f"(known are {', '.join(map(repr, known))}); type `pdserve alias {model} {advice}`."
+        f"(known are {', '.join(map(repr, known))}); type `{advice}`."
     )
 
 

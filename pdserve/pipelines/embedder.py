@@ -14,7 +14,7 @@ from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, PdserveError, SettingsError
 from pdserve.files import sha256
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models import catalog, find
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Clock, Steps
@@ -176,5 +176,5 @@ def _fetch(model: ServingModel, wanted: Sequence[str]) -> str:
         return aliases[0]
     raise AliasError(
         f"{model.path} has no fetch {(*wanted, FETCH)[0]!r}; its fetches are {', '.join(aliases)}: "
-        f"type `pdserve alias {model.path} --fetch {aliases[0]}={FETCH}`."
+        f"type `{alias_command(model.path, fetches=[f'{aliases[0]}={FETCH}'])}`."
     )

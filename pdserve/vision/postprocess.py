@@ -47,14 +47,25 @@ def build(postprocess: Mapping[str, Any], names: Sequence[str] | None) -> Postpr
     kind = str(postprocess.get("main_indicator") or next(iter(ops), "Topk"))
     maker = _MAKERS.get(kind)
     if maker is None:
+        if kind == "NormalizeFeatures":
+            raise SettingsError(
+                "The postprocessing is NormalizeFeatures: the model gives features and no labels. "
+                "It is an embedder, for `pdserve serve embedding`, recognition or `pdserve index build`."
+            )
         raise SettingsError(f"The postprocessing {kind!r} is unknown; known are {', '.join(_MAKERS)}.")
     known = (*list(signature(maker).parameters)[1:], *_LABEL_KEYS)  # the first are the names
     params = checked_parameters(kind, ops.get(kind), known)
     for key, value in params.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key.endswith("threshold") and not (is_number and 0 <= value <= 1):
-            raise SettingsError(f"{kind}.{key} is {value!r}; it must be a number from 0 to 1.")
+        by_class = kind == "MultiLabelThreshOutput" and isinstance(value, (list, dict))
+        if key.endswith("threshold") and not by_class:
+            _check_threshold(f"{kind}.{key}", value)
     return maker(names, **{key: value for key, value in params.items() if key not in _LABEL_KEYS})
+
+
+def _check_threshold(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise SettingsError(f"{name} is {value!r}; it must be a number from 0 to 1.")
+    return float(value)
 
 
 def score_of(value: np.floating[Any] | float) -> float:
@@ -122,17 +133,51 @@ def _thresh_output(
     return Postprocess("ThreshOutput", width, read)
 
 
-def _multi_label(names: Sequence[str] | None, threshold: float = 0.5, topk: int | None = None) -> Postprocess:
-    """All from the threshold on, best first; ``topk`` is ours, and bounds them."""
+def _multi_label(
+    names: Sequence[str] | None,
+    threshold: float | Sequence[float] | Mapping[int | str, float] = 0.5,
+    topk: int | None = None,
+) -> Postprocess:
+    """All from the threshold on, best first; ``topk`` is ours, and bounds them.
+
+    As PaddleX has it, there may be a threshold for each class, as a list, or by class id with a ``default``.
+    """
     if topk is not None:
         whole_number("MultiLabelThreshOutput.topk", topk)
+    width = len(names) if names is not None else None
+    default, own = _thresholds(threshold)
+    if isinstance(threshold, Sequence):
+        if width is not None and width != len(own):
+            raise SettingsError(f"MultiLabelThreshOutput has {len(own)} thresholds and {width} labels.")
+        width = len(own)
+    elif width is not None and own and max(own) >= width:
+        raise SettingsError(f"MultiLabelThreshOutput.threshold names the class {max(own)} of {width} labels.")
 
     def read(scores: Floats, top_k: int | None) -> list[Label]:
         best = (int(i) for i in _best(scores, min(top_k or topk or len(scores), len(scores))))
         labels = (Label(i, _name(names, i), score_of(scores[i])) for i in best)
-        return [label for label in labels if label.score >= threshold]
+        return [label for label in labels if label.score >= own.get(label.class_id, default)]
 
-    return Postprocess("MultiLabelThreshOutput", len(names) if names is not None else None, read)
+    return Postprocess("MultiLabelThreshOutput", width, read)
+
+
+def _thresholds(given: object) -> tuple[float, Mapping[int, float]]:
+    """The threshold of any class, and those of some. Raises SettingsError."""
+    name = "MultiLabelThreshOutput.threshold"
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return 0.5, {i: _check_threshold(f"{name} of {i}", value) for i, value in enumerate(given)}
+    if not isinstance(given, Mapping):
+        return _check_threshold(name, given), {}
+    if "default" not in given:
+        raise SettingsError(f"{name} is given by class and has no default.")
+    own = {}
+    for key, value in given.items():
+        if key != "default":
+            number = str(key)
+            if not number.isdecimal() or len(number) > 9:
+                raise SettingsError(f"{name} has the key {key!r}; it must be a class id, or default.")
+            own[int(number)] = _check_threshold(f"{name} of {number}", value)
+    return _check_threshold(f"{name} of default", given["default"]), own
 
 
 def _choice(scores: Floats, first: int, labels: Sequence[str]) -> Label:

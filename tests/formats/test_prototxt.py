@@ -134,3 +134,12 @@ def test_two_variables_swap_their_aliases() -> None:
         (prototxt.Variable("a", "b", "float32", (1,)), prototxt.Variable("b", "a", "float32", (1,))), ()
     )
     assert [v.alias for v in config.with_aliases({"a": "a", "b": "b"}, {}).feeds] == ["a", "b"]
+
+
+def test_a_file_edited_by_hand(tmp_path: Path) -> None:
+    """With a byte order mark, as Windows' editors write it, and with free dimensions as -1."""
+    path = tmp_path / prototxt.SERVER_TEXT
+    text = (DETECTOR / prototxt.SERVER_TEXT).read_text("utf-8")
+    path.write_text("\ufeff" + text.replace("shape: 3\n", "shape: -1\n  shape: 3\n"), "utf-8")
+    assert "shape: -1" in path.read_text("utf-8")
+    assert prototxt.read(path) == prototxt.read(DETECTOR / prototxt.SERVER_TEXT)

@@ -14,9 +14,9 @@ from pdserve.engines import Device, Engine, load
 from pdserve.engines.table import engine_info
 from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
 from pdserve.formats import prototxt
-from pdserve.formats.model_files import find_model_files
+from pdserve.formats.model_files import ModelFiles, find_model_files
 from pdserve.formats.serving_model import ServingModel
-from pdserve.pipelines.detector import Detector, DetectorSettings, open_detector
+from pdserve.pipelines.detector import Detector, DetectorSettings, describe_detector, open_detector
 from pdserve.vision.boxes import Box, Suppression
 from pdserve.vision.decode import decode
 from tests.conftest import GOLDEN
@@ -280,6 +280,107 @@ def test_tall_images_are_resized_as_opencv_does(height: int, width: int) -> None
         settings = DetectorSettings(size=(32, 48), interpolation=interpolation)
         found = open_detector(Fake({"image": (-1, 3, -1, -1)}, []), settings).prepare(image)["image"][0]
         assert np.abs(found - expected).max() < 1e-5
+
+
+def described(folder: Path, text: str, name: str = "mine") -> ServingModel:
+    """A detector whose description is this text; it has no more than a name."""
+    folder.mkdir(exist_ok=True)
+    (folder / "infer_cfg.yml").write_text(text, "utf-8")
+    return ServingModel(folder, name, ModelFiles(folder / "x", None, "PIR"), prototxt.ModelConfig((), ()))
+
+
+CHAIN = """
+draw_threshold: 0.5
+arch: GFL
+Preprocess:
+- {type: Resize, target_size: [4, 8], keep_ratio: false, interp: 2}
+- {type: NormalizeImage, is_scale: false, mean: [0, 0, 0], std: [1, 1, 1], norm_type: mean_std}
+- {type: Permute}
+label_list: [mainbody]
+NMS: {keep_top_k: 7, name: MultiClassNMS, nms_threshold: 0.5, nms_top_k: 9, score_threshold: 0.3}
+"""
+
+
+def test_a_description_gives_the_settings(tmp_path: Path) -> None:
+    found = describe_detector(described(tmp_path, CHAIN))
+    assert found.threshold == 0.5
+    assert found.chain is not None
+    assert found.chain.size == (4, 8)
+    assert found.suppression == Suppression(keep_top_k=7, nms_threshold=0.5, nms_top_k=9, score_threshold=0.3)
+    assert describe_detector(described(tmp_path, CHAIN), 0.0, 3).threshold == 0
+    assert describe_detector(described(tmp_path, CHAIN), 0.7, 3).max_results == 3
+    assert describe_detector(described(tmp_path, "label_list: [a]")) == DetectorSettings()
+
+
+def test_the_guides_detector_stays_as_its_reference_values_need(tmp_path: Path) -> None:
+    found = describe_detector(described(tmp_path, CHAIN, PICODET))
+    assert found == DetectorSettings()
+    assert describe_detector(described(tmp_path, CHAIN, PICODET), 0.3, 9) == DetectorSettings(
+        threshold=0.3, max_results=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Preprocess: [{type: Blur}]", "infer_cfg.yml: The detector's operator 'Blur' is unknown"),
+        ("Preprocess: [{type: Resize}]", "infer_cfg.yml: Resize.target_size is None"),
+        ("NMS: {keep_top_k: many}", "infer_cfg.yml: NMS.keep_top_k is 'many'; it must be a int"),
+        ("NMS: {nms_top_k: true}", "NMS.nms_top_k is True"),
+        ("NMS: {normalized: 1}", "NMS.normalized is 1"),
+        ("NMS: {nms_eta: 2}", "nms_eta is 2"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        describe_detector(described(tmp_path, text))
+
+
+def test_a_suppression_of_another_kind_matters_where_it_is_done_here(tmp_path: Path) -> None:
+    settings = describe_detector(described(tmp_path, "NMS: {name: MatrixNMS, keep_top_k: 9}"))
+    assert settings.suppression is None
+    rows = np.array([[0, 0.9, 0, 0, 4, 4]], np.float32)
+    assert len(open_detector(Fake(SHAPES, [rows]), settings).detect([GREY])[0]) == 1
+    raw = [np.zeros((1, 10, 4), np.float32), np.zeros((1, 2, 10), np.float32)]
+    with pytest.raises(EngineError, match="without its suppression, of a kind that is not done here"):
+        open_detector(Fake(SHAPES, raw), settings).detect([GREY])
+
+
+@pytest.mark.parametrize("scale_factor", [True, False])
+def test_a_described_detector_finds_the_same_boxes(
+    opened: Opener, tmp_path: Path, scale_factor: bool
+) -> None:
+    """Also where the model does not know the image's size."""
+    settings = replace(describe_detector(described(tmp_path / "d", CHAIN)), threshold=0.2, max_results=5)
+    detector = opened(settings, scale_factor=scale_factor)
+    detector.check()
+    assert close_to(detector.detect([PICTURE])[0], EXPECTED)
+
+
+def test_images_of_several_sizes_run_apart(tmp_path: Path) -> None:
+    """A chain that keeps the ratio gives tensors of several sizes."""
+    text = """
+Preprocess:
+- {type: Resize, target_size: [64, 64], keep_ratio: true, interp: 1}
+- {type: Permute}
+- {type: PadStride, stride: 32}
+"""
+    rows, counts = np.array([[0, 0.9, 0, 0, 4, 4]], np.float32), np.array([1], np.int32)
+    shapes = {"image": (-1, 3, -1, -1), "scale_factor": (-1, 2), "im_shape": (-1, 2)}
+    engine = Counting(Fake(shapes, [rows, counts]))
+    detector = open_detector(engine, describe_detector(described(tmp_path, text)))
+    pictures = [np.zeros((size, 64, 3), np.uint8) for size in (64, 20)]
+    made = [detector.prepare(picture) for picture in pictures]
+    assert [each["image"].shape for each in made] == [(1, 3, 64, 64), (1, 3, 32, 64)]
+    assert [each["im_shape"].tolist() for each in made] == [[[64, 64]], [[20, 64]]]
+    assert [len(each) for each in detector.infer(made)] == [1, 1]
+    assert engine.batches == [1, 1]
+
+
+def test_a_size_that_is_not_the_models(tmp_path: Path) -> None:
+    settings = describe_detector(described(tmp_path, CHAIN))
+    with pytest.raises(ModelError, match="takes images of 8×8 and its description gives 8×4"):
+        open_detector(Fake(SHAPES, []), settings)
 
 
 @pytest.fixture(scope="module")

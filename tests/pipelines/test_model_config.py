@@ -10,8 +10,9 @@ from pdserve.answers import Label
 from pdserve.errors import ModelError, SettingsError
 from pdserve.formats.serving_model import ServingModel, open_serving_model
 from pdserve.models import catalog
+from pdserve.pipelines.embedder import describe_embedder
 from pdserve.pipelines.model_config import classifier_config
-from pdserve.settings import ClassificationOptions
+from pdserve.settings import ClassificationOptions, ModelSettings
 from pdserve.vision import preprocess
 from tests.tiny import build_serving_model
 
@@ -295,3 +296,56 @@ def test_an_inference_yml_that_does_not_fit_is_named(model: Model, in_yml: objec
     with pytest.raises(ModelError, match=words) as caught:
         classifier_config(model("ResNet50_vd", in_yml), ClassificationOptions())
     assert "inference.yml" in caught.value.message
+
+
+def test_labels_from_the_file_that_is_named(model: Model, caplog: pytest.LogCaptureFixture):
+    """PaddleClas names its training folder's; what counts is the file of that name beside inference.yml."""
+    post = {"Topk": {"topk": 1, "class_id_map_file": "ppcls/utils/names.txt", "delimiter": ","}}
+    own = model("mine", OWN | {"PostProcess": post})
+    (own.path / "names.txt").write_text("0,red wine\n2,blue\n1,green\n", "utf-8")
+    assert classifier_config(own, ClassificationOptions()).names == ("red wine", "green", "blue")
+    assert not caplog.records
+    (own.path / "names.txt").unlink()
+    assert classifier_config(own, ClassificationOptions()).names is None
+    (record,) = caplog.records
+    assert "ppcls/utils/names.txt, which is not beside it: labels are class numbers" in record.getMessage()
+    # A name of the catalog has the catalog's, and says nothing.
+    caplog.clear()
+    public = model("ResNet50_vd", OWN | {"PostProcess": post})
+    assert len(classifier_config(public, ClassificationOptions()).names or ()) == 1000
+    assert not caplog.records
+
+
+def test_labels_that_yaml_would_take_for_something_else(model: Model):
+    text = yaml.safe_dump({"PreProcess": OWN["PreProcess"]})
+    text += "PostProcess: {Topk: {topk: 3, label_list: [yes, 01, null]}}\n"
+    assert classifier_config(model("mine", text), ClassificationOptions()).names == ("yes", "01", "null")
+
+
+def test_an_architectures_name_in_the_file_is_no_name_of_the_catalog(model: Model):
+    """An own model of that architecture has other labels, of which the file may say nothing."""
+    mine = OWN | {"Global": {"model_name": "ResNet50_vd"}, "PostProcess": {"Topk": {"topk": 2}}}
+    assert classifier_config(model("mine", mine), ClassificationOptions()).names is None
+
+
+@pytest.mark.parametrize(
+    ("postprocess", "words"),
+    [
+        ({"NormalizeFeatures": None}, "no labels.*It is an embedder, for `pdserve serve embedding`"),
+        ({"OwnOutput": {"a": 1}}, "The postprocessing 'OwnOutput' is unknown"),
+        ({"MultiLabelThreshOutput": {"threshold": {"0": 0.5}}}, "by class and has no default"),
+    ],
+)
+def test_a_classifier_needs_a_postprocessing_that_is_known(
+    model: Model, postprocess: dict[str, Any], words: str
+):
+    own = model("mine", OWN | {"PostProcess": postprocess})
+    with pytest.raises(ModelError, match=words) as caught:
+        classifier_config(own, ClassificationOptions())
+    assert str(own.path / "inference.yml") in caught.value.message
+    # What the settings say comes first, and then the file's is not asked for.
+    settings = ClassificationOptions(postprocess={"Topk": {"topk": 1}})
+    assert classifier_config(own, settings).postprocess.kind == "Topk"
+    # An embedder has none, whatever the file says.
+    chain, _ = describe_embedder(own, ModelSettings(model="mine"))
+    assert same(chain, OWN_CHAIN)

@@ -146,6 +146,32 @@ def test_several_labels_from_the_threshold_on():
     assert read(postprocess, row(0.1, 0.2, 0.3, 0.4), names) == []
 
 
+@pytest.mark.parametrize(
+    "threshold", [{"default": 0.5, "0": 0.9, 2: 0.1}, [0.9, 0.5, 0.1]], ids=["by class", "a list"]
+)
+def test_several_labels_each_with_a_threshold_of_its_own(threshold):
+    found = read({"MultiLabelThreshOutput": {"threshold": threshold}}, row(0.8, 0.6, 0.2), ("a", "b", "c"))
+    assert found == [Label(1, "b", 0.6), Label(2, "c", 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"),
+    [
+        ([0.5, 0.5], "2 thresholds and 3 labels"),
+        ([0.5, 0.5, 2], "threshold of 2 is 2; it must be a number from 0 to 1"),
+        ({"0": 0.5}, "by class and has no default"),
+        ({"default": 0.5, "hat": 0.5}, "the key 'hat'; it must be a class id"),
+        ({"default": 0.5, 3: 0.5}, "names the class 3 of 3 labels"),
+        ({"default": "x"}, "threshold of default is 'x'"),
+        ("0.5", "threshold is '0.5'"),
+        (True, "threshold is True"),
+    ],
+)
+def test_thresholds_that_do_not_fit(threshold, words):
+    with pytest.raises(SettingsError, match=words):
+        scores.build({"MultiLabelThreshOutput": {"threshold": threshold}}, ("a", "b", "c"))
+
+
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, 0.9])
 def test_a_score_shown_as_the_threshold_counts(threshold):
     """0.7 in float32 is a little less than 0.7."""

@@ -130,7 +130,7 @@ def _readme(made: WorkFolder, name: str, server: ServerSettings) -> str:
 
 def _classification(settings: ServiceSettings, home: Home, folder: Path, place: Place) -> _Parts:
     wanted = settings.models["model"]
-    model = open_model(wanted.model, home, settings.config_dir)
+    model = open_model(wanted.model, home, settings.config_dir).served_as("classification")
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
     description = classifier_config(model, settings.options)
@@ -168,7 +168,7 @@ def _recognition(settings: ServiceSettings, home: Home, folder: Path, place: Pla
     operators, detector = [], None
     if wanted := settings.models.get("detector"):
         model = open_model(wanted.model, home, settings.config_dir)
-        detection.check_aliases(model.config.feeds, str(model.path))
+        detection.check_aliases(model.config.feeds, model.path)
         operator, signature = _operator("det", wanted, model, folder, place)
         operators.append(operator)
         detector = _detector(model, signature)

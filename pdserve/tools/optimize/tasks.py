@@ -189,7 +189,7 @@ def _detection(
     model: ServingModel, settings: ModelSettings, home: Home, options: ClassificationOptions
 ) -> Task:
     """An answer is all of an image's boxes over the service's threshold."""
-    check_aliases(model.config.feeds, str(model.path))
+    check_aliases(model.config.feeds, model.path)
     (engine,) = load_engines(model, settings)
     try:
         settings_of = describe_detector(model, DetectorSettings.threshold, _ALL_BOXES)
