@@ -33,6 +33,7 @@ from pdserve.vision.types import Tensor
 
 __all__ = [
     "ENGINES",
+    "PROBE_DETECTOR",
     "PROBE_MODEL",
     "Device",
     "Engine",
@@ -50,6 +51,10 @@ _NEXT = (EngineMissingError, DeviceError, UnsupportedModelError, SettingsError)
 # A network of the usual operators (convolution, batch normalisation, pooling, a linear layer, softmax) on
 # 3×32×32, with Paddle's results for ``probe_input`` in expected.json; tests/engines/make_models.py makes it.
 PROBE_MODEL = Path(__file__).with_name("probe_model")
+
+# A detector of Paddle 3's format with its suppression: image (N, 3, 32, 32) and scale_factor (N, 2) -> rows,
+# counts.
+PROBE_DETECTOR = Path(__file__).with_name("probe_detector")
 
 
 def available() -> list[EngineInfo]:

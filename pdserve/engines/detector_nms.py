@@ -1,8 +1,8 @@
 """Runs Paddle's operator ``multiclass_nms3``, which ends detectors, for an engine that cannot.
 
-The program is cut at the two tensors that feed the operator, boxes and scores. The engine runs what is
-before the cut; ``vision.boxes.multiclass_nms`` does the rest, with the operator's own attributes.
-Parameters stay as they are, since none belong to what is cut off.
+The program is cut at the two tensors that feed the operator, boxes and scores: a ProgramDesc here, one of
+Paddle 3 in ``pir_nms.py``. The engine runs what is before the cut; ``vision.boxes.multiclass_nms`` does the
+rest, with the operator's own attributes. Parameters stay as they are, since none belong to what is cut off.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from pdserve.vision.types import Array
 OPERATOR = "multiclass_nms3"
 
 # The operator's outputs, and where they are among ours.
-_SLOTS = {"Out": "rows", "Index": "index", "NmsRoisNum": "counts"}
+SLOTS = {"Out": "rows", "Index": "index", "NmsRoisNum": "counts"}
 
 # Attributes, and the field of an OpDesc.Attr that holds each.
 _ATTRIBUTES = {
@@ -44,7 +44,7 @@ class NmsOutput:
 
 @dataclass(frozen=True)
 class Cut:
-    """A program (ProgramDesc, serialised) up to the operator, and what is computed after it.
+    """A program (in its own format, serialised) up to the operator, and what is computed after it.
 
     ``fetches``: what ``program`` fetches now, by name: ``boxes`` and ``scores``, and those fetches of the
     whole program that do not depend on the operator. ``outputs``: those that do.
@@ -69,7 +69,7 @@ def cut(program: bytes) -> Cut:
     variables = {v.name: v for v in main.vars}
     places = [i for i, op in enumerate(main.ops) if op.type == OPERATOR]
     if len(places) != 1 or any(op.type == OPERATOR for block in desc.blocks[1:] for op in block.ops):
-        raise _refusal("it is there more than once, or under a condition")
+        raise refusal("it is there more than once, or under a condition")
     place = places[0]
     boxes, scores = _inputs(main.ops[place], variables)
     settings = _settings(main.ops[place])
@@ -89,7 +89,7 @@ def complete(cut: Cut, tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _output(found: Suppressed, output: NmsOutput) -> Array:
-    array: Array = getattr(found, _SLOTS[output.slot])
+    array: Array = getattr(found, SLOTS[output.slot])
     for dtype in output.dtypes:
         array = array.astype(dtype)
     copied: Array = array.copy()  # two fetches may have one source, and each is the caller's
@@ -99,16 +99,16 @@ def _output(found: Suppressed, output: NmsOutput) -> Array:
 def _inputs(op: Any, variables: Mapping[str, Any]) -> tuple[str, str]:
     slots = {slot.parameter: list(slot.arguments) for slot in op.inputs}
     if slots.get("RoisNum"):
-        raise _refusal("its boxes come in lists of different lengths (RoisNum)")
+        raise refusal("its boxes come in lists of different lengths (RoisNum)")
     names = []
     for slot in ("BBoxes", "Scores"):
         (name,) = slots.get(slot) or ("",)
         if name not in variables or not variables[name].type.HasField("dense_tensor"):
-            raise _refusal(f"it has no {slot}")
+            raise refusal(f"it has no {slot}")
         tensor = variables[name].type.dense_tensor.tensor
         dims = list(tensor.dims)
         if len(dims) != 3 or (slot == "BBoxes" and dims[2] != 4) or element(tensor)[0] != "float32":
-            raise _refusal(f"its {slot} are {element(tensor)[0]} of shape {dims}")
+            raise refusal(f"its {slot} are {element(tensor)[0]} of shape {dims}")
         names.append(name)
     return names[0], names[1]
 
@@ -118,7 +118,7 @@ def _settings(op: Any) -> Suppression:
     values = {}
     for name, field in _ATTRIBUTES.items():
         if name not in attributes or not attributes[name].HasField(field):
-            raise _refusal(f"its attribute {name} is not given")
+            raise refusal(f"its attribute {name} is not given")
         values[name] = getattr(attributes[name], field)
     return Suppression(**values)
 
@@ -130,7 +130,7 @@ def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[s
     known = {
         name: NmsOutput(slot.parameter, ())
         for slot in main.ops[place].outputs
-        if slot.parameter in _SLOTS
+        if slot.parameter in SLOTS
         for name in slot.arguments
     }
     for i in range(place + 1, len(main.ops)):
@@ -149,7 +149,7 @@ def _follow(main: Any, place: int, variables: Mapping[str, Any]) -> tuple[dict[s
                 source.slot, (*source.dtypes, dtype) if op.type == "cast" else source.dtypes
             )
         else:
-            raise _refusal(f"{op.type} works on what it returns")
+            raise refusal(f"{op.type} works on what it returns")
     return outputs, gone
 
 
@@ -181,5 +181,6 @@ def _fetch(main: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(fetched)
 
 
-def _refusal(why: str) -> UnsupportedModelError:
+def refusal(why: str) -> UnsupportedModelError:
+    """The error for a use of the operator that is not supported."""
     return UnsupportedModelError(f"{OPERATOR} is not run outside Paddle in this model: {why}.")

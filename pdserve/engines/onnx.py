@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.engines import table
+from pdserve.engines import detector_nms, table
 from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
+from pdserve.engines.graph import read_graph
 from pdserve.engines.onnx_export import OnnxForm, onnx_form
 from pdserve.errors import DeviceError
 from pdserve.vision.types import Array
@@ -37,7 +38,9 @@ def open_model(request: LoadRequest) -> LoadedModel:
     if request.device.kind == "gpu":
         # Two runs at once: the copies of one go on beside the kernels of the other.
         instances = request.instances or 2
-    form = onnx_form(request, half=request.precision == "fp16")
+    # What paddle2onnx gets of a Paddle 2 model is the model.
+    graph = read_graph(request, "ONNX Runtime") if request.model.files.kind == "PIR" else None
+    form = onnx_form(request, graph, half=request.precision == "fp16")
     session = ort.InferenceSession(
         str(form.path), _session_options(ort, threads), [(provider, provider_options)]
     )
@@ -51,15 +54,16 @@ def open_model(request: LoadRequest) -> LoadedModel:
     where = f"CPU, {request.precision}, {thread_text(threads, instances)}"
     if request.device.kind == "gpu":
         where = f"GPU {request.device.index}, {request.precision}"
-    run = _instance(session, form)
+    run = _instance(session, form, graph.cut if graph else None)
     return LoadedModel([run] * instances, f"ONNX Runtime {ort.__version__} on {where}")
 
 
-def _instance(session: Any, form: OnnxForm) -> Instance:
+def _instance(session: Any, form: OnnxForm, cut: detector_nms.Cut | None) -> Instance:
     names, outputs = list(form.outputs), list(form.outputs.values())
 
     def run(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(names, session.run(outputs, dict(arrays)), strict=True))
+        found = dict(zip(names, session.run(outputs, dict(arrays)), strict=True))
+        return found if cut is None else detector_nms.complete(cut, found)
 
     return run
 

@@ -32,8 +32,12 @@ _KEPT_OUTPUT = 64 * 1024  # bytes, of what a converter prints
 
 @dataclass(frozen=True)
 class Source:
-    """A model to convert, and an empty folder to work in."""
+    """A model to convert, and an empty folder to work in.
 
+    ``model``: the file of its program, which may be another than the model's own.
+    """
+
+    model: Path
     files: ModelFiles
     program: Program
     scratch: Path
@@ -62,7 +66,7 @@ def _p2o(source: Source, out: Path) -> str | None:
     program = _command("p2o")
     if program is None:
         return "its program is not where pip puts it; install it again"
-    paths = [str(path.absolute()) for path in (source.files.model, _parameters(source), out)]
+    paths = [str(path.absolute()) for path in (source.model, _parameters(source), out)]
     return _run([str(program), *paths, "--opset", str(OPSET), "--strict"], out)
 
 
@@ -82,7 +86,7 @@ def _paddle2onnx(source: Source, out: Path) -> str | None:
     program = source.scratch / ("inference.json" if source.files.kind == "PIR" else "inference.pdmodel")
     params = source.scratch / "inference.pdiparams"
     with disk_errors(source.scratch):
-        shutil.copyfile(source.files.model, program)
+        shutil.copyfile(source.model, program)
         shutil.copyfile(_parameters(source), params)
     return run_python(_PADDLE2ONNX, out, str(program), str(params), str(out), str(OPSET))
 

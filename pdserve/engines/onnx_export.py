@@ -5,6 +5,7 @@ It is written beside the model, or in the user's cache folder where the model's 
     NAME_serving/.pdserve/
       HASH-p2o0.1.2-opset17.onnx         HASH-p2o0.1.2-opset17-fp16.onnx in half precision
       HASH-p2o0.1.2-opset17.onnx.json    whose it is, and its size, SHA-256 and time
+      HASH-p2o0.1.2-opset17-cut.onnx     of a detector, without its suppression (pir_nms.py)
       onnx.lock                          one process at a time converts
 
 HASH is the model's fingerprint, over program and parameters. So an altered model is converted again, and
@@ -26,11 +27,15 @@ import platformdirs
 
 from pdserve.engines import onnx_converters as converters
 from pdserve.engines.base import LoadRequest
+from pdserve.engines.graph import Graph
 from pdserve.engines.int8 import FOLDER, fingerprint
 from pdserve.engines.onnx_converters import CONVERTERS, OPSET, Source
 from pdserve.errors import DiskError, EngineMissingError, PdserveError, UnsupportedModelError
 from pdserve.files import FileRecord, disk_errors, file_lock, replace_files, temp_siblings
 from pdserve.formats.onnx import read_onnx
+from pdserve.formats.pir import parse_pir
+from pdserve.formats.program import Program
+from pdserve.formats.serving_model import ServingModel
 
 log = logging.getLogger("pdserve")
 
@@ -58,55 +63,79 @@ class OnnxForm:
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """A form: ``stem`` begins its file's name, and the converter's name and release and ``ending`` follow.
+
+    ``cut``: the program to convert in place of the model's file.
+    """
+
+    model: ServingModel
+    program: Program
+    cut: bytes | None
+    half: bool
+    stem: str
+    ending: str
+
+    @classmethod
+    def of(cls, request: LoadRequest, graph: Graph | None, half: bool) -> "_Wanted":
+        cut = graph.program if graph and graph.cut else None
+        program = parse_pir(cut, str(request.model.files.model)) if cut else request.program
+        ending = f"-opset{OPSET}{'-cut' if cut else ''}{'-fp16' if half else ''}.onnx"
+        stem = fingerprint(request.model.files, request.program)
+        return cls(request.model, program, cut, half, stem, ending)
+
+
+@dataclass(frozen=True)
 class _Made:
     path: Path
     converter: str
     version: str
 
 
-def onnx_form(request: LoadRequest, half: bool = False) -> OnnxForm:
+def onnx_form(request: LoadRequest, graph: Graph | None = None, half: bool = False) -> OnnxForm:
     """The model's ONNX form in float32, or with ``half`` in float16; converts it if there is none.
 
+    ``graph``: what of the model is to be converted, by default all of it.
     Raises UnsupportedModelError for a model that no converter here converts, EngineMissingError where the
     format has none, DiskError.
     """
-    path = _file(request, half)
-    names = converters.output_names(read_onnx(path), request.program)
+    wanted = _Wanted.of(request, graph, half)
+    path = _file(wanted)
+    names = converters.output_names(read_onnx(path), wanted.program)
     if names is None:
         raise UnsupportedModelError(f"{path} has other fetches than {request.model.name}; remove it.")
     return OnnxForm(path, names)
 
 
-def _file(request: LoadRequest, half: bool) -> Path:
-    stem, ending = fingerprint(request.model.files, request.program), f"-opset{OPSET}{'-fp16' * half}.onnx"
-    folders = (request.model.path / FOLDER, platformdirs.user_cache_path("pdserve") / "onnx")
+def _file(wanted: _Wanted) -> Path:
+    folders = (wanted.model.path / FOLDER, platformdirs.user_cache_path("pdserve") / "onnx")
     for folder in folders:
-        if found := _kept(request, folder, stem, ending):
+        if found := _kept(wanted, folder):
             return found
     unwritable: DiskError | None = None
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
         made: _Made | None = None
         for folder in folders:
             try:
-                with file_lock(folder / "onnx.lock", request.model.name):
-                    if found := _kept(request, folder, stem, ending):  # of whoever had the lock
+                with file_lock(folder / "onnx.lock", wanted.model.name):
+                    if found := _kept(wanted, folder):  # of whoever had the lock
                         return found
-                    made = made or _convert(request, Path(scratch), half)
-                    target = folder / f"{stem}-{made.converter}{made.version}{ending}"
-                    _remove_stale(request, folder, stem)
-                    _keep(made, target, request)
+                    made = made or _convert(wanted, Path(scratch))
+                    target = folder / f"{wanted.stem}-{made.converter}{made.version}{wanted.ending}"
+                    _remove_stale(wanted, folder)
+                    _keep(made, target, wanted.model)
                     return target
             except DiskError as error:  # a folder that is read-only, or on a medium that is
                 unwritable = error
     raise unwritable or AssertionError("there are two folders")
 
 
-def _kept(request: LoadRequest, folder: Path, stem: str, ending: str) -> Path | None:
+def _kept(wanted: _Wanted, folder: Path) -> Path | None:
     """A kept form that is whole and of the converter that is installed; of any where it is not."""
     for name, converter in CONVERTERS.items():
-        if request.model.files.kind not in converter.reads:
+        if wanted.model.files.kind not in converter.reads:
             continue
-        for path in sorted(folder.glob(f"{stem}-{name}{converter.version() or '*'}{ending}")):
+        for path in sorted(folder.glob(f"{wanted.stem}-{name}{converter.version() or '*'}{wanted.ending}")):
             with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 record = json.loads(_record(path).read_bytes())
                 if FileRecord(record["bytes"], record["sha256"], record["mtime_ns"]).matches(path):
@@ -120,13 +149,18 @@ def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _convert(request: LoadRequest, scratch: Path, half: bool) -> _Made:
+def _convert(wanted: _Wanted, scratch: Path) -> _Made:
     """Convert with the first converter that can. Raises UnsupportedModelError, EngineMissingError."""
-    model = request.model
+    model, files = wanted.model, wanted.model.files
+    file = files.model
+    if wanted.cut is not None:
+        file = scratch / "inference.json"
+        with disk_errors(file):
+            file.write_bytes(wanted.cut)
     problems: list[str] = []
     missing: list[str] = []
     for name, converter in CONVERTERS.items():
-        if model.files.kind not in converter.reads:
+        if files.kind not in converter.reads:
             continue
         version = converter.version()
         if version is None:
@@ -135,13 +169,13 @@ def _convert(request: LoadRequest, scratch: Path, half: bool) -> _Made:
         work = scratch / name
         work.mkdir(exist_ok=True)
         out = work / "model.onnx"
-        problem = converter.run(Source(model.files, request.program, work), out)
-        problem = problem or converters.difference(out, request.program, model.files.kind)
+        problem = converter.run(Source(file, files, wanted.program, work), out)
+        problem = problem or converters.difference(out, wanted.program, files.kind)
         if problem is None:
             for failed in problems:
                 log.warning("%s", failed)
             log.info("%s: converted to ONNX by %s %s", model.name, name, version)
-            return _Made(_half(request, out) if half else out, name, version)
+            return _Made(_half(model, out) if wanted.half else out, name, version)
         problems.append(f"{name} {version} does not convert {model.name} ({problem})")
     raise _refusal(problems, missing)
 
@@ -157,16 +191,16 @@ def _refusal(problems: Sequence[str], missing: Sequence[str]) -> PdserveError:
     )
 
 
-def _half(request: LoadRequest, path: Path) -> Path:
+def _half(model: ServingModel, path: Path) -> Path:
     half = path.with_name("half.onnx")
     if problem := converters.run_python(_HALF, half, str(path), str(half)):
         raise UnsupportedModelError(
-            f"ONNX Runtime does not make {request.model.name} fp16 ({problem}); use --precision fp32."
+            f"ONNX Runtime does not make {model.name} fp16 ({problem}); use --precision fp32."
         )
     return half
 
 
-def _keep(made: _Made, target: Path, request: LoadRequest) -> None:
+def _keep(made: _Made, target: Path, model: ServingModel) -> None:
     """Copy to the target with its record; nobody sees half a file. Raises DiskError.
 
     A copy, since it gets the rights that the user gives to new files: others may use it too.
@@ -174,20 +208,20 @@ def _keep(made: _Made, target: Path, request: LoadRequest) -> None:
     with disk_errors(target), replace_files(target, _record(target)) as (new, record):
         shutil.copyfile(made.path, new)
         content = asdict(FileRecord.of(new)) | {
-            "model": str(request.model.path.resolve()),
+            "model": str(model.path.resolve()),
             "converter": made.converter,
             "version": made.version,
         }
         record.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
-def _remove_stale(request: LoadRequest, folder: Path, stem: str) -> None:
+def _remove_stale(wanted: _Wanted, folder: Path) -> None:
     """Remove this model's forms of another fingerprint or converter, and of models that are gone.
 
     Files that a process holds open are left where the system wants that (Windows).
     """
-    beside = folder == request.model.path / FOLDER
-    here = str(request.model.path.resolve())
+    beside = folder == wanted.model.path / FOLDER
+    here = str(wanted.model.path.resolve())
     versions = {name: converter.version() for name, converter in CONVERTERS.items()}
     for left in temp_siblings(folder):  # the lock is ours: nobody writes them any more
         if ".onnx" in left.name:
@@ -201,7 +235,7 @@ def _remove_stale(request: LoadRequest, folder: Path, stem: str) -> None:
             if beside:  # without a record it is of no use, and nobody uses it
                 _unlink(path)
             continue
-        fresh = path.name.startswith(stem) and versions.get(named[0]) in (named[1], None)
+        fresh = path.name.startswith(wanted.stem) and versions.get(named[0]) in (named[1], None)
         mine = beside or owner == here or not Path(owner).exists()
         if mine and not fresh and time.time() - used > _IN_USE_S:
             _unlink(path)

@@ -1,19 +1,19 @@
 """OpenVINO engine, for CPUs: reads ProgramDesc models as they are, and Paddle 3's in their ONNX form.
 
-An instance is an infer request of a compiled model, with its own stream. The NMS of a ProgramDesc detector
-runs outside of OpenVINO, which rounds the boxes and scores to two decimals; that of ONNX it computes exactly.
+An instance is an infer request of a compiled model, with its own stream. A detector's NMS runs outside of
+OpenVINO, which rounds the boxes and scores of Paddle 2's to two decimals; see pir_nms.py for Paddle 3's.
 """
 
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pdserve.engines import detector_nms, int8, table
 from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
+from pdserve.engines.graph import Graph, read_graph
 from pdserve.engines.onnx_export import onnx_form
-from pdserve.errors import DeviceError, UnsupportedModelError
+from pdserve.errors import DeviceError
 from pdserve.formats.parameters import read_parameters
 from pdserve.vision.types import Array
 
@@ -27,7 +27,7 @@ def open_model(request: LoadRequest) -> LoadedModel:
     Raises UnsupportedModelError, DeviceError, EngineMissingError, and ModelError for an int8 form that is
     missing, stale or broken.
     """
-    graph = read_graph(request)
+    graph = read_graph(request, "OpenVINO")
     core = import_openvino().Core()
     # The plugin would run what it has no instructions for in float32, without a word.
     if request.precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -91,7 +91,7 @@ def cpu_streams(alone: Instance, together: Sequence[Instance], runs: RunCount = 
     return [instance(own) for own in together]
 
 
-def read_model(core: Any, request: LoadRequest, graph: "Graph") -> Any:
+def read_model(core: Any, request: LoadRequest, graph: Graph) -> Any:
     """The float model (openvino.Model), its outputs by the names that ``graph`` fetches.
 
     By path it takes a third less memory, but by path OpenVINO knows a model by its file's ending, which
@@ -99,7 +99,7 @@ def read_model(core: Any, request: LoadRequest, graph: "Graph") -> Any:
     """
     files = request.model.files
     if files.kind == "PIR":
-        form = onnx_form(request)
+        form = onnx_form(request, graph)
         model = core.read_model(form.path)
         for fetch, name in form.outputs.items():
             if fetch != name:
@@ -110,44 +110,12 @@ def read_model(core: Any, request: LoadRequest, graph: "Graph") -> Any:
     return core.read_model(graph.program, read_parameters(files, request.program))
 
 
-def _compiled(core: Any, model: Any, graph: "Graph", hint: str, count: int, threads: int) -> list[Instance]:
+def _compiled(core: Any, model: Any, graph: Graph, hint: str, count: int, threads: int) -> list[Instance]:
     """``count`` instances, each with its own stream, that share ``threads``."""
     config = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": count, "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(model, "CPU", config)
     outputs = {name: compiled.output(name) for name in graph.fetches}
     return [_instance(compiled, outputs, graph.cut) for _ in range(count)]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What OpenVINO is given of a model: ``program`` (ProgramDesc, serialised) and the names it fetches.
-
-    ``cut``: where the NMS was cut off, and how to compute it from these. Of a model of Paddle 3, which goes
-    by its ONNX form, ``program`` is empty.
-    """
-
-    program: bytes
-    fetches: tuple[str, ...]
-    cut: detector_nms.Cut | None
-
-
-def read_graph(request: LoadRequest) -> Graph:
-    """Read the program, cut before its NMS if it has one. Raises UnsupportedModelError."""
-    model = request.model
-    fetches = tuple(v.name for v in model.config.fetches)
-    if model.files.kind == "PIR":
-        return Graph(b"", fetches, None)
-    program = model.files.model.read_bytes()
-    if detector_nms.OPERATOR not in request.program.operators:
-        return Graph(program, fetches, None)
-    try:
-        cut = detector_nms.cut(program)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(
-            f"OpenVINO cannot run {model.name} exactly: {error.message.rstrip('.')}; "
-            'use --engine paddle: `pip install "pdserve[paddle]"`.'
-        ) from error
-    return Graph(cut.program, cut.fetches, cut)
 
 
 def _instance(compiled: Any, outputs: Mapping[str, Any], cut: detector_nms.Cut | None) -> Instance:

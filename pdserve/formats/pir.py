@@ -45,11 +45,11 @@ def parse_pir(data: bytes, source: str) -> Program:
             raise ValueError("it says that it is something else")
         # A deeper block may use any operator, but feeds, fetches and parameters are the first's.
         main = list(document["program"]["regions"][0]["blocks"][0]["ops"])
-        fetches = [(_attribute(op, "col"), _result(op)) for op in main if _type(op) == "fetch"]
-        parameters = [_parameter(op) for op in main if _type(op) in _PARAMETERS and _persistable(op)]
+        fetches = [(attribute(op, "col"), _result(op)) for op in main if op_type(op) == "fetch"]
+        parameters = [_parameter(op) for op in main if op_type(op) in _PARAMETERS and _persistable(op)]
         return Program(
             Signature(
-                tuple(_result(op) for op in main if _type(op) in _FEEDS),
+                tuple(_result(op) for op in main if op_type(op) in _FEEDS),
                 tuple(spec for _, spec in sorted(fetches, key=lambda item: int(item[0]))),
             ),
             frozenset(_types(document["program"])) - _PARAMETERS - _FEEDS - {"fetch"},
@@ -61,7 +61,8 @@ def parse_pir(data: bytes, source: str) -> Program:
         ) from error
 
 
-def _type(op: Any) -> str:
+def op_type(op: Any) -> str:
+    """An operator's name without its dialect. Raises LookupError, ValueError, TypeError."""
     name = op["#"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"an operator has the type {name!r}")
@@ -73,28 +74,29 @@ def _types(program: Any) -> Iterator[str]:
     while regions:  # no recursion: the depth is the file's to choose
         for block in regions.pop()["blocks"]:
             for op in block["ops"]:
-                yield _type(op)
+                yield op_type(op)
                 regions.extend(op.get("regions", ()))
 
 
-def _attribute(op: Any, name: str) -> Any:
+def attribute(op: Any, name: str) -> Any:
+    """Value of an operator's attribute. Raises ValueError where it has none, LookupError, TypeError."""
     for attribute in op["A"]:
         if attribute["N"] == name:
             return attribute["AT"]["D"]
-    raise ValueError(f"operator {_type(op)!r} has no {name!r}")
+    raise ValueError(f"operator {op_type(op)!r} has no {name!r}")
 
 
 def _result(op: Any) -> TensorSpec:
-    dtype, dims, lod_level = _dense_tensor(op["O"][0])
-    return tensor_spec(_attribute(op, "name"), dtype, dims, lod_level)
+    dtype, dims, lod_level = dense_tensor(op["O"][0])
+    return tensor_spec(attribute(op, "name"), dtype, dims, lod_level)
 
 
 def _parameter(op: Any) -> TensorSpec:
     if op["#"] == "p":
         name, result = op["A"][3], op["O"]
     else:  # before the short form
-        name, result = _attribute(op, "parameter_name"), op["O"][0]
-    dtype, dims, _ = _dense_tensor(result)
+        name, result = attribute(op, "parameter_name"), op["O"][0]
+    dtype, dims, _ = dense_tensor(result)
     return tensor_spec(name, dtype, dims)
 
 
@@ -103,7 +105,8 @@ def _persistable(op: Any) -> bool:
     return bool(flags[0])
 
 
-def _dense_tensor(result: Any) -> tuple[str, list[Any], int]:
+def dense_tensor(result: Any) -> tuple[str, list[Any], int]:
+    """NumPy's name of a result's data type, its dimensions and number of LoD levels. Raises ValueError."""
     kind, content = result["TT"]["#"], result["TT"]["D"]
     if kind.split(".", 1)[-1] != "t_dtensor":
         raise ValueError(f"a tensor is of the kind {kind!r}")

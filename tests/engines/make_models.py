@@ -5,14 +5,22 @@
 - ``pdserve/engines/probe_model``: a serving model, see ``PROBE_MODEL`` in ``pdserve/engines``.
 - ``tests/data/engines/pir``: the same network in Paddle 3's format.
 - ``tests/data/engines/detector``: boxes and scores through ``multiclass_nms3``.
+- ``tests/data/engines/both``: an embedder and two detectors, with and without their suppression, each in
+  both formats, with Paddle's own answers in expected.json.
+- ``pdserve/engines/probe_detector``: the detector of Paddle 3's format with its suppression, see
+  ``PROBE_DETECTOR`` in ``pdserve/engines``.
 """
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
-from pdserve.engines import PROBE_MODEL, probe_input
+import numpy as np
+
+from pdserve.engines import PROBE_DETECTOR, PROBE_MODEL, probe_input
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files, read_program
 
@@ -50,11 +58,11 @@ def network():
     return model
 
 
-def save(model, folder):
+def save(model, folder, spec=None):
     import paddle
 
     folder.mkdir(parents=True, exist_ok=True)
-    spec = [paddle.static.InputSpec([None, 3, 32, 32], "float32", "image")]
+    spec = spec or [paddle.static.InputSpec([None, 3, 32, 32], "float32", "image")]
     paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), str(folder / "inference"))
 
 
@@ -115,6 +123,137 @@ def detector():
     _without_call_stacks(DATA / "detector/inference.pdmodel")
 
 
+def feature_network():
+    import paddle
+    from paddle import nn
+
+    class Embedder(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2D(3, 8, 3, stride=2, padding=1),
+                nn.BatchNorm2D(8),
+                nn.Hardswish(),
+                nn.AdaptiveAvgPool2D(1),
+                nn.Flatten(),
+                nn.Linear(8, 16),
+            )
+
+        def forward(self, image):
+            return self.body(image) * 20
+
+    paddle.seed(3)
+    return Embedder()
+
+
+def detector_network(suppressed):
+    """A detector in small: two levels, one enlarged, boxes over ``scale_factor``, three classes."""
+    import paddle
+    from paddle import nn
+
+    class Detector(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(
+                nn.Conv2D(3, 8, 3, stride=4, padding=1), nn.BatchNorm2D(8), nn.Hardswish()
+            )
+            self.deep = nn.Sequential(nn.Conv2D(8, 8, 3, stride=2, padding=1), nn.BatchNorm2D(8), nn.ReLU())
+            self.box = nn.Conv2D(8, 4, 1)
+            self.score = nn.Conv2D(8, 3, 1)
+            x, y = paddle.meshgrid(paddle.arange(8.0), paddle.arange(8.0))
+            self.register_buffer("centre", (paddle.stack([y, x, y, x], -1).reshape([1, 64, 4]) + 0.5) * 4)
+            self.register_buffer("sides", paddle.to_tensor([[[-6.0, -6.0, 6.0, 6.0]]]))
+
+        def forward(self, image, scale_factor):
+            stem = self.stem(image)
+            feature = stem + nn.functional.interpolate(self.deep(stem), scale_factor=2.0, mode="nearest")
+            sides = self.box(feature).flatten(2).transpose([0, 2, 1])
+            scores = nn.functional.hardsigmoid(self.score(feature).flatten(2) * 0.3)
+            y, x = paddle.split(scale_factor, 2, -1)
+            boxes = self.centre + self.sides + sides * 4
+            boxes = boxes / paddle.concat([x, y, x, y], -1).unsqueeze(1)
+            return _suppressed(boxes, scores) if suppressed else (boxes, scores)
+
+    paddle.seed(4)
+    model = Detector()
+    for _ in range(20):
+        model.deep(model.stem(paddle.randn([8, 3, 32, 32])))
+    return model
+
+
+def _suppressed(boxes, scores):
+    import paddle
+
+    settings = {
+        "score_threshold": 0.5,
+        "nms_top_k": 40,
+        "keep_top_k": 6,
+        "nms_threshold": 0.5,
+        "normalized": False,
+        "nms_eta": 1.0,
+        "background_label": -1,
+    }
+    if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
+        kept, _, count = paddle._C_ops.multiclass_nms3(boxes, scores, None, *settings.values())
+        return kept, count
+    from paddle.base.layer_helper import LayerHelper
+
+    helper = LayerHelper("multiclass_nms3")
+    kept, index, count = (helper.create_variable_for_type_inference(t) for t in ("float32", "int32", "int32"))
+    helper.append_op(
+        type="multiclass_nms3",
+        inputs={"BBoxes": boxes, "Scores": scores},
+        outputs={"Out": kept, "Index": index, "NmsRoisNum": count},
+        attrs=settings,
+    )
+    return kept, count
+
+
+BOTH = {
+    "embedder": feature_network,
+    "detector": lambda: detector_network(True),
+    "boxes": lambda: detector_network(False),
+}
+
+
+def both():
+    for form in ("pdmodel", "pir"):
+        for name in BOTH:
+            subprocess.run([sys.executable, "-m", "tests.engines.make_models", "one", name, form], check=True)
+    shutil.copytree(DATA / "both/detector/pir", PROBE_DETECTOR, dirs_exist_ok=True)
+
+
+def one(name, form):
+    import paddle
+
+    model, folder = BOTH[name](), DATA / "both" / name / form
+    model.eval()
+    spec = [paddle.static.InputSpec([None, 3, 32, 32], "float32", "image")]
+    if name != "embedder":
+        spec.append(paddle.static.InputSpec([None, 2], "float32", "scale_factor"))
+    with paddle.pir_utils.OldIrGuard() if form == "pdmodel" else nullcontext():
+        save(model, folder, spec)
+    if form == "pdmodel":
+        (folder / "inference.pdiparams.info").unlink(missing_ok=True)
+        _without_call_stacks(folder / "inference.pdmodel")
+        return
+    feeds = {"image": probe_input(), "scale_factor": np.array([[1, 1], [0.5, 2]], np.float32)}
+    from paddle import inference
+
+    config = inference.Config(str(folder / "inference.json"), str(folder / "inference.pdiparams"))
+    config.disable_gpu()
+    config.disable_mkldnn()
+    predictor = inference.create_predictor(config)
+    for each in predictor.get_input_names():
+        predictor.get_input_handle(each).copy_from_cpu(feeds[each])
+    predictor.run()
+    outputs = [predictor.get_output_handle(each).copy_to_cpu() for each in predictor.get_output_names()]
+    values = [array.tolist() for array in outputs]
+    path = DATA / "both" / "expected.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | {name: values}) + "\n", "utf-8")
+
+
 def _without_call_stacks(path):
     """Paddle notes in every operator the source lines, with paths, that made it."""
     from pdserve.formats.protos import message
@@ -129,8 +268,10 @@ def _without_call_stacks(path):
 
 
 if __name__ == "__main__":
-    steps = {step.__name__: step for step in (pir, probe, detector)}
-    if len(sys.argv) > 1:
+    steps = {step.__name__: step for step in (pir, probe, detector, both)}
+    if sys.argv[1:2] == ["one"]:
+        one(*sys.argv[2:])
+    elif len(sys.argv) > 1:
         steps[sys.argv[1]]()
     else:  # each in a separate process: Paddle's name counters and choice of format are global
         for name in steps:

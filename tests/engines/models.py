@@ -17,6 +17,7 @@ DATA = Path(__file__).parents[1] / "data"
 PROBE = PROBE_MODEL
 PIR = DATA / "engines/pir"
 DETECTOR = DATA / "engines/detector"
+BOTH = DATA / "engines/both"
 TWO_HEADS = DATA / "programs/two_heads"
 
 # The models' own names -> what the tests call them.

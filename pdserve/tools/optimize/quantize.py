@@ -26,8 +26,9 @@ import numpy as np
 from pdserve.engines import Engine, Options
 from pdserve.engines.base import LoadRequest
 from pdserve.engines.detector_nms import complete
+from pdserve.engines.graph import Graph, read_graph
 from pdserve.engines.int8 import PROGRAM
-from pdserve.engines.openvino import Graph, import_openvino, read_graph, read_model
+from pdserve.engines.openvino import import_openvino, read_model
 from pdserve.engines.runner import summary
 from pdserve.errors import EngineMissingError, PdserveError, UnsupportedModelError
 from pdserve.files import disk_errors
@@ -74,7 +75,7 @@ def quantize(
     model = task.model
     program = read_program(model.files)
     request = LoadRequest(model, program, task.engine.device, None, 1, "fp32", Options())
-    graph, ov = read_graph(request), import_openvino()
+    graph, ov = read_graph(request, "OpenVINO"), import_openvino()
     offline = importlib.import_module("openvino._offline_transformations")
     float_model = read_model(ov.Core(), request, graph)
     offline.apply_moc_transformations(float_model, cf=True)
