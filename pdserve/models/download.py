@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from requests.auth import AuthBase
 
 _CHUNK = 1 << 16
+# The most that a file may have, if nothing less is said: as an archive may unpack to.
+MAX_BYTES = 16 << 30
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -136,6 +138,7 @@ class _Task:
     policy: Policy
     cancel: threading.Event
     free: files.FreeSpace
+    max_bytes: int
 
     @property
     def shown(self) -> str:
@@ -145,6 +148,13 @@ class _Task:
     @property
     def key(self) -> str:
         return part_key(self.url)
+
+    def check_size(self, size: int) -> None:
+        """Raise FetchError, and leave nothing, for more bytes than allowed."""
+        if size > self.max_bytes:
+            self.part.discard()
+            limit = files.format_size(self.max_bytes)
+            raise FetchError(f"{self.shown} has more than {limit}, the limit; check the address.")
 
     def interrupted(self) -> FetchError:
         return FetchError(f"The download of {self.name} was interrupted; fetch it again to resume.")
@@ -166,6 +176,7 @@ def download(
     sha256: str | None = None,
     promise: str = "the catalog knows",
     auth: "AuthBase | None" = None,
+    max_bytes: int = MAX_BYTES,
     progress: Progress = SILENT,
     policy: Policy | None = None,
     cancel: threading.Event | None = None,
@@ -174,16 +185,17 @@ def download(
     """Download ``url`` to ``target`` with ``.part`` added, where it stays until ``Partial.discard``.
 
     ``name`` is what progress calls it; ``sha256`` (hex) is what it must have, by whose ``promise``; ``auth``
-    signs requests to the address's own host alone. A complete one of an earlier run is taken as it is. The
-    caller holds a lock on ``target``. Proxies are those of the environment, except for this machine. Raises
-    ChecksumError (nothing is left then), DiskError, OfflineError where the policy forbids the network, and
-    FetchError for an address that does not answer well; the ``.part`` is left then, to resume from.
+    signs requests to the address's own host alone; more than ``max_bytes`` are refused. A complete one of an
+    earlier run is taken as it is. The caller holds a lock on ``target``. Proxies are those of the
+    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError,
+    OfflineError where the policy forbids the network, and FetchError for an address that does not answer
+    well; the ``.part`` is left then, to resume from.
     """
     import requests
 
     part = Partial(target)
     stop = cancel or threading.Event()
-    task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free)
+    task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free, max_bytes)
     task.policy.require_network(task.name)
     remote = part.remote(task.key)
     restarted = False
@@ -262,11 +274,11 @@ def _attempt(session: "requests.Session", task: _Task) -> RemoteFile:
             _receive(response, task)
     except requests.exceptions.SSLError as error:
         raise FetchError(
-            f"{task.shown} has no certificate that is trusted here ({_reason(error)}); if a proxy replaces "
+            f"{task.shown} has no certificate that is trusted here ({reason(error)}); if a proxy replaces "
             "certificates, set REQUESTS_CA_BUNDLE to its certificate file."
         ) from error
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _RetryableError(f"failed ({_reason(error)})") from error
+        raise _RetryableError(f"failed ({reason(error)})") from error
     except requests.RequestException as error:
         raise FetchError(f"Cannot fetch {task.shown}: {error}; check the mirror's address.") from error
     have = task.part.size
@@ -299,6 +311,7 @@ def _start(response: "requests.Response", task: _Task, remote: RemoteFile | None
         raise FetchError(f"{task.shown} answered {status} {response.reason}: {hint}.")
     have = task.part.size
     if remote.total is not None:
+        task.check_size(remote.total)
         # The unpacked copy, which comes next to it, is at least as large.
         need = 2 * remote.total - have
         files.require_space(task.part.path.parent, need, f"Fetching {task.name}", task.free)
@@ -318,6 +331,7 @@ def _check_range(headers: Mapping[str, str], have: int, remote: RemoteFile) -> N
 
 
 def _receive(response: "requests.Response", task: _Task) -> None:
+    have = task.part.size
     with files.disk_errors(task.part.path), task.part.path.open("ab") as file:
         # Undecoded: length, MD5 and ranges are those of the bytes as sent.
         for chunk in response.raw.stream(_CHUNK, decode_content=False):
@@ -325,9 +339,13 @@ def _receive(response: "requests.Response", task: _Task) -> None:
                 raise task.interrupted()
             file.write(chunk)
             task.progress.advance(task.name, len(chunk))
+            have += len(chunk)
+            if have > task.max_bytes:
+                break
+    task.check_size(have)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The innermost cause in a chain of wrapped network errors."""
     while isinstance(inner := getattr(error, "reason", None) or error.__context__, Exception):
         error = inner

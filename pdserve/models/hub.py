@@ -23,7 +23,7 @@ from pdserve import __version__, files
 from pdserve.errors import ChecksumError, FetchError, UsageError
 from pdserve.models.archive import LIMITS, check_name
 from pdserve.models.catalog import Hub, public
-from pdserve.models.download import Partial, download
+from pdserve.models.download import Partial, download, reason
 from pdserve.models.fetch import Fetched, Job
 from pdserve.progress import Progress
 
@@ -195,8 +195,8 @@ def listing(job: Job, source: Hub, endpoint: Endpoint) -> list[RepositoryFile]:
                     cursor = _next(response)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise FetchError(
-                    f"Cannot list {source.address} at {public(endpoint.url)} ({error}); check the network, "
-                    "the proxy and HF_ENDPOINT."
+                    f"Cannot list {source.address} at {public(endpoint.url)} ({reason(error)}); "
+                    "check the network, the proxy and HF_ENDPOINT."
                 ) from error
             found += _read(source, body)
             if cursor is None:
@@ -299,6 +299,7 @@ def _download(
         sha256=file.sha256,
         promise="the hub lists",
         auth=endpoint.auth(),
+        max_bytes=file.size,
         progress=progress,
         policy=job.policy,
         cancel=job.cancel,

@@ -426,3 +426,13 @@ def test_plain_http_is_remembered(server, target):
     server.put("/m.tar", BODY, faults=[Fault(stop=100_000)])
     assert get(server.url + "/m.tar", target).plain
     assert get(server.url + "/m.tar", target).plain  # complete already
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_more_bytes_than_allowed_are_refused(server, target, chunked):
+    """Announced, and not announced; nothing is left to go on from."""
+    url = server.put("/m.tar", BODY, chunked=chunked)
+    with pytest.raises(FetchError, match=r"/m\.tar has more than 200\.0 kB, the limit"):
+        get(url, target, max_bytes=200_000)
+    assert not Partial(target).path.exists()
+    assert get(url, target, max_bytes=len(BODY)).size == len(BODY)

@@ -160,7 +160,17 @@ def test_weights_of_another_digest(get, cdn, home):
     assert not home.inference_model("net").exists()
 
 
-@pytest.mark.parametrize("body", [b"Global: {a}\n", b"Global: [] \n"])
+def test_more_weights_than_listed(get, hub, cdn, home):
+    cdn.put("/blob?signature=1", WEIGHTS * 2)
+    with pytest.raises(FetchError, match=r"has more than 300\.0 kB, the limit"):
+        get()
+    cdn.put("/blob?signature=1", WEIGHTS * 2, chunked=True)
+    with pytest.raises(FetchError, match=r"has more than 300\.0 kB, the limit"):
+        get()
+    assert not home.inference_model("net").exists()
+
+
+@pytest.mark.parametrize("body", [b"Global: {a}", b"Global: []\n"])
 def test_a_small_file_of_another_digest(get, hub, home, body):
     hub.put("/me/net/resolve/main/inference.yml", body)
     with pytest.raises(ChecksumError, match=r"inference\.yml is not the file of 11 bytes that the hub lists"):
