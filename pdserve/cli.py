@@ -25,6 +25,7 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
+    "run": Command("pdserve.commands.run:run", "Fetch, convert and run a model on images."),
     "fetch": Command("pdserve.commands.fetch:fetch", "Download models and data sets."),
     "convert": Command("pdserve.commands.convert:convert", "Convert inference models to serving models."),
     "alias": Command("pdserve.commands.alias:alias", "Show or change the feeds and fetches of a model."),
@@ -114,5 +115,5 @@ def root(
 ) -> None:
     """Fetch, convert and serve PaddlePaddle vision models.
 
-    Start with: fetch NAME, convert --model NAME, serve classification --model NAME, predict IMAGE.
+    Start with: run NAME IMAGE, or serve classification --model NAME and predict IMAGE.
     """

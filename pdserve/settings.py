@@ -189,6 +189,7 @@ class ServerSettings(SettingsGroup):
     """
 
     name: str = _server(..., "Its name on Paddle Serving's routes.", flags=(), key="op.*")
+    offline: bool = _model(False, "Download nothing; say what is missing.")
     host: str = _server("127.0.0.1", "Address to listen on; 0.0.0.0: all.", "ADDRESS", min_length=1)
     http_port: int | None = _server(None, "HTTP; 0: any free port.", "PORT", key="http_port", ge=0, le=65535)
     rpc_port: int | None = _server(None, "gRPC; 0: any free port.", "PORT", key="rpc_port", ge=0, le=65535)
@@ -228,11 +229,13 @@ class Sources:
 
     ``given``: setting -> the option or environment variable that gave it; ``block``: the settings in
     the file's block ``pdserve:``; ``content``: the file as it is written, empty where there is none.
+    ``models``: the roles whose model was named by an option, a variable or the file.
     """
 
     given: Mapping[str, str] = field(default_factory=dict)
     block: frozenset[str] = frozenset()
     content: Mapping[str, Any] = field(default_factory=dict)
+    models: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -356,7 +359,7 @@ class _Merged:
             for name in in_flags
         }
         block, content = (frozenset(read.block), read.content) if read else (frozenset(), {})
-        self.sources = Sources(self._origin, block, content)
+        self.sources = Sources(self._origin, block, content, frozenset(filter(self._model, self._roles)))
 
     def server(self) -> ServerSettings:
         """The listeners, at least one of them on."""
@@ -365,15 +368,16 @@ class _Merged:
             raise SettingsError("http_port and rpc_port are both off, so nobody could ask; give one of them.")
         return server
 
+    def _model(self, role: str) -> Any:
+        return self._given.get(role) or self._in_file.get(role) or self._models.get(role, {}).get("model")
+
     def group(self, group: type[_Group], role: str | None = None) -> _Group:
-        """One group of settings; with a ``role``, those of that model."""
+        """One group; with a ``role``, that model's."""
         in_file = dict(self._models.get(role or "", {})) | self._in_file
         if self._given.get("devices") == ("cpu",):
             in_file.pop("tensorrt", None)  # it goes with the file's GPU, which is put aside
         merged = {**self._defaults, **in_file, **self._given}
-        if role:
-            given = self._given.get(role) or in_file.get(role) or in_file.get("model")
-            merged["model"] = given or self._roles[role]
+        merged |= {"model": self._model(role) or self._roles[role]} if role else {}
         return validated(group, merged, dict.fromkeys(in_file, str(self._config)) | self._origin)
 
 

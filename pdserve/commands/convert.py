@@ -9,6 +9,12 @@ from pdserve import console
 from pdserve.commands.options import Json, home
 from pdserve.errors import UsageError
 
+# The states of conversions that stay, where no model is named, and what is said of them.
+_SKIPPED = {
+    "current": "skipped, is converted already",
+    "edited": "skipped, was fetched again but its serving model was changed (--model NAME converts it)",
+}
+
 
 def convert(
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="A fetched model.")] = None,
@@ -35,11 +41,21 @@ def convert(
         list[str] | None,
         typer.Option("--fetch-alias", metavar="NAME=ALIAS", help="The alias of a fetch; repeatable."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Without --model: convert again what is converted already.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert inference models to serving models, with aliases. Without options: all that are fetched."""
+    """Convert inference models to serving models, with aliases.
+
+    Without options: all that are fetched and not converted, or were fetched again with another content. What
+    was changed in a serving model since, and what was published beside it, stays unless it is named.
+    """
     from pdserve.convert import convert as convert_folder
+    from pdserve.formats.serving_model import open_serving_model
     from pdserve.models import find
+
+    skipped: dict[str, str] = {}  # name -> why
 
     if dirname:
         if model:
@@ -64,15 +80,25 @@ def convert(
         names = [model] if model else find.fetched_models(where)
         if not names:
             raise UsageError(f"Nothing is fetched in {where.models}; type `pdserve fetch NAME` first.")
-        done = [find.convert_fetched(name, where) for name in names]
+        if not model and not force:
+            states = {name: find.conversion_state(name, where) for name in names}
+            skipped = {name: _SKIPPED[state] for name, state in states.items() if state in _SKIPPED}
+        done = [
+            open_serving_model(where.serving_model(name))
+            if name in skipped
+            else find.convert_fetched(name, where)
+            for name in names
+        ]
     for serving in done:
+        reason = skipped.get(serving.path.name.removesuffix("_serving"))
         content = {
             "name": serving.name,
+            "action": "skipped" if reason else "converted",
             "path": str(serving.path),
             "feeds": {v.name: v.alias for v in serving.config.feeds},
             "fetches": {v.name: v.alias for v in serving.config.fetches},
         }
-        console.answer(content, f"{serving.name}: converted, {serving.path}", as_json)
+        console.answer(content, f"{serving.name}: {reason or 'converted'}, {serving.path}", as_json)
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:

@@ -28,7 +28,9 @@ _TYPE_HELP = "; ".join(f"{name}: {each.help}" for name, each in INDEX_TYPES.item
 
 index_app = group("Build, change and examine a gallery's index.")
 # The options of the embedder's engine; they come as keyword arguments, for `_embedder`.
-_engine_options = with_settings([_RECOGNITION], names=("engine", "devices", "threads"), environment=False)
+_engine_options = with_settings(
+    [_RECOGNITION], names=("engine", "devices", "threads", "offline"), environment=False
+)
 
 
 GalleryOption = Annotated[
@@ -62,16 +64,22 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an image t
 def _embedder(
     model: str | None, batch_size: int, given: Mapping[str, Any], folder: Path | None = None
 ) -> Iterator["Embedder"]:
-    """The embedder asked for, else the one that made the index in ``folder``, else the default one."""
+    """The embedder asked for, else the one that made the index in ``folder``, else the default one.
+
+    It is fetched and converted where it is missing.
+    """
+    from pdserve.commands.missing import bring_models
     from pdserve.index.store import read_manifest
     from pdserve.pipelines.embedder import open_embedder
     from pdserve.settings import ModelSettings, validated
 
     known = read_manifest(folder) if folder and not model else None
-    own = known.embedder.name if known and known.embedder else None
+    own = known.embedder.wanted if known and known.embedder else None
     chosen = {"model": model or own or _RECOGNITION.roles["embedder"].default, "max_batch_size": batch_size}
     values = flags(given, _RECOGNITION.kind) | chosen
+    offline = values.pop("offline", False)
     settings = validated(ModelSettings, values, {name: f"--{name}" for name in values})
+    bring_models([settings.model], home(), offline=offline)
     with open_embedder(settings, home()) as opened:
         yield opened
 

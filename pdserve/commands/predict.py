@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
@@ -18,6 +18,7 @@ from pdserve.clients.credentials import NO_ACCESS, Access, key_to_send
 from pdserve.clients.discovery import find_server, find_service
 from pdserve.commands import options as o
 from pdserve.commands.images import Source, find_sources
+from pdserve.commands.missing import bring_service
 from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES, ServiceEntry
@@ -29,27 +30,32 @@ _FIRST = 6  # numbers of an embedding that are printed
 Answer: TypeAlias = list[Any]  # the items of one image: labels, objects, numbers
 Ask = Callable[[bytes], Answer]
 
+ImagesArgument = Annotated[
+    list[str], typer.Argument(metavar="PATH|URL|DIR|-…", help="Images; - is standard input.")
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", metavar="N", min=1, help="Labels per image, matches per object."),
+]
+DrawOption = Annotated[
+    Path | None, typer.Option("--draw", metavar="DIR", help="Write the images with their answers here.")
+]
+JobsOption = Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=256, help="Images in flight.")]
+
 
 @o.with_settings(SERVICES.values(), ("Model", "Device", "Preprocessing", "Results"), without=("top_k",))
 def predict(
-    images: Annotated[
-        list[str], typer.Argument(metavar="PATH|URL|DIR|-…", help="Images; - is standard input.")
-    ],
+    images: ImagesArgument,
     service: o.ServiceOption = None,
     rpc: Annotated[bool, typer.Option("--rpc", help="Ask over gRPC instead of HTTP.")] = False,
     url: Annotated[
         str | None,
         typer.Option("--url", metavar="ADDRESS", help="http(s)://host:port; with --rpc (grpcs://)host:port."),
     ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option("--top-k", metavar="N", min=1, help="Labels per image, matches per object."),
-    ] = None,
+    top_k: TopKOption = None,
     as_json: o.Json = False,
-    draw: Annotated[
-        Path | None, typer.Option("--draw", metavar="DIR", help="Write the images with their answers here.")
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=256, help="Images in flight.")] = 8,
+    draw: DrawOption = None,
+    jobs: JobsOption = 8,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time to wait for an answer.")
     ] = 60,
@@ -83,6 +89,23 @@ def predict(
             service, url = server.kind, server.address(rpc)
         entry = SERVICES[service or find_service(url, rpc, access)]
         asked = open_remote(entry.kind, url, rpc, timeout, top_k, access)
+    failed = answer_all(sources, asked, entry, draw, jobs, as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+def answer_all(
+    sources: Sequence[Source],
+    asked: AbstractContextManager[Ask],
+    entry: ServiceEntry,
+    draw: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> int:
+    """Ask about all images and print their answers; how many had none.
+
+    With ``draw``, images with their answers are written there. Raises UsageError where the answers cannot be
+    drawn.
+    """
     if draw:
         if not can_draw(entry):
             raise UsageError(
@@ -99,7 +122,7 @@ def predict(
             picture = draw_answer(outcome, entry, draw) if draw else None
             failed += isinstance(outcome.answer, PdserveError)
             show(outcome, entry, picture, as_json)
-    raise typer.Exit(1 if failed else 0)
+    return failed
 
 
 def _local_kind(service: str | None, settings: Mapping[str, Any]) -> str:
@@ -174,10 +197,12 @@ def open_local(
 ) -> Iterator[Ask]:
     """The models in this process, with the settings that ``pdserve serve SERVICE`` would have.
 
-    Raises the errors of `ServiceEntry.open`.
+    What is missing is fetched and converted. Raises the errors of that, and of `ServiceEntry.open`.
     """
     entry = SERVICES[service]
-    pipeline = entry.open(entry.settings(flags, environ), home)
+    settings = entry.settings(flags, environ)
+    bring_service(settings, home)
+    pipeline = entry.open(settings, home)
 
     def ask(image: bytes) -> Answer:
         (answer,) = pipeline.predict([image])

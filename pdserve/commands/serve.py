@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pdserve.commands.missing import bring_service
 from pdserve.commands.options import ConfigOption, flags, group, home, one_of, with_settings
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import UsageError
@@ -44,7 +45,8 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
             return entry.settings(settings, os.environ, config)
 
         if other := RUNTIMES.get(runtime):
-            resolve_name(other.serve)(read_settings(), home(), python, os.environ)
+            wanted = bring_service(read_settings(), home())
+            resolve_name(other.serve)(wanted, home(), python, os.environ)
             return
         if python:
             raise UsageError(
@@ -52,7 +54,7 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
             )
         from pdserve.services import server
 
-        server.serve(entry, read_settings, home())
+        server.serve(entry, read_settings, home(), bring_service)
 
     return serve
 

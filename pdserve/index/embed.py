@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -43,6 +43,10 @@ class GalleryEmbedder(Protocol):
         """The model's name, for people."""
 
     @property
+    def path(self) -> str | None:
+        """The model's folder, absolute, where the name alone does not find it."""
+
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal; the same for two embedders exactly if they give the same vectors."""
 
@@ -60,14 +64,20 @@ class GalleryEmbedder(Protocol):
 
 @dataclass(frozen=True)
 class EmbedderId:
-    """The embedder that made the vectors of an index."""
+    """The embedder that made the vectors of an index; ``path``: where it was, if in no pdserve's home."""
 
     name: str
     fingerprint: str
+    path: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, embedder: GalleryEmbedder) -> "EmbedderId":
-        return cls(embedder.name, embedder.fingerprint)
+        return cls(embedder.name, embedder.fingerprint, embedder.path)
+
+    @property
+    def wanted(self) -> str:
+        """What `models.find.open_model` finds it by: its folder while that is there, else its name."""
+        return self.path if self.path and Path(self.path).is_dir() else self.name
 
     def __str__(self) -> str:
         return f"{self.name} ({self.fingerprint[:12]})"

@@ -22,7 +22,7 @@ The manifest::
 
 ``count`` entries are in ``slots`` vectors: more than one per entry where some were removed from a graph
 (see faiss_index.py). Ids from ``next_id`` on were never used. ``trained_on``: vectors that an IVF's lists
-were made for.
+were made for. An embedder that is not one of pdserve's home has a ``path`` beside its name.
 
 A folder without manifest is one that PaddleClas or PaddleX wrote (see forms.py); its version is 0.
 """
@@ -166,7 +166,10 @@ def remove_versions(folder: Path, keep: set[int]) -> None:
 
 def manifest_json(manifest: Manifest) -> str:
     """The text of ``index.json``."""
-    return json.dumps({"format": FORMAT} | asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+    fields = asdict(manifest)
+    if fields["embedder"] and fields["embedder"]["path"] is None:
+        del fields["embedder"]["path"]
+    return json.dumps({"format": FORMAT} | fields, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

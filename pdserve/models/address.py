@@ -35,6 +35,11 @@ def is_address(wanted: str) -> bool:
     return _SCHEME.match(wanted) is not None or is_path(wanted)
 
 
+def is_source(wanted: str) -> bool:
+    """Whether a model is fetched to be opened: from an address or an archive; a folder is opened in place."""
+    return _SCHEME.match(wanted) is not None or (is_path(wanted) and Path(wanted).expanduser().is_file())
+
+
 def entry_for(address: str) -> Entry:
     """The entry of a catalog's name, or one made from an address: its name, and its source.
 

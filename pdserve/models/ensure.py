@@ -1,10 +1,12 @@
 """Brings a model that a command needs and that is not here: fetches and converts it."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pdserve.errors import ModelError
-from pdserve.models import find
+from pdserve.models import catalog, find
+from pdserve.models.address import entry_for, is_source
 from pdserve.models.home import Home, is_path
 from pdserve.progress import SILENT, Progress
 
@@ -13,8 +15,8 @@ Report = Callable[[str], None]
 
 
 def is_ready(wanted: str, home: Home, config_dir: Path = Path()) -> bool:
-    """Whether `ensure` has nothing to do: a model that is here and converted, or a path."""
-    if is_path(wanted) or Path(wanted).is_dir() or (config_dir / wanted).is_dir():
+    """Whether `ensure` has nothing to do: a model that is here and converted, or a folder."""
+    if not is_source(wanted) and (is_path(wanted) or Path(wanted).is_dir() or (config_dir / wanted).is_dir()):
         return True
     return find.conversion_state(find.model_name(wanted), home) == "current"
 
@@ -29,12 +31,12 @@ def ensure(
     report: Report = lambda line: None,
     config_dir: Path = Path(),
 ) -> str:
-    """Fetch and convert the model of a name where it is missing; returns what `find.open_model` takes.
+    """Fetch and convert the model of a name or address where it is missing.
 
-    ``mirrors`` and ``offline`` are added to what the environment says (``PDSERVE_MIRROR``,
-    ``PDSERVE_OFFLINE``). A model that was fetched again is converted again, unless something would be lost
-    that was done to the serving model. A folder is left to `find.open_model`. Raises ModelError for a name
-    that is not known, OfflineError, and what `fetch` and `convert` raise.
+    Returns what `find.open_model` takes. ``mirrors`` and ``offline`` are added to what the environment says
+    (``PDSERVE_MIRROR``, ``PDSERVE_OFFLINE``). A model that was fetched again is converted again, unless
+    something would be lost that was done to the serving model. A folder is left to `find.open_model`. Raises
+    ModelError for a name that is not known, OfflineError, and what `fetch` and `convert` raise.
     """
     if is_ready(wanted, home, config_dir):
         return wanted
@@ -46,36 +48,35 @@ def ensure(
         )
         return wanted
     if not home.inference_model(name).is_dir():
-        _fetch(name, wanted, home, mirrors, offline, progress, report)
+        if not is_source(wanted) and name not in catalog.load():
+            find.find_serving_model(wanted, home)  # raises, with the nearest names
+        entry = entry_for(wanted if is_source(wanted) else name)
+        if entry.task == "dataset":
+            raise ModelError(f"{name} is a data set, and no model; type `pdserve fetch {name}`.")
+        fetch_missing(entry, home, mirrors=mirrors, offline=offline, progress=progress, report=report)
     _convert(name, home, progress, report)
     return wanted
 
 
-def _fetch(
-    name: str,
-    wanted: str,
+def fetch_missing(
+    entry: catalog.Entry,
     home: Home,
-    mirrors: Sequence[str],
-    offline: bool,
-    progress: Progress,
-    report: Report,
+    *,
+    mirrors: Sequence[str] = (),
+    offline: bool = False,
+    progress: Progress = SILENT,
+    report: Report = lambda line: None,
 ) -> None:
-    import os
-
+    """Fetch a model or a data set unless it is here; see `ensure`."""
     from pdserve.files import format_size
-    from pdserve.models import catalog
     from pdserve.models.download import Policy
     from pdserve.models.fetch import fetch, is_offline
 
-    if name not in catalog.load():
-        find.find_serving_model(wanted, home)  # raises, with the nearest names
-    if catalog.get(name).task == "dataset":
-        raise ModelError(f"{name} is a data set, and no model; type `pdserve fetch {name}`.")
     policy = Policy(offline=offline or is_offline(os.environ))
-    got = fetch(name, home, mirrors=mirrors, progress=progress, policy=policy)
+    got = fetch(entry, home, mirrors=mirrors, progress=progress, policy=policy)
     if got.action == "fetched":
         size = f", {format_size(got.bytes)}" if got.bytes else ""
-        report(f"{name}: fetched from {got.origin}{size}")
+        report(f"{entry.name}: fetched from {got.origin}{size}")
 
 
 def _convert(name: str, home: Home, progress: Progress, report: Report) -> None:

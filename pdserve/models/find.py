@@ -1,6 +1,7 @@
 """Finds and opens serving models by name or path, and converts fetched models, in pdserve's home."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,8 @@ from pdserve.errors import ModelError, UsageError
 from pdserve.files import FileRecord
 from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
-from pdserve.models import catalog
+from pdserve.models import catalog, record
+from pdserve.models.address import entry_for, is_source
 from pdserve.models.home import Home, is_path
 
 
@@ -25,13 +27,16 @@ def open_model(wanted: str, home: Home, config_dir: Path = Path()) -> ServingMod
 def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Path:
     """Find a model's folder: a path, also relative to ``config_dir``, or a name in pdserve's home.
 
-    What has a separator is a path. Raises ModelError with the command that fetches or converts the model.
+    What has a separator is a path, unless it is an address: that means the model that was fetched from there.
+    Raises ModelError with the command that fetches or converts the model.
     """
     for folder in (Path(wanted).expanduser(), config_dir / wanted):
         if folder.is_dir():
             return folder
     name = model_name(wanted)
-    if is_path(wanted):
+    if is_source(wanted):
+        _check_origin(wanted, name, home)
+    if is_path(wanted) and not is_source(wanted):
         known = home.serving_model(name).is_dir() or name in catalog.load()
         hint = f"for {name} of pdserve's home or catalog give its name alone" if known else "check the path"
         raise ModelError(f"There is no serving model at {wanted!r}, which is a path; {hint}.")
@@ -39,8 +44,10 @@ def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Pa
         return home.serving_model(name)
     if home.inference_model(name).is_dir():
         raise ModelError(f"{name} is fetched but not converted; type `pdserve convert --model {name}`.")
+    if is_source(wanted):
+        raise ModelError(f"The model of {wanted} is not here; type `pdserve fetch {shlex.quote(wanted)}`.")
     try:
-        catalog.get(name)
+        entry_for(name)
     except UsageError as error:  # with the nearest names
         raise ModelError(
             f"There is no serving model {wanted!r}, neither as a folder nor in {home.models}. {error.message}"
@@ -51,9 +58,23 @@ def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Pa
     )
 
 
+def _check_origin(address: str, name: str, home: Home) -> None:
+    """Raise ModelError where the home's model of that name was fetched from elsewhere."""
+    source = home.inference_model(name)
+    known = record.read(source) if source.is_dir() else None
+    if known is not None and known.source != entry_for(address).source.address:
+        raise ModelError(
+            f"{name} is here already, from {known.source}, and not from {address}; "
+            f"type `pdserve fetch {shlex.quote(address)} --force` to replace it."
+        )
+
+
 def model_name(wanted: str) -> str:
-    """The name in pdserve's home that is meant: ``NAME_serving`` means NAME."""
-    return Path(wanted).name.removesuffix("_serving")
+    """The name in pdserve's home that is meant: ``NAME_serving`` means NAME, and so does its address.
+
+    Raises UsageError for an address of which no model can be fetched.
+    """
+    return entry_for(wanted).name if is_source(wanted) else Path(wanted).name.removesuffix("_serving")
 
 
 def fetched_models(home: Home) -> list[str]:

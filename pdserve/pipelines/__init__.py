@@ -98,9 +98,10 @@ class ServiceEntry:
         """Find, check, load and warm up the service's models, and its index where it has one.
 
         Raises ModelError, AliasError, SettingsError, DeviceError, EngineError or IndexFolderError, each
-        before any port is open.
+        before any port is open. Nothing is downloaded.
         """
-        pipeline: Pipeline[Any] = resolve_name(self.pipeline)(settings, home)
+        followed = resolve_name("pdserve.pipelines.loading:follow_index")(settings, home)
+        pipeline: Pipeline[Any] = resolve_name(self.pipeline)(followed, home)
         return pipeline
 
 

@@ -32,7 +32,7 @@ FETCH = "features"
 class Embedder:
     """Two stages, ``prepare`` for any thread and ``infer`` as the engine allows, and both in one.
 
-    ``fetch`` is the alias of the feature vector.
+    ``fetch`` is the alias of the feature vector. ``path``: the model's folder, where that is not the home's.
     """
 
     model: ServingModel
@@ -40,6 +40,7 @@ class Embedder:
     chain: preprocess.Chain
     fetch: str = FETCH
     batch_size: int = 8
+    path: str | None = None
 
     @property
     def name(self) -> str:
@@ -144,7 +145,9 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
     chain, fetch = describe_embedder(model, settings)
     engines = load_engines(model, settings)
     batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
-    return Embedder(model, engines, chain, fetch, batch_size)
+    own = home.serving_model(model.name)
+    path = None if model.path == own else str(model.path.absolute())
+    return Embedder(model, engines, chain, fetch, batch_size, path)
 
 
 def describe_embedder(model: ServingModel, settings: ModelSettings) -> tuple[preprocess.Chain, str]:

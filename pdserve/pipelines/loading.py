@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pdserve import engines
@@ -10,9 +11,38 @@ from pdserve.files import signature
 from pdserve.formats.serving_model import ServingModel
 from pdserve.models import find
 from pdserve.models.home import Home
-from pdserve.settings import ModelSettings
+from pdserve.settings import ModelSettings, ServiceSettings
 
 log = logging.getLogger("pdserve")
+
+
+def index_folder(settings: ServiceSettings, home: Home) -> Path:
+    """The folder of the index that is searched: beside the configuration file, else what was named.
+
+    Raises UsageError where there is none.
+    """
+    from pdserve.index.store import find as find_index
+
+    beside = settings.config_dir / settings.options.index
+    return find_index(str(beside) if beside.is_dir() else settings.options.index, home)
+
+
+def follow_index(settings: ServiceSettings, home: Home) -> ServiceSettings:
+    """Settings in which an embedder that nobody named is the one that made the index.
+
+    An index that does not say, and a service without one, leave them as they are. Raises UsageError where
+    there is no index, IndexFolderError.
+    """
+    embedder = settings.models.get("embedder")
+    if embedder is None or "embedder" in settings.sources.models or not hasattr(settings.options, "index"):
+        return settings
+    from pdserve.index.store import read_manifest
+
+    known = read_manifest(index_folder(settings, home))
+    if known is None or known.embedder is None or known.embedder.wanted == embedder.model:
+        return settings
+    own = embedder.model_copy(update={"model": known.embedder.wanted})
+    return replace(settings, models={**settings.models, "embedder": own})
 
 
 def open_model(

@@ -31,11 +31,17 @@ from pdserve.settings import ServerSettings, ServiceSettings
 log = logging.getLogger("pdserve")
 
 
-def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], home: Home) -> None:
+def serve(
+    entry: ServiceEntry,
+    read_settings: Callable[[], ServiceSettings],
+    home: Home,
+    bring: Callable[[ServiceSettings, Home], object] = lambda settings, home: None,
+) -> None:
     """Run a service until SIGINT or SIGTERM, then finish what is running and return.
 
-    ``read_settings`` resolves the settings: now, and again at each SIGHUP. Raises what is wrong before a
-    port is opened.
+    ``read_settings`` resolves the settings: now, and again at each SIGHUP. ``bring`` is called once, before
+    models are opened: it may download what is missing, which a reload never does. Raises what is wrong
+    before a port is opened.
     """
     active = _ActiveSettings(read_settings)
     with _prepared(active.settings.server, active.settings.notes, home) as server:
@@ -46,6 +52,7 @@ def serve(entry: ServiceEntry, read_settings: Callable[[], ServiceSettings], hom
             active.settings = settings
             return Replica(pipeline, settings, pool, server.metrics)
 
+        bring(active.settings, home)
         service = Service(entry, build, server.metrics)
         server.run(service, active.settings.options)
 

@@ -58,7 +58,7 @@ def test_options_may_be_spelled_with_underscores(tmp_path: Path) -> None:
 
 
 def test_commands_are_in_the_order_of_the_work() -> None:
-    assert list(COMMANDS)[:7] == ["fetch", "convert", "alias", "serve", "predict", "index", "doctor"]
+    assert list(COMMANDS)[:8] == ["run", "fetch", "convert", "alias", "serve", "predict", "index", "doctor"]
 
 
 @pytest.mark.parametrize("kind", SERVICES)

@@ -17,6 +17,8 @@ LABELS = ("tea", "cola", "黑咖啡", "orange juice")
 class GridEmbedder:
     """The colours of a grid of 4×4 cells, turned at random into ``dimension`` numbers. Deterministic."""
 
+    path = None
+
     def __init__(self, dimension: int = 16, name: str = "grid", batch_size: int = 4) -> None:
         self.name = name
         self.dimension = dimension

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.errors import DiskError, ModelError, OfflineError
+from pdserve.errors import DiskError, ModelError, OfflineError, UsageError
 from pdserve.models.ensure import ensure, is_ready
 from pdserve.models.fetch import fetch
 from pdserve.models.find import open_model
@@ -81,6 +81,31 @@ def test_what_was_done_to_a_serving_model_is_not_lost(home: Home, server: FileSe
     assert "# mine" in description.read_text()
     assert len(lines) == 1
     assert f"`pdserve convert --model {NAME}` converts it again" in lines[0]
+
+
+def test_an_address_is_fetched_from_and_means_that_model_from_then_on(home: Home, server: FileServer) -> None:
+    address = server.put("/own/mine_infer.tar", tiny_archive("mine"))
+    lines: list[str] = []
+    with pytest.raises(ModelError, match=f"type `pdserve fetch {address}`"):
+        open_model(address, home)
+    for _ in range(2):
+        model = open_model(ensure(address, home, report=lines.append), home)
+        assert (model.name, model.config.feeds[0].alias) == ("mine", "image")
+    assert [line.split()[1] for line in lines] == ["fetched", "converted,"]
+    assert open_model("mine", home) == model
+    assert len(server.asked) == 1
+
+
+def test_a_model_from_elsewhere_is_not_taken_for_an_address(home: Home, server: FileServer) -> None:
+    first, second = (server.put(f"/{each}/mine_infer.tar", tiny_archive("mine", each)) for each in "ab")
+    ensure(first, home)
+    with pytest.raises(ModelError, match=f"mine is here already, from {first}, and not from {second}; type"):
+        open_model(ensure(second, home), home)
+
+
+def test_an_address_of_another_kind(home: Home) -> None:
+    with pytest.raises(UsageError, match="ftp://host/x"):
+        ensure("ftp://host/x.tar", home)
 
 
 def test_offline_says_what_is_missing_and_the_command(home: Home, server: FileServer) -> None:

@@ -77,7 +77,7 @@ def test_the_state_of_a_conversion(home: Home) -> None:
     assert conversion_state("own", home) == "edited"
     report.unlink()
     prototxt = serving / "serving_server_conf.prototxt"
-    prototxt.write_text(prototxt.read_text().replace('alias_name: "x"', 'alias_name: "image"'))
+    prototxt.write_text(prototxt.read_text().replace('alias_name: "image"', 'alias_name: "mine"'))
     assert conversion_state("own", home) == "edited"
 
 

@@ -8,6 +8,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
+from pdserve.commands.missing import bring_service
 from pdserve.pipelines import SERVICES
 
 
@@ -31,6 +32,7 @@ def export(
     from pdserve.runtimes.paddle_serving import work_folder
 
     settings = SERVICES[service].settings(o.flags(given, service), os.environ, config)
+    settings = bring_service(settings, o.home())
     made = work_folder.export(settings, o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")

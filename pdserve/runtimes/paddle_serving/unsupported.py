@@ -7,7 +7,7 @@ from pdserve.errors import SettingsError, UsageError
 from pdserve.runtimes.paddle_serving.interpreter import SCRIPTS
 from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 
-_SUPPORTED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
+_SUPPORTED = {"name", "offline", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
 _NATIVE = (frozenset(ServerSettings.model_fields) - _SUPPORTED) | {
     "max_queue_size",
     "hang_s",

@@ -8,6 +8,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
+from pdserve.commands.missing import bring_models
 from pdserve.errors import DisagreementError
 from pdserve.pipelines import SERVICES
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from pdserve.tools.optimize import Outcome
 
 
-@o.with_settings([SERVICES["classification"]], ("Device", "Preprocessing"), without=("precision",))
+@o.with_settings(
+    [SERVICES["classification"]], ("Device", "Preprocessing"), names=("offline",), without=("precision",)
+)
 def optimize(
     model: Annotated[
         str,
@@ -80,6 +83,7 @@ def optimize(
         samples,
         task,
     )
+    bring_models([model], o.home(), offline=wanted.server.offline)
     try:
         with console.image_bars() as bars:
             outcome = make(wanted.first_model, plan, o.home(), wanted.options, bars)

@@ -10,6 +10,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
+from pdserve.commands.missing import bring_service
 from pdserve.errors import ImageError, UsageError
 from pdserve.pipelines import SERVICES
 
@@ -68,6 +69,7 @@ def tune(
     goal = tuning.Goal(p99)
     effort = tuning.Effort(clients, seconds)
     files = _images(images)
+    wanted = bring_service(wanted, o.home())
     count, total = tuning.estimate(wanted, fixed, effort)
     console.say(
         f"Up to {count} measurements of {seconds:g} s with {clients} clients, "

@@ -1,0 +1,102 @@
+"""``pdserve run``: from a model's name to its answers in one command, with what is missing brought first."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from pdserve import console
+from pdserve.commands import options as o
+from pdserve.commands.images import find_sources
+from pdserve.commands.missing import bring_models
+from pdserve.commands.predict import (
+    DrawOption,
+    ImagesArgument,
+    JobsOption,
+    TopKOption,
+    answer_all,
+    open_local,
+)
+from pdserve.errors import UsageError
+from pdserve.formats.serving_model import ServingModel
+from pdserve.pipelines import SERVICES
+
+# A model's task -> the service that answers it.
+TASKS: Mapping[str, str] = {
+    "classification": "classification",
+    "multilabel": "classification",
+    "attributes": "classification",
+    "embedding": "embedding",
+    "detection": "detection",
+}
+_PANELS = ("Model", "Device", "Preprocessing", "Results")
+
+
+@o.with_settings(SERVICES.values(), _PANELS, without=("model", "top_k"))
+def run(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A model's name, folder or address; or a service, as recognition."
+        ),
+    ],
+    images: ImagesArgument,
+    top_k: TopKOption = None,
+    as_json: o.Json = False,
+    draw: DrawOption = None,
+    jobs: JobsOption = 8,
+    **given: Any,
+) -> None:
+    """Answer images with a model, which is fetched and converted where it is missing.
+
+    The model says itself which service that is. Afterwards the command is printed that serves it.
+    """
+    sources = find_sources(images)
+    settings = {key: value for key, value in given.items() if value is not None}
+    named = {}
+    if name in SERVICES:
+        entry = SERVICES[name]
+    else:
+        from pdserve.models.find import open_model
+
+        bring_models([name], o.home(), offline=settings.get("offline", False))
+        entry = SERVICES[TASKS[task_of(open_model(name, o.home()))]]
+        named = {next(iter(entry.roles)): name}
+    flags = o.flags(named | settings | {"top_k": top_k}, entry.kind)
+    asked = open_local(entry.kind, flags, os.environ, o.home())
+    failed = answer_all(sources, asked, entry, draw, jobs, as_json)
+    console.say(f"Next: {_serve(entry.kind, named | settings)}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def task_of(model: ServingModel) -> str:
+    """What a model does, a key of TASKS. Raises UsageError where nothing says it."""
+    from pdserve.models import catalog
+
+    entry = catalog.load().get(model.name)
+    for task in (model.description.task, entry.task if entry else None):
+        if task is not None and task in TASKS:
+            return task
+    aliases = {each.alias for each in model.config.fetches}
+    if "features" in aliases:
+        return "embedding"
+    if "prediction" in aliases:
+        return "classification"
+    if len(model.config.feeds) > 1:
+        return "detection"
+    raise UsageError(
+        f"Nothing says what {model.name} does; type `pdserve predict --local --service NAME`, with one of "
+        f"{', '.join(SERVICES)}."
+    )
+
+
+def _serve(kind: str, settings: Mapping[str, Any]) -> str:
+    """The command that serves what was run."""
+    words = ["pdserve", "serve", kind]
+    for name, value in settings.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)
