@@ -19,7 +19,7 @@ What an operator means is no matter of this module; it says which are there, and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,19 @@ class Description:
     labels: tuple[str, ...] | None = None
     label_file: str | None = None
     delimiter: str | None = None
+
+
+# Public models whose file says what is not so, and what of it. The guide's detector comes with COCO's labels,
+# of which it knows none, and its reference values, as the published service's, with another chain: the image
+# is normalised, then resized bilinearly.
+_WRONG: Mapping[str, tuple[str, ...]] = {
+    "picodet_PPLCNet_x2_5_mainbody_lite_v1.0": ("preprocess", "nms", "draw_threshold", "labels"),
+}
+
+
+def corrected(description: Description, name: str) -> Description:
+    """The description without what is known to be wrong in that of a public model of this name."""
+    return replace(description, **dict.fromkeys(_WRONG.get(name, ())))
 
 
 def find_description(folder: Path) -> Path | None:

@@ -48,7 +48,7 @@ class ServingModel:
     @cached_property
     def description(self) -> Description:
         """What the exporter's description says, read once. Raises ModelError."""
-        return inference_yml.read_description(self.path)
+        return inference_yml.corrected(inference_yml.read_description(self.path), self.name)
 
     @property
     def converted(self) -> bool:
@@ -80,7 +80,7 @@ def open_serving_model(path: Path) -> ServingModel:
             f"is: {error.message} Make one with "
             f"`pdserve convert --dirname {path} --serving-server OUT --serving-client OUT`."
         ) from error
-    description = inference_yml.read_description(path)
+    description = inference_yml.corrected(inference_yml.read_description(path), _name(path))
     return _in_place(path, files, description, description.task)
 
 

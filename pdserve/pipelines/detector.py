@@ -159,8 +159,6 @@ async def find_boxes(
 
 
 _NMS = "MultiClassNMS"  # what PaddleDetection calls the suppression that is done here
-# Their reference values, and those of the published service, come of another chain than their file's.
-_AS_THE_GUIDE = frozenset({"picodet_PPLCNet_x2_5_mainbody_lite_v1.0"})
 
 
 def describe_detector(
@@ -173,8 +171,6 @@ def describe_detector(
     description = model.description
     usual = DetectorSettings(max_results=max_results)
     nms = description.nms or {}
-    if model.name in _AS_THE_GUIDE:
-        return usual if threshold is None else replace(usual, threshold=threshold)
     least = next(
         each for each in (threshold, description.draw_threshold, usual.threshold) if each is not None
     )

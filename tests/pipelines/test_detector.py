@@ -313,8 +313,10 @@ def test_a_description_gives_the_settings(tmp_path: Path) -> None:
 
 
 def test_the_guides_detector_stays_as_its_reference_values_need(tmp_path: Path) -> None:
-    found = describe_detector(described(tmp_path, CHAIN, PICODET))
-    assert found == DetectorSettings()
+    """Its file asks for a bicubic resize of bytes, and lists COCO's labels, which are not its own."""
+    public = described(tmp_path, CHAIN, PICODET)
+    assert describe_detector(public) == DetectorSettings()
+    assert (public.description.task, public.description.labels) == ("detection", None)
     assert describe_detector(described(tmp_path, CHAIN, PICODET), 0.3, 9) == DetectorSettings(
         threshold=0.3, max_results=9
     )
