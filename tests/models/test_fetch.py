@@ -21,6 +21,7 @@ from pdserve.errors import (
     UsageError,
 )
 from pdserve.files import replace_folder
+from pdserve.formats.model_files import find_model_files
 from pdserve.models import catalog
 from pdserve.models.catalog import Archive, Entry, Wheel
 from pdserve.models.download import Policy
@@ -619,6 +620,17 @@ def test_a_folder_that_a_person_put_there_is_not_an_addresss(get, server, home):
     home.inference_model("net").mkdir(parents=True)
     with pytest.raises(UsageError, match="from somewhere else, without a record"):
         get(server.put("/net_infer.tar", MODEL))
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize("name", ["PP-LCNet_x1_0", "PP-HGNetV2-B0", "PP-ShiTuV2_det", "PP-ShiTuV2_rec"])
+def test_archives_of_paddle_3(mirror, home, name):
+    got = fetch(name, home, mirrors=["/nowhere", str(mirror)], environ={"PDSERVE_OFFLINE": "1"})
+    assert got.origin == str(mirror / f"paddlex/official_inference_model/paddle3.0.0/{name}_infer.tar")
+    names = {path.name for path in got.path.iterdir()}
+    assert names == {"inference.json", "inference.pdiparams", "inference.yml", "fetch.json"}
+    assert find_model_files(got.path).kind == "PIR"
+    assert verify_bytes(got.path) is not None
 
 
 def test_results_in_order_and_side_by_side():
