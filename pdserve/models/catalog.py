@@ -231,7 +231,8 @@ def _entries(group: Mapping[str, Any], known: Mapping[str, Entry]) -> Iterator[E
             facts = {**group, **exception}
             if exception.get("preprocessing") and group.get("preprocessing"):
                 facts["preprocessing"] = {**group["preprocessing"], **exception["preprocessing"]}
-            value, megabytes = names[name] if isinstance(names, dict) else (None, None)
+            figures = names[name] if isinstance(names, dict) else None
+            value, megabytes = figures if isinstance(figures, list) else (figures, None)
             yield Entry(
                 name=name + facts["suffix"] if name in known else name,
                 family=family,
