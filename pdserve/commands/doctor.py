@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -28,6 +28,7 @@ _PACKAGES = (
     "opencv-python-headless",
     "pillow",
     "openvino",
+    "p2o",
     "faiss-cpu|faiss-gpu",
     "fastapi",
     "uvicorn",
@@ -114,18 +115,35 @@ def _packages() -> Iterator[Check]:
 
 
 def _engines() -> Iterator[Check]:
-    """Each engine on each device, by running a tiny model."""
+    """Each engine on each device, by running a tiny model of each format."""
     for name in engines.ENGINES:
         for device in ("cpu", "gpu:0"):
-            what = f"{name} on {device}"
-            try:
-                yield Check("engine", what, "ok", engines.probe(name, engines.Device.parse(device)))
-            except PdserveError as error:
-                text, _, remedy = error.message.partition("`")
-                state: Status = "missing" if error.code in ("engine_missing", "device") else "failed"
-                yield Check("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
-            except Exception as error:  # a broken installation fails in its own ways; the report goes on
-                yield Check("engine", what, "failed", f"{type(error).__name__}: {error}")
+            yield _engine(name, device)
+
+
+def _engine(name: str, device: str) -> Check:
+    what, runs = f"{name} on {device}", dict[str, str]()
+    fails: dict[str, Check] = {}
+    for form in engines.PROBES:
+        try:
+            runs[form] = engines.probe(name, engines.Device.parse(device), form)
+        except PdserveError as error:
+            text, _, remedy = error.message.partition("`")
+            text = text.rstrip(" ;:,")
+            if error.code == "engine_missing":
+                text += f" ({engines.ENGINES[name].help.rstrip('.')})"
+            state: Status = "missing" if error.code in ("engine_missing", "device") else "failed"
+            fails[form] = Check("engine", what, state, text, remedy.partition("`")[0] or None)
+        except Exception as error:  # a broken installation fails in its own ways; the report goes on
+            fails[form] = Check("engine", what, "failed", f"{type(error).__name__}: {error}")
+    if not runs:
+        return next(iter(fails.values()))
+    own, *others = dict.fromkeys(runs.values())
+    detail = own + "".join(f"; a detector of Paddle 3: {other}" for other in others)
+    for form, failed in fails.items():  # one: what every model needs is there
+        state = "note" if failed.state == "missing" else failed.state
+        return replace(failed, state=state, detail=f"{detail}; models of {form} not: {failed.detail}")
+    return Check("engine", what, "ok", detail)
 
 
 def _runtimes(environ: Mapping[str, str]) -> Iterator[Check]:

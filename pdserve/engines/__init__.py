@@ -6,7 +6,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from pdserve.vision.types import Tensor
 
 __all__ = [
     "ENGINES",
+    "PROBES",
     "PROBE_DETECTOR",
     "PROBE_MODEL",
     "Device",
@@ -52,9 +53,11 @@ _NEXT = (EngineMissingError, DeviceError, UnsupportedModelError, SettingsError)
 # 3×32×32, with Paddle's results for ``probe_input`` in expected.json; tests/engines/make_models.py makes it.
 PROBE_MODEL = Path(__file__).with_name("probe_model")
 
-# A detector of Paddle 3's format with its suppression: image (N, 3, 32, 32) and scale_factor (N, 2) -> rows,
-# counts.
+# A detector with its suppression: image as above and scale_factor (N, 2) -> rows (K, 6) and counts (N,).
 PROBE_DETECTOR = Path(__file__).with_name("probe_detector")
+
+# What ``probe`` runs, by the release of Paddle whose format it is in.
+PROBES: Mapping[str, Path] = {"Paddle 2": PROBE_MODEL, "Paddle 3": PROBE_DETECTOR}
 
 
 def available() -> list[EngineInfo]:
@@ -169,22 +172,22 @@ def probe_input(batch: int = 2) -> Tensor:
     return np.sin(np.arange(batch * 3 * 32 * 32, dtype=np.float32)).reshape(batch, 3, 32, 32)
 
 
-def probe(engine: str, device: Device) -> str:
-    """Run the probe model on an engine and a device, and return the engine's description.
+def probe(engine: str, device: Device, form: str = "Paddle 2") -> str:
+    """Run a format's probe model on an engine and a device, and return the engine's description.
 
     Raises what ``load`` raises, and EngineError where the numbers are wrong.
     """
-    values = json.loads((PROBE_MODEL / "expected.json").read_text("utf-8"))
-    expected = np.array(values["prediction"], np.float32)
+    values = json.loads((PROBES[form] / "expected.json").read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
-        # A copy, as the engine onnx keeps its conversion beside the model.
-        folder = Path(shutil.copytree(PROBE_MODEL, Path(scratch) / "probe_serving"))
+        # A copy, as a model's ONNX form is kept beside it.
+        folder = Path(shutil.copytree(PROBES[form], Path(scratch) / "probe_serving"))
         loaded = load(open_serving_model(folder), engine=engine, device=device)
+        feeds = {"image": probe_input(), "scale_factor": np.array([[1, 1], [0.5, 2]], np.float32)}
         try:
-            found = loaded.run({"image": probe_input(len(expected))})["prediction"]
+            found = loaded.run({feed.alias: feeds[feed.alias] for feed in loaded.feeds})
         finally:
             loaded.close()
-    if not np.allclose(found, expected, rtol=1e-4, atol=1e-6):
-        off = float(np.abs(found - expected).max())
-        raise EngineError(f"{loaded.description} computes wrong numbers: {off:.2g} off on the probe model.")
+    for array, expected in zip(found.values(), values.values(), strict=True):
+        if array.shape != np.shape(expected) or not np.allclose(array, expected, rtol=1e-4, atol=2e-5):
+            raise EngineError(f"{loaded.description} computes wrong numbers on the probe model of {form}.")
     return loaded.description

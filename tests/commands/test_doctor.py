@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.commands.doctor import Check, _home, _ports, _proxies, _runtimes, _servers, examine
+from pdserve.commands.doctor import Check, _engine, _home, _ports, _proxies, _runtimes, _servers, examine
+from pdserve.errors import EngineMissingError
 from pdserve.models.home import Home
 from pdserve.models.servers import RunningServer, registration
 from pdserve.pipelines import SERVICES
@@ -30,6 +31,37 @@ def test_every_engine_ran_or_says_why_not(report: list[Check]):
     for finding in engines.values():
         assert finding.state in ("ok", "missing"), finding
         assert (finding.remedy is None) == (finding.state == "ok"), finding
+
+
+def missing(_: str, __: object, form: str) -> str:
+    raise EngineMissingError("It needs a package, which is not installed: `pip install it`.")
+
+
+def test_an_engine_that_runs_one_format_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_paddle_3(name: str, device: object, form: str) -> str:
+        return "Its 1.0 on CPU" if form == "Paddle 3" else missing(name, device, form)
+
+    monkeypatch.setattr("pdserve.engines.probe", only_paddle_3)
+    finding = _engine("onnx", "cpu")
+    assert (finding.state, finding.remedy) == ("note", "pip install it")
+    assert finding.detail.startswith("Its 1.0 on CPU; models of Paddle 2 not: It needs a package")
+
+
+def test_an_engine_that_is_missing_says_what_it_would_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdserve.engines.probe", missing)
+    finding = _engine("onnx", "cpu")
+    assert (finding.state, finding.remedy) == ("missing", "pip install it")
+    assert "ONNX Runtime: CPU or CUDA" in finding.detail
+
+
+@pytest.mark.full
+def test_paddles_detectors_without_onednn_are_shown(report: list[Check]) -> None:
+    (finding,) = (each for each in report if each.name == "paddle on cpu")
+    if finding.state != "ok":
+        pytest.skip(f"{finding.detail}: {finding.remedy}")
+    assert "with oneDNN" in finding.detail
+    assert "a detector of Paddle 3: Paddle" in finding.detail
+    assert "without oneDNN" in finding.detail
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Paddle Serving runs on Linux only")

@@ -221,6 +221,9 @@ def both():
         for name in BOTH:
             subprocess.run([sys.executable, "-m", "tests.engines.make_models", "one", name, form], check=True)
     shutil.copytree(DATA / "both/detector/pir", PROBE_DETECTOR, dirs_exist_ok=True)
+    values = json.loads((DATA / "both/expected.json").read_text("utf-8"))["detector"]
+    expected = dict(zip(("rows", "counts"), values, strict=True))
+    (PROBE_DETECTOR / "expected.json").write_text(json.dumps(expected) + "\n", "utf-8")
 
 
 def one(name, form):

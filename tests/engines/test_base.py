@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pdserve.engines import Device, Engine, load, probe, probe_input
+from pdserve.engines import PROBES, Device, Engine, load, probe, probe_input
 from pdserve.errors import ClosedError, EngineError, FeedError, ModelError, UnsupportedModelError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import find_model_files
@@ -205,8 +205,9 @@ def test_close(name: str, device: Device, opened: Opener) -> None:
         engine.run({"image": probe_input()})
 
 
-def test_probe(name: str, device: Device) -> None:
-    assert device.kind.upper() in probe(name, device)
+@pytest.mark.parametrize("form", PROBES)
+def test_probe(name: str, device: Device, form: str) -> None:
+    assert device.kind.upper() in probe(name, device, form)
 
 
 def _cut(path: Path, to: float) -> None:
