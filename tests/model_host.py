@@ -22,7 +22,7 @@ def address_path(name: str) -> str:
 def archive(folder: Path, top: str) -> bytes:
     """A folder as a tar file, under one folder ``top``."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+    with tarfile.open(fileobj=out, mode="w", dereference=True) as tar:
         tar.add(folder, top)
     return out.getvalue()
 

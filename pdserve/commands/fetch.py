@@ -1,10 +1,12 @@
 """``pdserve fetch``: download models and data sets, or list them."""
 
+import os
 from typing import Annotated
 
 import typer
 
 from pdserve import console
+from pdserve.commands.missing import downloading
 from pdserve.commands.options import Json, home
 from pdserve.errors import PdserveError, UsageError
 
@@ -26,18 +28,23 @@ def fetch(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Download again what is there already.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network: only folders, archives and what is there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Download models and data sets. Without a name: all that the default services need."""
     from pdserve.models import catalog
-    from pdserve.models.fetch import fetch_all
+    from pdserve.models.download import Policy
+    from pdserve.models.fetch import fetch_all, is_offline
 
     if list_:
         _list(names or [""], as_json)
         return
-    with console.download_bars() as bars:
+    policy = Policy(offline=offline or is_offline(os.environ))
+    with downloading(home()) as bars:
         results = fetch_all(
-            names or catalog.DEFAULTS, home(), mirrors=mirror or (), force=force, progress=bars
+            names or catalog.DEFAULTS, home(), mirrors=mirror or (), force=force, progress=bars, policy=policy
         )
     failed = [result for result in results if isinstance(result, PdserveError)]
     fetched = [result for result in results if not isinstance(result, PdserveError)]

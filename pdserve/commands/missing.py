@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pdserve import console
 from pdserve.errors import ModelError, PdserveError
-from pdserve.models import ensure as models
 from pdserve.models.home import Home, is_path
 from pdserve.progress import Progress
 
@@ -22,10 +21,12 @@ def bring_models(
 
     Where nothing is missing nothing is printed. Raises what `pdserve.models.ensure.ensure` raises.
     """
+    from pdserve.models import ensure as models
+
     missing = [each for each in dict.fromkeys(wanted) if not models.is_ready(each, home, config_dir)]
     if not missing:
         return
-    with _steps(home) as progress:
+    with downloading(home) as progress:
         for each in missing:
             models.ensure(
                 each, home, offline=offline, progress=progress, report=console.say, config_dir=config_dir
@@ -68,6 +69,7 @@ def bring_index(index: str, home: Home, *, offline: bool = False, config_dir: Pa
     if is_path(index) or Path(index).exists() or (config_dir / index).exists() or home.index(index).exists():
         return
     from pdserve.models import catalog
+    from pdserve.models import ensure as models
 
     entry = catalog.load().get(index)
     if entry is None:
@@ -76,12 +78,12 @@ def bring_index(index: str, home: Home, *, offline: bool = False, config_dir: Pa
         raise ModelError(
             f"{index} is a model, and no index; give --index the name of a data set or a folder."
         )
-    with _steps(home) as progress:
+    with downloading(home) as progress:
         models.fetch_missing(entry, home, offline=offline, progress=progress, report=console.say)
 
 
 @contextmanager
-def _steps(home: Home) -> Iterator[Progress]:
+def downloading(home: Home) -> Iterator[Progress]:
     """Bars for downloads; after Ctrl-C a line says what is kept of them."""
     try:
         with console.download_bars() as bars:
