@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.engines import pir_rewrites
 from pdserve.errors import DiskError, ModelError
 from pdserve.files import disk_errors
 from pdserve.formats.model_files import Kind, ModelFiles
@@ -66,7 +67,17 @@ def _p2o(source: Source, out: Path) -> str | None:
     program = _command("p2o")
     if program is None:
         return "its program is not where pip puts it; install it again"
-    paths = [str(path.absolute()) for path in (source.model, _parameters(source), out)]
+    model, scratch = source.model, source.scratch / "rewritten.json"
+    if pir_rewrites.OPERATORS & source.program.operators:
+        try:
+            rewritten = pir_rewrites.rewritten(model.read_bytes())
+        except (LookupError, ValueError, TypeError) as error:
+            return f"it has an operator in a form that is not known ({type(error).__name__}, {error})"
+        if rewritten is not None:
+            with disk_errors(scratch):
+                scratch.write_bytes(rewritten)
+            model = scratch
+    paths = [str(path.absolute()) for path in (model, _parameters(source), out)]
     return _run([str(program), *paths, "--opset", str(OPSET), "--strict"], out)
 
 

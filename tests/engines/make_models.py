@@ -7,6 +7,7 @@
 - ``tests/data/engines/detector``: boxes and scores through ``multiclass_nms3``.
 - ``tests/data/engines/both``: an embedder and two detectors, with and without their suppression, each in
   both formats, with Paddle's own answers in expected.json.
+- ``tests/data/engines/dropout``: PaddleClas's dropout, which scales at inference, with Paddle's answer.
 - ``pdserve/engines/probe_detector``: the detector of Paddle 3's format with its suppression, see
   ``PROBE_DETECTOR`` in ``pdserve/engines``.
 """
@@ -68,6 +69,26 @@ def save(model, folder, spec=None):
 
 def pir():
     save(network(), DATA / "pir")
+
+
+def dropout():
+    import paddle
+    from paddle import nn
+
+    paddle.seed(4)
+    model = nn.Sequential(
+        nn.Conv2D(3, 4, 3, stride=4),
+        nn.Dropout(0.25, mode="downscale_in_infer"),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2D(1),
+        nn.Flatten(),
+        nn.Dropout(0.2, mode="downscale_in_infer"),
+    )
+    model.eval()
+    folder = DATA / "dropout"
+    save(model, folder, [paddle.static.InputSpec([None, 3, 32, 32], "float32", "x")])
+    expected = model(paddle.to_tensor(probe_input())).numpy().tolist()
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n", "utf-8")
 
 
 def probe():
@@ -271,7 +292,7 @@ def _without_call_stacks(path):
 
 
 if __name__ == "__main__":
-    steps = {step.__name__: step for step in (pir, probe, detector, both)}
+    steps = {step.__name__: step for step in (pir, dropout, probe, detector, both)}
     if sys.argv[1:2] == ["one"]:
         one(*sys.argv[2:])
     elif len(sys.argv) > 1:
