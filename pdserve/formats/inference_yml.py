@@ -155,7 +155,9 @@ def postprocessing_of(postprocess: Mapping[str, Any]) -> str | None:
 
 
 def _task(path: Path, content: Mapping[str, Any], after: Mapping[str, Any]) -> Task | None:
-    if path.name == FILES[1] or any(key in content for key in ("Preprocess", "arch", "label_list")):
+    if path.name == FILES[1] or "Preprocess" in content or "arch" in content:
+        return "detection"
+    if "label_list" in content and not after:
         return "detection"
     return _TASKS.get(postprocessing_of(after) or "")
 

@@ -30,10 +30,10 @@ Sizing = tuple[Step, tuple[int, int] | None]  # a step, and the (height, width) 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# return_numpy and to_np choose between kinds of object, order says where the channels are, which is
-# known here: they change nothing.
+# return_numpy and to_np choose between kinds of object, DecodeImage's backend between decoders of the same
+# files, order says where the channels are, which is known here: they change nothing.
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    "DecodeImage": ("to_rgb", "to_np", "channel_first"),
+    "DecodeImage": ("to_rgb", "to_np", "channel_first", "backend"),
     "ResizeImage": ("size", "resize_short", "interpolation", "backend", "keep_ratio", "return_numpy"),
     "CropImage": ("size",),
     "PadImage": ("size", "value"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import ModelError
-from pdserve.formats.serving_model import open_serving_model
+from pdserve.formats.serving_model import alias_command, open_serving_model
 from tests.tiny import build_embedder, build_inference_model, build_serving_model
 
 
@@ -55,3 +55,42 @@ def test_a_description_is_read_once(tmp_path: Path) -> None:
     assert model.description is first
     with pytest.raises(ModelError, match="Cannot read"):
         _ = open_serving_model(model.path).description
+
+
+def test_a_model_opened_in_place_is_served_as_the_service_needs_it(tmp_path: Path) -> None:
+    """Where its description says no task. A serving model has its aliases in a file, and keeps them."""
+    source = tmp_path / "mine_infer"
+    source.mkdir()
+    build_inference_model(source)
+    (source / "inference.yml").unlink()
+    found = open_serving_model(source).served_as("classification")
+    assert [v.alias for v in (*found.config.feeds, *found.config.fetches)] == ["image", "prediction"]
+    found = open_serving_model(source).served_as("embedding")
+    assert [v.alias for v in (*found.config.feeds, *found.config.fetches)] == ["x", "features"]
+    (source / "inference.yml").write_text("PostProcess: {NormalizeFeatures: null}", "utf-8")
+    said = open_serving_model(source)
+    assert said.served_as("classification") is said
+    converted = build_embedder(tmp_path)
+    assert converted.served_as("classification") is converted
+
+
+def test_the_command_that_gives_aliases(tmp_path: Path) -> None:
+    build_serving_model(tmp_path, "mine")
+    assert alias_command(tmp_path / "mine_serving", ["x=image"], ["y=z"]) == (
+        f"pdserve alias {tmp_path}/mine_serving --feed x=image --fetch y=z"
+    )
+    assert alias_command(tmp_path / "mine_infer", ["x=image"], ["y=z"]) == (
+        f"pdserve convert --dirname {tmp_path}/mine_infer --serving-server mine_serving "
+        "--serving-client mine_client --feed-alias x=image --fetch-alias y=z"
+    )
+
+
+def test_what_is_known_to_be_wrong_in_a_public_file_does_not_count(tmp_path: Path) -> None:
+    """Only under the public name: an own detector's file is right."""
+    name = "picodet_PPLCNet_x2_5_mainbody_lite_v1.0"
+    for folder, labels in ((f"{name}_infer", None), ("mine", ("person",))):
+        (tmp_path / folder).mkdir()
+        build_inference_model(tmp_path / folder)
+        (tmp_path / folder / "inference.yml").write_text("arch: GFL\nlabel_list: [person]\n", "utf-8")
+        found = open_serving_model(tmp_path / folder).description
+        assert (found.task, found.labels) == ("detection", labels)

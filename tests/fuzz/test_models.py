@@ -19,6 +19,7 @@ from pdserve.formats.protos import message
 from pdserve.formats.serving_model import ServingModel, serving_config
 from pdserve.models import labels, record
 from pdserve.models.download import Partial
+from pdserve.pipelines.detector import describe_detector
 from pdserve.pipelines.model_config import classifier_config
 from pdserve.settings import ClassificationOptions
 from pdserve_zoo.checkpoint import read_checkpoint
@@ -236,6 +237,40 @@ def test_inference_yml(tmp_path: Path, data: bytes) -> None:
     image = np.full((30, 40, 3), 128, np.uint8)
     made = outcome(lambda: chain(image), ImageError, memory=2 << 30)
     assert made is None or (made.dtype == np.float32 and made.shape[0] == 3)
+
+
+DETECTORS = [
+    {
+        "draw_threshold": 0.5,
+        "arch": "GFL",
+        "Preprocess": [
+            {"type": "Resize", "target_size": [64, 48], "keep_ratio": ratio, "interp": 2},
+            {"type": "NormalizeImage", "mean": [0.485] * 3, "std": [0.229] * 3, "is_scale": True},
+            {"type": "Permute"},
+            *({"type": "PadStride", "stride": 32} for _ in range(ratio)),
+        ],
+        "label_list": ["a", "yes"],
+        "NMS": {"keep_top_k": 100, "name": "MultiClassNMS", "nms_threshold": 0.5, "nms_top_k": 1000},
+    }
+    for ratio in (False, True)
+]
+DETECTORS.append({"Preprocess": [{"type": "WarpAffine", "keep_res": False, "input_h": 8, "input_w": 9}]})
+DETECTORS.append({"Preprocess": [{"type": "Pad", "size": [64, 48], "fill_value": [114.0] * 3}]})
+
+
+@given(mutated_yaml(DETECTORS, ("Resize", "PadStride", [1, 10**9], 10**9, 1e400, "none", "stride")))
+def test_infer_cfg_yml(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "infer_cfg.yml").write_bytes(data)
+    model = ServingModel(
+        tmp_path, "x", ModelFiles(tmp_path / "x.pdmodel", None, "ProgramDesc"), prototxt.ModelConfig((), ())
+    )
+    settings = outcome(lambda: describe_detector(model), ModelError)
+    chain = settings and settings.chain
+    if chain is None:
+        return
+    image = np.full((30, 40, 3), 128, np.uint8)
+    made = outcome(lambda: chain(image), ImageError, memory=2 << 30)
+    assert made is None or (made.image.dtype == np.float32 and made.image.shape[0] == 3)
 
 
 RECORDS = [

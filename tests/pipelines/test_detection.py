@@ -15,7 +15,7 @@ from PIL import Image
 from pdserve.clients import HttpClient, RpcClient
 from pdserve.convert import convert
 from pdserve.pipelines import SERVICES
-from tests.detectors import paint, write_detector
+from tests.detectors import HEIGHT, WIDTH, paint, write_detector
 from tests.running import Server, pdserve, start
 
 OPTIONS = ("--detector", "tiny_detector")
@@ -131,3 +131,25 @@ def test_labels_of_the_callers_own(home: Path, tmp_path: Path) -> None:
         "--labels", str(tmp_path / "labels.txt"), "--json",
     )  # fmt: skip
     assert [each["label"] for each in json.loads(done.stdout)["objects"]] == ["mug", "fork"]
+
+
+def test_an_exported_folder_of_any_name_is_served_in_place(home: Path, tmp_path: Path) -> None:
+    """Chain, labels and the least score are those of its infer_cfg.yml; what is asked for comes first."""
+    folder = write_detector(tmp_path / "my model", normalized=True)
+    normalize = {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    description = {
+        "draw_threshold": 0.9,
+        "Preprocess": [
+            {"type": "Resize", "target_size": [HEIGHT, WIDTH], "keep_ratio": False, "interp": 2},
+            {"type": "NormalizeImage", **normalize},
+            {"type": "Permute"},
+        ],
+        "label_list": ["cup", "spoon"],
+    }
+    (folder / "infer_cfg.yml").write_text(yaml.safe_dump(description), "utf-8")
+    asked = ("predict", str(home / "picture.png"), "--local", "--service", "detection", "--json")
+    done = pdserve(home, *asked, "--detector", str(folder), "--det-threshold", "0.2")
+    assert done.returncode == 0, done.stderr
+    check(json.loads(done.stdout)["objects"])
+    best = pdserve(home, *asked, "--detector", str(folder))
+    assert [each["label"] for each in json.loads(best.stdout)["objects"]] == ["cup"]

@@ -11,6 +11,7 @@ import pytest
 
 from pdserve.engines.openvino import import_openvino
 from pdserve.errors import UsageError
+from pdserve.formats.serving_model import open_serving_model
 from pdserve.tools.optimize import images, tasks
 from pdserve.tools.optimize.images import ImageFile
 from pdserve.vision.boxes import Box
@@ -197,3 +198,18 @@ def test_boxes_agree_where_they_overlap() -> None:
     assert tasks.compare_boxes([[a], []], [[], [a]]).value == 0
     with pytest.raises(UsageError):
         tasks.compare_boxes([[]], [[]])
+
+
+@pytest.mark.parametrize(
+    ("postprocess", "task"),
+    [
+        ("PostProcess: {NormalizeFeatures: null}", "embedding"),
+        ("PostProcess: {MultiLabelThreshOutput: {threshold: 0.5}}", "classification"),
+        ("Preprocess: [{type: Permute}]", "detection"),
+        ("PreProcess: {}", "classification"),  # by its alias
+    ],
+)
+def test_the_task_is_what_the_model_says(home: Path, postprocess: str, task: str) -> None:
+    folder = home / "models" / "tiny_serving"
+    (folder / "inference.yml").write_text(postprocess, "utf-8")
+    assert tasks.task_of(open_serving_model(folder)) == task
