@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.model_host import put_in_folder
 from tests.running import Server, pdserve
 from tests.tiny import build_inference_model, picture
 
@@ -93,6 +94,27 @@ def test_fetch_list(tmp_path: Path) -> None:
     assert "ResNet50_vd" in names
     assert all("resnet50" in name.lower() and "vd" in name.lower() for name in names)
     assert "ResNet50_vd" in pdserve(tmp_path, "fetch", "--list", "ResNet50_vd").stdout
+
+
+def test_fetch_from_a_folder_and_from_the_second_mirror(tmp_path: Path) -> None:
+    """Addresses and several mirrors, by the command line; what came is recorded, and another is refused."""
+    for folder in (tmp_path / "a" / "net_infer", tmp_path / "b" / "net"):
+        folder.mkdir(parents=True)
+        build_inference_model(folder)
+    mine = str(tmp_path / "a" / "net_infer")
+    done = pdserve(tmp_path, "fetch", mine, "--json")
+    (line,) = lines(done.stdout)
+    assert (line["name"], line["action"], line["origin"], line["sha256"]) == ("net", "fetched", mine, None)
+    refused = pdserve(tmp_path, "fetch", str(tmp_path / "b" / "net"))
+    assert refused.returncode == 2
+    assert f"`pdserve fetch {tmp_path / 'b' / 'net'} --force`" in refused.stderr
+    put_in_folder(tmp_path / "mirror", "PP-LCNet_x1_0")
+    mirrors = ("--mirror", str(tmp_path / "empty"), "--mirror", str(tmp_path / "mirror"))
+    done = pdserve(tmp_path, "fetch", "PP-LCNet_x1_0", *mirrors, "--json")
+    (line,) = lines(done.stdout)
+    assert str(line["origin"]).startswith(str(tmp_path / "mirror"))
+    done = pdserve(tmp_path, "convert", "--model", "net")
+    assert done.returncode == 0
 
 
 def test_convert_and_alias(tmp_path: Path) -> None:

@@ -30,11 +30,6 @@ _FORMS = (
 )
 
 
-def is_address(wanted: str) -> bool:
-    """Whether what a person names is an address or a path, and no name."""
-    return _SCHEME.match(wanted) is not None or is_path(wanted)
-
-
 def is_source(wanted: str) -> bool:
     """Whether a model is fetched to be opened: from an address or an archive; a folder is opened in place."""
     return _SCHEME.match(wanted) is not None or (is_path(wanted) and Path(wanted).expanduser().is_file())

@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from pdserve.errors import UsageError
 from pdserve.models import catalog
-from pdserve.models.address import entry_for, is_address
+from pdserve.models.address import entry_for, is_source
 from pdserve.models.catalog import Archive, Folder, Hub
 
 
@@ -106,6 +104,8 @@ def test_a_name_that_is_here_but_not_in_the_catalog(tmp_path, monkeypatch):
     assert entry_for("ResNet50_vd") is catalog.get("ResNet50_vd")
 
 
-def test_what_is_an_address():
-    assert all(map(is_address, ["https://h/x.tar", "hf://o/n", "./x", "a/b", ".", str(Path.home())]))
-    assert not any(map(is_address, ["ResNet50_vd", "general_PPLCNet_x2_5_lite_v1.0"]))
+def test_what_is_fetched_to_be_opened(tmp_path):
+    """A folder is opened in place."""
+    (tmp_path / "net_infer.tar").write_bytes(b"")
+    assert all(map(is_source, ["https://h/x.tar", "hf://o/n", str(tmp_path / "net_infer.tar")]))
+    assert not any(map(is_source, ["ResNet50_vd", str(tmp_path), ".", "./nothing.tar"]))
