@@ -33,7 +33,7 @@ from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
-from pdserve.pipelines.recognition import open_recognition
+from pdserve.pipelines.regions import open_regions
 
 HOME = Home.from_environ(os.environ)
 
@@ -55,7 +55,7 @@ def classifier(model: str, device: str, precision: str) -> Any:
 @lru_cache(maxsize=1)
 def recogniser(device: str, precision: str) -> Any:
     """Detector and embedder."""
-    return open_recognition(recognition_settings(device, precision), HOME)
+    return open_regions(recognition_settings(device, precision), HOME)
 
 
 def recognition_settings(device: str, precision: str) -> settings.ServiceSettings:

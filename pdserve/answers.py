@@ -18,6 +18,9 @@ def _doc(description: str) -> dict[str, str]:
     return {"description": description}
 
 
+_CORNERS = "x1, y1, x2, y2 in pixels and fractions of them"
+
+
 @dataclass(frozen=True)
 class Label:
     """A class: its number, its name, its score in [0, 1]."""
@@ -97,6 +100,70 @@ class Objects:
                 )
             )
             for found in ([content] if count == 1 else content)
+        ]
+
+
+@dataclass(frozen=True)
+class DetectedObject:
+    """A detected object: its box, its class, the detector's score in [0, 1]."""
+
+    bbox: tuple[float, float, float, float] = field(metadata=_doc(_CORNERS))
+    class_id: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The answer of detection for one image: its objects, the best first."""
+
+    objects: tuple[DetectedObject, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str], count: int) -> "list[Detections]":
+        """Read the pipeline protocol's field ``result``: a list per image of objects as mappings."""
+        return [
+            cls(tuple(DetectedObject(tuple(x["bbox"]), x["class_id"], x["label"], x["score"]) for x in found))
+            for found in ast.literal_eval(fields["result"])
+        ]
+
+
+@dataclass(frozen=True)
+class LabelledObject:
+    """An object with its own labels, such as attributes: its box, the detector's score in [0, 1], the labels.
+
+    The box of a whole image has the score 1.
+    """
+
+    bbox: tuple[float, float, float, float] = field(metadata=_doc(_CORNERS))
+    score: float = field(metadata=_doc("the detector's, between 0 and 1"))
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True)
+class LabelledObjects:
+    """The answer of attributes for one image: its objects, the detector's best first."""
+
+    objects: tuple[LabelledObject, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str], count: int) -> "list[LabelledObjects]":
+        """Read the pipeline protocol's field ``result``: a list per image of objects as mappings."""
+        return [
+            cls(
+                tuple(
+                    LabelledObject(
+                        tuple(x["bbox"]),
+                        x["score"],
+                        tuple(
+                            Label(UNKNOWN_CLASS, str(label), float(score))
+                            for label, score in zip(x["labels"], x["scores"], strict=True)
+                        ),
+                    )
+                    for x in found
+                )
+            )
+            for found in ast.literal_eval(fields["result"])
         ]
 
 

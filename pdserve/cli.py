@@ -1,7 +1,6 @@
 """The table of commands. Each is loaded when it is typed, so that ``pdserve --help`` loads none of them."""
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,12 +57,9 @@ class LazyCommand(TyperCommand):
         if not isinstance(target, typer.Typer):
             function, target = target, typer.Typer(add_completion=False, rich_markup_mode="rich")
             target.command(self.name)(function)
-        command: Any = typer.main.get_command(target)
-        for each in (command, *getattr(command, "commands", {}).values()):
-            each.help = re.sub(r"(?<!\n)\n(?!\n)", " ", each.help or "")  # a paragraph fills its lines
-            for option in each.params:
-                option.metavar = "" if getattr(option, "is_flag", False) else option.metavar
-        return command
+        from pdserve.commands.options import plain
+
+        return plain(typer.main.get_command(target))
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent, **extra)

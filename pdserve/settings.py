@@ -149,37 +149,6 @@ class ClassificationOptions(PreprocessSettings, PostprocessSettings):
     """The options of classification: preprocessing and postprocessing."""
 
 
-class RecognitionOptions(SettingsGroup):
-    """How an image is recognized; the defaults are the guide's.
-
-    ``index`` is a name or a folder. Of the detector's boxes over ``det_threshold`` the best
-    ``max_det_results`` are searched for, and the whole image; an answer needs ``score_threshold``;
-    boxes that overlap a better answer's by more than ``nms_threshold`` (IoU) are dropped.
-    """
-
-    index: str = _model("drink_dataset_v1.0", "The index of the gallery to search.", "NAME|DIR")
-    det_threshold: float = _results(0.2, "Score that a box needs.", "SCORE", ge=0, le=1)
-    max_det_results: int = _results(5, "Most boxes to search for, besides the whole image.", "N", ge=1)
-    score_threshold: float = _results(0.5, "Similarity that an object needs.", "SCORE")
-    nms_threshold: float = _results(
-        0.05, "Overlap from which the less similar of two boxes is dropped.", "IOU", ge=0, le=1
-    )
-    top_k: int = _results(1, "Nearest gallery entries per object.", "N", ge=1)
-    gallery_writes: bool = _server(False, "Let callers change the gallery over HTTP.")
-
-
-class DetectionOptions(SettingsGroup):
-    """How objects are detected: the best ``max_det_results`` boxes with at least ``det_threshold``."""
-
-    labels: Path | None = _results(None, "Label names, one a line, or class id and name.", "FILE")
-    det_threshold: float | None = _results(None, "Score of a box; the model's, or 0.2.", "SCORE", ge=0, le=1)
-    max_det_results: int = _results(100, "Most boxes in an answer.", "N", ge=1)
-
-
-class EmbeddingOptions(SettingsGroup):
-    """Embedding has no options of its own: the chain is the model's."""
-
-
 class ServerSettings(SettingsGroup):
     """The listeners, their limits, their security, the log.
 
@@ -275,6 +244,10 @@ def describe(service: "ServiceEntry") -> list[Setting]:
         )
         for role, each in service.roles.items()
     ]
+    if service.sets and "model" not in service.roles:
+        known = ", ".join(service.sets)
+        text = f"Models that belong together: {known}."
+        found.insert(0, Setting("model", text, "Model", "NAME", ("--model",), "pdserve.model", None))
     usual = {name: getattr(service, name) for name in ("name", "http_port", "rpc_port")}
     for group in (service.options_type(), ModelSettings, ServerSettings):
         fields = {name: info for name, info in group.model_fields.items() if name != "model"}
@@ -343,6 +316,7 @@ class _Merged:
         self._config = config
         self._defaults = {name: getattr(service, name) for name in ("name", "http_port", "rpc_port")}
         self._roles = {role: each.default for role, each in service.roles.items()}
+        self._service = service
         self._in_file = dict(read.settings) if read else {}
         self._models = read.models if read else {}
         in_environment = {
@@ -369,7 +343,8 @@ class _Merged:
         return server
 
     def _model(self, role: str) -> Any:
-        return self._given.get(role) or self._in_file.get(role) or self._models.get(role, {}).get("model")
+        named = self._given.get(role) or self._of_set(self._given, role) or self._in_file.get(role)
+        return named or self._models.get(role, {}).get("model") or self._of_set(self._in_file, role)
 
     def group(self, group: type[_Group], role: str | None = None) -> _Group:
         """One group; with a ``role``, that model's."""
@@ -379,6 +354,19 @@ class _Merged:
         merged = {**self._defaults, **in_file, **self._given}
         merged |= {"model": self._model(role) or self._roles[role]} if role else {}
         return validated(group, merged, dict.fromkeys(in_file, str(self._config)) | self._origin)
+
+    def _of_set(self, given: Mapping[str, Any], role: str) -> str | None:
+        """The model of a role in the set that is named; None where none is. Raises SettingsError."""
+        sets, name = self._service.sets, given.get("model")
+        if not sets or name is None or "model" in self._service.roles:
+            return None
+        if name not in sets:
+            each = " and ".join(f"--{role}" for role in self._roles)
+            raise SettingsError(
+                f"{self._origin.get('model', self._config)}: {self._service.kind} has no set of models "
+                f"{name!r}; known are {', '.join(sets)}, and {each} name models one by one."
+            )
+        return sets[name].get(role)
 
 
 def _from_text(setting: Setting | None, value: Any) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification
-from pdserve.pipelines.recognition import choose, open_recognition, regions
+from pdserve.pipelines.recognition import choose
+from pdserve.pipelines.regions import open_regions, regions
 from pdserve.services.http.messages import strict_base64
 
 MODEL = os.environ.get("RIVAL_MODEL", "ResNet50_vd")
@@ -71,7 +72,7 @@ class Recognition:
     def __init__(self) -> None:
         chosen = SERVICES["recognition"].settings({"devices": ("cpu",), "instances": 1}, {})
         home = Home.from_environ(os.environ)
-        self._pipeline = open_recognition(chosen, home)
+        self._pipeline = open_regions(chosen, home)
         self._detector = self._pipeline.detectors[0]
 
     def prepare(self, data: bytes) -> Any:

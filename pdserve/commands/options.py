@@ -2,12 +2,14 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES, ServiceEntry
@@ -30,12 +32,17 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
+def service_kind(text: str) -> str:
+    """A typer parser of a kind of service, or of the path of a file that defines one."""
+    return SERVICES[one_of(SERVICES)(text)].kind
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
 # The annotation is Any, since typer gives a parser's option no other type.
 ServiceOption = Annotated[
     Any,
     typer.Option(
-        "--service", parser=one_of(SERVICES), metavar="NAME", help=f"Which service: {', '.join(SERVICES)}."
+        "--service", parser=service_kind, metavar="NAME", help=f"Which service: {', '.join(SERVICES)}."
     ),
 ]
 ConfigOption = Annotated[
@@ -65,11 +72,20 @@ CaOption = Annotated[
 ]
 
 
-def group(help: str) -> typer.Typer:  # noqa: A002 - typer's word
+def group(help: str, cls: type[TyperGroup] | None = None) -> typer.Typer:  # noqa: A002 - typer's word
     """A command that has commands."""
-    app = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+    app = typer.Typer(cls=cls, help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
     app.callback()(lambda: None)  # without it, one with a single command would be that command
     return app
+
+
+def plain(command: Any) -> Any:
+    """A command, or a group of them, whose help fills its lines, and whose switches show no value."""
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.help = re.sub(r"(?<!\n)\n(?!\n)", " ", each.help or "")
+        for option in each.params:
+            option.metavar = "" if getattr(option, "is_flag", False) else option.metavar
+    return command
 
 
 def with_settings(

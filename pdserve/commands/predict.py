@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
@@ -127,6 +127,9 @@ def answer_all(
 
 def _local_kind(service: str | None, settings: Mapping[str, Any]) -> str:
     """The service to run here: the one named, else the first that has the options given."""
+    sets = [kind for kind, entry in SERVICES.items() if settings.get("model") in entry.sets]
+    if sets and not service:
+        return sets[0]
     names = {kind: {each.name for each in describe(entry)} for kind, entry in SERVICES.items()}
     own = [name for name in settings if 0 < sum(name in each for each in names.values()) < len(names)]
     kinds = [kind for kind in SERVICES if own and names[kind] >= set(own)]
@@ -224,6 +227,15 @@ class Picture:
     legend: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn of an object; see `pdserve.vision.draw.DrawnObject`."""
+
+    bbox: Any
+    label: str
+    score: float
+
+
 def draw_answer(outcome: Outcome, entry: ServiceEntry, folder: Path) -> Picture | None:
     """Write an image with its boxes and labels, or its labels, into a folder.
 
@@ -240,7 +252,7 @@ def draw_answer(outcome: Outcome, entry: ServiceEntry, folder: Path) -> Picture 
     except ImageError:
         return None
     if has_boxes(entry):
-        whole = [replace(each, bbox=tuple(map(round, each.bbox))) for each in outcome.answer]
+        whole = [_Drawn(tuple(map(round, each.bbox)), label_of(each), each.score) for each in outcome.answer]
         drawn = draw_objects(image, whole)
     else:
         drawn = draw_labels(image, outcome.answer)
@@ -295,7 +307,14 @@ def lines(answer: Answer) -> Iterator[str]:
         return
     for each in answer:
         box = " ".join(f"{corner:.0f}" for corner in getattr(each, "bbox", ()))
-        yield f"{each.score:7.4f}  {box or f'{each.class_id:>5}'}  {each.label}"
+        yield f"{each.score:7.4f}  {box or f'{each.class_id:>5}'}  {label_of(each)}"
+
+
+def label_of(item: Any) -> str:
+    """An item's label; of an object with labels of its own these, with their scores."""
+    if hasattr(item, "label"):
+        return str(item.label)
+    return ", ".join(f"{each.label} {each.score:.2f}" for each in item.labels) or "no label"
 
 
 def _json(item: Any) -> Any:

@@ -1,4 +1,7 @@
-"""``pdserve serve``: one command per entry of the SERVICES table, with the options of its settings."""
+"""``pdserve serve``: one command per entry of the SERVICES table, with the options of its settings.
+
+A file that defines a kind of service is one too: ``pdserve serve ./my.yml``.
+"""
 
 import os
 from collections.abc import Callable
@@ -7,9 +10,10 @@ from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pdserve.commands.missing import bring_service
-from pdserve.commands.options import ConfigOption, flags, group, home, one_of, with_settings
+from pdserve.commands.options import ConfigOption, flags, group, home, one_of, plain, with_settings
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES, ServiceEntry
@@ -59,11 +63,31 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
     return serve
 
 
-serve_app = group("Start a server.")
+class _Kinds(TyperGroup):
+    """The commands of the table, and those of files."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A kind's command; a file's is made when it is typed. Raises SettingsError for one that is wrong."""
+        if found := super().get_command(ctx, cmd_name):
+            return found
+        if cmd_name not in SERVICES:
+            return None
+        entry = SERVICES[cmd_name]
+        one = group("")
+        _add(one, entry)
+        made = plain(typer.main.get_command(one))
+        return made.commands[entry.kind]
+
+
+def _add(app: typer.Typer, entry: ServiceEntry) -> None:
+    app.command(entry.kind, help=f"{entry.help} {_PRECEDENCE}", short_help=entry.help)(_command(entry))
+
+
 _PRECEDENCE = """Serves over HTTP and gRPC.
 
 Settings come from the options, else from PDSERVE_… in the environment, else from the configuration file,
 else from defaults."""
+_BROKEN = "".join(f"\n\nNot here: {error.message}" for error in SERVICES.broken().values())
+serve_app = group(f"Start a server.{_BROKEN}", _Kinds)
 for _entry in SERVICES.values():
-    _help = f"{_entry.help} {_PRECEDENCE}"
-    serve_app.command(_entry.kind, help=_help, short_help=_entry.help)(_command(_entry))
+    _add(serve_app, _entry)

@@ -6,6 +6,7 @@
     models/NAME_serving/    a serving model, as converted
     models/NAME_client/     its client configuration
     indexes/NAME/           a gallery and its index
+    pipelines/NAME.yml      a user's own kind of service
     runtimes/NAME/          the Python environment of another runtime
     run/PID.json            a running server; see servers.py
 """
@@ -47,6 +48,10 @@ class Home:
     @property
     def servers(self) -> Path:
         return self.root / "run"
+
+    @property
+    def pipelines(self) -> Path:
+        return self.root / "pipelines"
 
     def inference_model(self, name: str) -> Path:
         return self.models / f"{name}_infer"

@@ -19,7 +19,7 @@ from pdserve.models.home import Home
 from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
 from pdserve.pipelines.loading import load_engines, open_model
 from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
-from pdserve.settings import ModelSettings, ServiceSettings
+from pdserve.settings import ClassificationOptions, ModelSettings, ServiceSettings
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.types import Image8, Tensor
 
@@ -189,15 +189,22 @@ def check_size(model: ServingModel, config: ClassifierConfig) -> None:
 
 def open_classification(settings: ServiceSettings, home: Home) -> ClassificationPipeline:
     """Find, check, load and warm up a classifier; see `ServiceEntry.open`."""
-    wanted = settings.models["model"]
+    return open_classifier("model", settings.options, settings, home).checked()
+
+
+def open_classifier(
+    role: str, options: ClassificationOptions, settings: ServiceSettings, home: Home
+) -> ClassificationPipeline:
+    """Find, check and load the classifier that the settings name for a role; it has not run yet."""
+    wanted = settings.models[role]
     model, loaded = open_model(wanted, home, settings.config_dir)
     model = model.served_as("classification")
     fetch = wanted.fetch_list[0] if wanted.fetch_list else FETCH
     check_aliases(model, fetch)
-    config = classifier_config(model, settings.options)
+    config = classifier_config(model, options)
     check_size(model, config)
     pipeline = ClassificationPipeline(
         model, load_engines(model, wanted), config, wanted, fetch, settings.server.max_pixels, loaded
     )
     log.info("preprocessing of %s from %s", model.name, config.origin)
-    return pipeline.checked()
+    return pipeline

@@ -17,7 +17,7 @@ from pdserve.files import sha256
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models import catalog, find
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Clock, Steps
+from pdserve.pipelines.base import Clock, Steps, record_laps
 from pdserve.pipelines.loading import load_engines
 from pdserve.pipelines.model_config import build_chain
 from pdserve.settings import ModelSettings
@@ -126,8 +126,7 @@ async def embed_images(
     for each in prepared:
         if not isinstance(each, PdserveError):
             tensors.append(each[0])
-            for stage, milliseconds in each[1].laps.items():
-                steps.record(stage, milliseconds / 1000, embedder.name)
+            record_laps(steps, each[1], embedder.name, embedder.name)
     vectors = iter(await steps.infer(role, tensors))
     return [each if isinstance(each, PdserveError) else next(vectors) for each in prepared]
 

@@ -1,77 +1,55 @@
-"""Embedding: image files in, a model's features out, of length 1."""
+"""Embedding: a model's features of an image, of length 1."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pdserve.answers import Embedding
-from pdserve.errors import PdserveError
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
-from pdserve.pipelines.embedder import Embedder, check_embedder, embed_images, open_embedder
+from pdserve.pipelines.base import PipelineModel, Steps
+from pdserve.pipelines.embedder import Embedder, check_embedder, open_embedder
 from pdserve.pipelines.loading import open_model
+from pdserve.pipelines.regions import Cut, Stage
 from pdserve.settings import ModelSettings, ServiceSettings
-from pdserve.vision.decode import MAX_PIXELS
-from pdserve.vision.types import Tensor
+from pdserve.vision.types import Image8, Tensor
 
 # Of a number of the answer; float32 has no more of one that is near to 0.1.
 _DECIMALS = 9
 
 
-@dataclass(eq=False, kw_only=True)
-class EmbeddingPipeline(Pipeline[Embedding]):
-    """An embedder, and nothing around it."""
+class Features(Stage):
+    """Embeds the image."""
 
+    lap = "embed"
     embedder: Embedder
-    settings: ModelSettings
-    max_pixels: int = MAX_PIXELS
-    loaded: Hashable = None
 
-    @cached_property
-    def models(self) -> Mapping[str, PipelineModel]:
-        embedder = self.embedder
-        return {
-            "model": PipelineModel(
-                "embedder", embedder.model, embedder.engines, self.settings, embedder.infer
-            )
-        }
+    def __init__(self, role: str, embedder: Embedder, settings: ModelSettings) -> None:
+        self.role, self.embedder = role, embedder
+        self.model = PipelineModel("embedder", embedder.model, embedder.engines, settings, embedder.infer)
 
-    async def embed(
-        self, images: Sequence[bytes | PdserveError], steps: Steps
-    ) -> list[Tensor | PdserveError]:
-        """See `Pipeline.embed`."""
-        return await embed_images(self.embedder, "model", images, self.try_decode, steps)
+    def prepare(self, part: Image8) -> Tensor:
+        """See `Stage.prepare`."""
+        return self.embedder.prepare(part)
 
-    async def answer(
-        self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
-    ) -> list[Embedding | PdserveError]:
-        """See `Pipeline.answer`; ``top_k`` has no meaning here."""
-        return [
-            each if isinstance(each, PdserveError) else _answer(each)
-            for each in await self.embed(images, steps)
-        ]
+    async def answer(self, cut: Cut, results: Sequence[Tensor], steps: Steps, top_k: int | None) -> Embedding:
+        """See `Stage.answer`; ``top_k`` has no meaning here."""
+        (vector,) = results
+        numbers = np.round(vector.astype(np.float64), _DECIMALS).tolist()
+        return Embedding(tuple(numbers), len(numbers))
 
     def fields(self, answers: Sequence[Embedding]) -> Mapping[str, str]:
         """``embedding``: the repr of a list of numbers per image."""
         return {"embedding": repr([list(each.embedding) for each in answers])}
 
     def check(self) -> None:
-        """Run every engine once. Raises EngineError."""
+        """See `Stage.check`."""
         check_embedder(self.embedder)
 
 
-def _answer(vector: Tensor) -> Embedding:
-    numbers = np.round(vector.astype(np.float64), _DECIMALS).tolist()
-    return Embedding(tuple(numbers), len(numbers))
-
-
-def open_embedding(settings: ServiceSettings, home: Home) -> EmbeddingPipeline:
-    """Find, check, load and warm up an embedder; see `ServiceEntry.open`."""
-    wanted = settings.models["model"]
+def open_stage(role: str, settings: ServiceSettings, home: Home) -> Features:
+    """Find, check and load the embedder that the settings name."""
+    wanted = settings.models[role]
     _, loaded = open_model(wanted, home, settings.config_dir)
-    embedder = open_embedder(wanted, home, settings.config_dir)
-    return EmbeddingPipeline(
-        embedder=embedder, settings=wanted, max_pixels=settings.server.max_pixels, loaded=loaded
-    ).checked()
+    stage = Features(role, open_embedder(wanted, home, settings.config_dir), wanted)
+    stage.loaded = loaded
+    return stage

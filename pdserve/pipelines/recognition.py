@@ -1,55 +1,31 @@
-"""Recognition (PP-ShiTu): image files in, recognised objects out.
+"""Recognition: regions are embedded, looked up in a gallery, and chosen among by similarity and overlap."""
 
-Detector → boxes, and the whole image → crops → embedder → index → score threshold → suppression across
-boxes.
-"""
-
-import asyncio
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pdserve.answers import Detection, FoundMatch, FoundObject, Objects
 from pdserve.engines import Device
-from pdserve.errors import PdserveError
-from pdserve.formats.serving_model import ServingModel
 from pdserve.index import search
-from pdserve.index import store as index_folder
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps
-from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
-from pdserve.pipelines.embedder import Embedder, check_embedder, embed_images, open_embedder
-from pdserve.pipelines.loading import open_model
-from pdserve.settings import ModelSettings, RecognitionOptions, ServiceSettings
-from pdserve.vision.boxes import Box, crop, crop_corners, suppress_results
-from pdserve.vision.decode import MAX_PIXELS
+from pdserve.pipelines.base import PipelineModel, Steps
+from pdserve.pipelines.embedder import Embedder, check_embedder, open_embedder
+from pdserve.pipelines.loading import index_folder, open_model
+from pdserve.pipelines.options import SearchOptions
+from pdserve.pipelines.regions import Cut, Region, Stage
+from pdserve.settings import ModelSettings, ServiceSettings
+from pdserve.vision.boxes import crop_corners, suppress_results
 from pdserve.vision.postprocess import score_of
-from pdserve.vision.types import Floats, Image8, Tensor
+from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")
 
 
-@dataclass(frozen=True)
-class Region:
-    """A part of an image to be looked up."""
-
-    box: Box
-    detected: bool
-
-
-def regions(image: Image8, boxes: Sequence[Box]) -> list[Region]:
-    """The detector's boxes, best first, and the whole image."""
-    height, width = image.shape[:2]
-    return [*(Region(box, True) for box in boxes), Region(Box(0, 0, width, height, 1.0), False)]
-
-
 def choose(
-    found: Sequence[Region], matches: Sequence[Sequence[Match]], options: RecognitionOptions
+    found: Sequence[Region], matches: Sequence[Sequence[Match]], options: SearchOptions
 ) -> tuple[FoundObject, ...]:
     """Keep what is similar enough, and of overlapping boxes the most similar."""
     enough = [
@@ -71,101 +47,41 @@ def _object(corners: tuple[int, int, int, int], region: Region, near: Sequence[M
     return FoundObject(corners, matches[0].label, matches[0].score, matches, detection)
 
 
-@dataclass(eq=False, kw_only=True)
-class RecognitionPipeline(Pipeline[Objects]):
-    """Detector, embedder and index.
+class Search(Stage):
+    """Embeds regions, and searches an index for them. ``options``: `SearchOptions` and others."""
 
-    ``detectors``: one per device, none to recognise whole images. ``settings``: of the models by role.
-    """
-
-    detector_model: ServingModel | None
-    detectors: tuple[Detector, ...]
-    embedder: Embedder
-    options: RecognitionOptions
-    settings: Mapping[str, ModelSettings]
+    lap = "embed"
     index: LoadedIndex
-    max_pixels: int = MAX_PIXELS
-    loaded: Hashable = None
+    embedder: Embedder
 
-    @cached_property
-    def models(self) -> Mapping[str, PipelineModel]:
-        models = {}
-        if self.detector_model:
-            engines = tuple(detector.engine for detector in self.detectors)
-            models["detector"] = PipelineModel(
-                "detector", self.detector_model, engines, self.settings["detector"], self.detect
-            )
-        embedder, settings = self.embedder, self.settings["embedder"]
-        models["embedder"] = PipelineModel(
-            "embedder", embedder.model, embedder.engines, settings, embedder.infer
-        )
-        return models
+    def __init__(
+        self,
+        role: str,
+        embedder: Embedder,
+        index: LoadedIndex,
+        settings: ModelSettings,
+        options: SearchOptions,
+    ) -> None:
+        self.role, self.embedder, self.index = role, embedder, index
+        self.model = PipelineModel("embedder", embedder.model, embedder.engines, settings, embedder.infer)
+        self._options = options
 
-    def detect(self, prepared: Sequence[Mapping[str, Floats]], engine: int = 0) -> list[Floats]:
-        """Prepared images -> the detector's rows of each, on one of its devices. Raises EngineError."""
-        return self.detectors[engine].infer(prepared)
+    def prepare(self, part: Image8) -> Tensor:
+        """See `Stage.prepare`."""
+        return self.embedder.prepare(part)
 
-    def crop_images(self, image: Image8, found: Sequence[Region]) -> list[Image8]:
-        """The regions of an image, views."""
-        return [crop(image, region.box) for region in found]
-
-    def crops(self, image: Image8, found: Sequence[Region]) -> list[Tensor]:
-        """The regions, as the embedder takes them."""
-        return [self.embedder.prepare(part) for part in self.crop_images(image, found)]
-
-    async def answer(
-        self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
-    ) -> list[Objects | PdserveError]:
-        """See `Pipeline.answer`. Each image goes its own way; the batches bring them together again."""
-        if len(images) == 1:
-            return [await self._one(images[0], steps, top_k)]
-        tasks = [asyncio.ensure_future(self._one(image, steps, top_k)) for image in images]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # where one has failed for all
-                task.cancel()
-
-    async def embed(
-        self, images: Sequence[bytes | PdserveError], steps: Steps
-    ) -> list[Tensor | PdserveError]:
-        """See `Pipeline.embed`."""
-        return await embed_images(self.embedder, "embedder", images, self.try_decode, steps)
-
-    async def _one(
-        self, data: bytes | PdserveError, steps: Steps, top_k: int | None
-    ) -> Objects | PdserveError:
-        clock = Clock()
-        image = await steps.work(self.try_decode, data)
-        if isinstance(image, PdserveError):
-            return image
-        steps.record("decode", clock.lap("decode"))
-        boxes: list[Box] | PdserveError = []
-        if self.detector_model:
-            boxes = await find_boxes(self.detectors[0], self.detector_model.name, image, steps, clock)
-        if isinstance(boxes, PdserveError):
-            return boxes
-        found = regions(image, boxes)
-        crops = await steps.work(self.crops, image, found)
-        steps.record("preprocess", clock.lap("preprocess"), self.embedder.name)
-        vectors: list[Tensor] = []
-        for vector in await steps.infer("embedder", crops):
-            if isinstance(vector, PdserveError):
-                return vector
-            vectors.append(vector)
-        clock.lap("embed")
-        answer = await steps.work(self._look_up, found, vectors, top_k, clock)
+    async def answer(self, cut: Cut, results: Sequence[Tensor], steps: Steps, top_k: int | None) -> Objects:
+        """See `Stage.answer`."""
+        answer = await steps.work(self._look_up, cut, results, top_k)
         steps.record("search", answer.timings_ms["search"] / 1000)
         return answer
 
-    def _look_up(
-        self, found: Sequence[Region], vectors: Sequence[Tensor], top_k: int | None, clock: Clock
-    ) -> Objects:
+    def _look_up(self, cut: Cut, vectors: Sequence[Tensor], top_k: int | None) -> Objects:
         index = self.index  # one version for the whole of the image
-        matches = index.search(np.stack(vectors), top_k or self.options.top_k)
-        objects = choose(found, matches, self.options)
-        clock.lap("search")
-        return Objects(objects, index.version, clock.laps)
+        matches = index.search(np.stack(vectors), top_k or self._options.top_k) if vectors else []
+        objects = choose(cut.found, matches, self._options)
+        cut.clock.lap("search")
+        return Objects(objects, index.version, cut.clock.laps)
 
     def fields(self, answers: Sequence[Objects]) -> Mapping[str, str]:
         """``result``: the repr of a list of objects, or of such a list per image where there are several."""
@@ -183,54 +99,28 @@ class RecognitionPipeline(Pipeline[Objects]):
 
         Raises IndexFolderError, OtherEmbedderError.
         """
-        return load_index(self.index.folder, self.embedder, self.settings["embedder"])
+        assert self.model
+        return load_index(self.index.folder, self.embedder, self.model.settings)
 
     def check(self) -> None:
-        """Run every engine once. Raises ModelError, EngineError."""
+        """See `Stage.check`."""
         check_embedder(self.embedder)
-        for detector in self.detectors:
-            detector.check()
 
 
-def open_recognition(settings: ServiceSettings, home: Home) -> RecognitionPipeline:
-    """Find, check, load and warm up detector, embedder and index; see `ServiceEntry.open`."""
-    wanted, options = settings.models["embedder"], settings.options
+def open_stage(role: str, settings: ServiceSettings, home: Home) -> Search:
+    """Find, check and load the embedder and the index that the settings name."""
+    wanted = settings.models[role]
     _, loaded = open_model(wanted, home, settings.config_dir)
     embedder = open_embedder(wanted, home, settings.config_dir)
-    detector_model: ServingModel | None = None
-    detectors: tuple[Detector, ...] = ()
     try:
-        if detector := settings.models.get("detector"):
-            detector_model, files = open_model(detector, home, settings.config_dir)
-            loaded |= files
-            detectors = open_detectors(
-                detector_model, detector, options.det_threshold, options.max_det_results
-            )
-        folder = index_folder.find(_index_name(settings), home)
-        pipeline = RecognitionPipeline(
-            detector_model=detector_model,
-            detectors=detectors,
-            embedder=embedder,
-            options=options,
-            settings=settings.models,
-            index=load_index(folder, embedder, wanted),
-            max_pixels=settings.server.max_pixels,
-            loaded=loaded,
-        )
-        pipeline.check()
+        folder = index_folder(settings, home)
+        stage = Search(role, embedder, load_index(folder, embedder, wanted), wanted, settings.options)
     except BaseException:
-        for each in detectors:
-            each.engine.close()
         embedder.close()
         raise
-    log.info("index %s: %d entries", folder, pipeline.index.count)
-    return pipeline
-
-
-def _index_name(settings: ServiceSettings) -> str:
-    """A folder beside the configuration file, else what was named."""
-    beside = settings.config_dir / settings.options.index
-    return str(beside) if beside.is_dir() else settings.options.index
+    stage.loaded = loaded
+    log.info("index %s: %d entries", folder, stage.index.count)
+    return stage
 
 
 def load_index(folder: Path, embedder: Embedder, settings: ModelSettings) -> LoadedIndex:

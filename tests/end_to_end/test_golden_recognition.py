@@ -17,7 +17,7 @@ import pytest
 from pdserve.clients import RpcClient
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.pipelines.recognition import open_recognition, regions
+from pdserve.pipelines.regions import open_regions, regions
 from tests.running import Server, pdserve, start
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -63,7 +63,7 @@ def check_result(objects: list[dict[str, Any]], name: str) -> None:
 
 def test_every_stage_agrees(home: Path, images: dict[str, Path]) -> None:
     wanted = SERVICES["recognition"].settings({}, {})
-    pipeline = open_recognition(wanted, Home(home))
+    pipeline = open_regions(wanted, Home(home))
     try:
         for name, path in images.items():
             image = pipeline.decode(path.read_bytes())

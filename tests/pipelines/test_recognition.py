@@ -15,8 +15,9 @@ import pytest
 
 from pdserve.clients import HttpClient, RpcClient
 from pdserve.index.search import Match
-from pdserve.pipelines.recognition import Region, choose
-from pdserve.settings import RecognitionOptions
+from pdserve.pipelines.options import SearchOptions
+from pdserve.pipelines.recognition import choose
+from pdserve.pipelines.regions import Region
 from pdserve.vision.boxes import Box
 from tests.running import Server, pdserve, start
 from tests.services.http.described import check_response
@@ -371,7 +372,7 @@ def test_suppression_keeps_the_most_similar_of_overlapping_boxes() -> None:
 
     found = [region(0, 0, 10.9, 10), region(1, 0, 11, 10), region(50, 50, 60, 60), region(80, 80, 90, 90)]
     matches = [near("a", 0.7), near("b", 0.9), near("c", 0.6), near("d", 0.4)]
-    objects = choose(found, matches, RecognitionOptions(index="x"))
+    objects = choose(found, matches, SearchOptions(index="x"))
     assert [(o.label, o.bbox) for o in objects] == [("b", (1, 0, 11, 10)), ("c", (50, 50, 60, 60))]
-    assert choose([], [], RecognitionOptions(index="x")) == ()
+    assert choose([], [], SearchOptions(index="x")) == ()
     assert np.isclose(objects[0].score, 0.9)

@@ -80,17 +80,16 @@ def _operation(entry: ServiceEntry) -> dict[str, Any]:
         __config__=ConfigDict(json_schema_serialization_defaults_required=True),
         results=(list[each], Field(description="one for each image, in order")),
     )
+    top_k = parameter(
+        "top_k", Annotated[int, Field(ge=1)], "how many labels, or gallery entries for each object"
+    )
     return operation(
         entry.kind,
         f"{entry.kind.capitalize()} of one image or several",
         results,
         (400, 408, 413, 500, 503, 504),
         failure=results | ErrorAnswer,
-        parameters=[
-            parameter(
-                "top_k", Annotated[int, Field(ge=1)], "how many labels, or gallery entries for each object"
-            )
-        ],
+        parameters=[top_k] if entry.top_k else [],
         body={
             "image/*": bytes,
             "application/octet-stream": bytes,

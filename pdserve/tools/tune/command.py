@@ -203,14 +203,14 @@ def _hand_over(
     serve = f"pdserve serve {wanted.kind}"
     devices = max(len(model.devices) for model in wanted.models.values())
     if config:
-        config_file.write(config, best, devices)
+        config_file.write(config, best, devices, wanted.kind)
         console.say(f"Written into {config}. Next: {serve} --config {config}")
         return
     named = (*SERVICES[wanted.kind].roles, "index", "gpu")
     options = [f"--{name} {given[name]}" for name in named if given.get(name) is not None]
     if any(len({values[name] for values in best.values()}) > 1 for name in DEFAULTS):
         console.say(f"Best, in a config.yml, for {' '.join([serve, *options])} --config FILE:")
-        console.say(config_file.snippet(best, devices).rstrip())
+        console.say(config_file.snippet(best, devices, wanted.kind).rstrip())
         return
     options += [
         f"--{name.replace('_', '-')} {_cell(best, name)}"

@@ -16,10 +16,6 @@ from pdserve.formats import yaml_file
 from pdserve.pipelines import SERVICES
 from pdserve.tools.tune.candidates import NAMES, Candidate
 
-_OPERATORS: Mapping[str, str] = {
-    role: operator for entry in SERVICES.values() for role, operator in entry.operators.items()
-}
-
 # Setting -> the keys below an operator.
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "precision": ("local_service_conf", "precision"),
@@ -39,28 +35,31 @@ def check(path: Path) -> None:
         probe.unlink()
 
 
-def write(path: Path, best: Candidate, devices: int = 1) -> None:
-    """Write the settings into a file, all at once or not at all. ``devices``: how many share ``concurrency``.
+def write(path: Path, best: Candidate, devices: int = 1, kind: str = "recognition") -> None:
+    """Write the settings into a file, all at once or not at all.
+
+    ``devices``: how many share ``concurrency``. ``kind``: the service, whose models' operators these are.
 
     Raises SettingsError where the file cannot be read or written, DiskError where it cannot be replaced.
     """
     with _translated(path):
         yaml, content, newline = _load(path)
-        _put(content, best, devices)
+        _put(content, best, devices, kind)
         target = path.resolve()
         with replace_file(target) as new:
             new.write_bytes(_dump(yaml, content).replace("\n", newline).encode())
             new.chmod(target.stat().st_mode & 0o777)
 
 
-def snippet(best: Candidate, devices: int = 1) -> str:
+def snippet(best: Candidate, devices: int = 1, kind: str = "recognition") -> str:
     """A config.yml with these settings and nothing else."""
     content: dict[str, Any] = {}
-    _put(content, best, devices)
+    _put(content, best, devices, kind)
     return _dump(_yaml(), content)
 
 
-def _put(content: Any, best: Candidate, devices: int) -> None:
+def _put(content: Any, best: Candidate, devices: int, kind: str) -> None:
+    operators = SERVICES[kind].operators
     block = _below(content, "pdserve")
     for name in NAMES:
         found = {role: settings[name] for role, settings in best.items()}
@@ -71,7 +70,7 @@ def _put(content: Any, best: Candidate, devices: int) -> None:
             block[name] = None
         for role, value in found.items():
             *above, key = _KEYS[name]
-            place = _below(content, "op", _OPERATORS[role], *above)
+            place = _below(content, "op", operators[role], *above)
             if name == "instances" and value != "auto":
                 value *= devices
             # In Paddle Serving's schema, too, a key without a value takes its default.
