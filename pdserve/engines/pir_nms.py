@@ -38,7 +38,7 @@ def cut(program: bytes) -> Cut:
         return _cut(document)
     except UnsupportedModelError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise refusal(
             f"it is written in a way that is not known ({type(error).__name__}, {error})"
         ) from error

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -351,3 +352,56 @@ def test_the_mirrors_detector(
     warm_up(engine)
     with pytest.raises(FeedError, match="scale_factor"):
         engine.run({"image": np.zeros((1, 3, 640, 640), np.float32)})
+
+
+@pytest.fixture(scope="session")
+def paddle_3(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ServingModel]:
+    """A model of Paddle 3 of the mirror, all its fetches under the tests' names."""
+    root = tmp_path_factory.mktemp("paddle_3")
+
+    def unpack(name: str) -> ServingModel:
+        if not (root / f"{name}_infer").is_dir():
+            (archive,) = mirror.rglob(f"paddle3.0.0/{name}_infer.tar")
+            with tarfile.open(archive) as tar:
+                tar.extractall(root, filter="data")
+        return serving_model(root / f"{name}_infer")
+
+    return unpack
+
+
+@pytest.mark.mirror
+@pytest.mark.parametrize("model", ["PP-LCNet_x1_0", "PP-HGNetV2-B0", "PP-ShiTuV2_rec"])
+def test_models_of_paddle_3_agree(
+    name: str, device: Device, opened: Opener, paddle_3: Callable[[str], ServingModel], model: str
+) -> None:
+    test_models_of_the_mirror_agree(name, device, opened, paddle_3, model)
+
+
+@pytest.mark.mirror
+def test_the_detector_of_paddle_3_gives_paddlexs_boxes(
+    name: str, device: Device, opened: Opener, paddle_3: Callable[[str], ServingModel]
+) -> None:
+    """All boxes over 0.2 of PaddleX 3.7.2, clamped to the image."""
+    engine = opened(paddle_3("PP-ShiTuV2_det"))
+    golden = json.loads((GOLDEN / "paddlex.json").read_text("utf-8"))
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    compared = 0
+    for image in ("exif6.jpg", "gray.png", "tall.png", "wide.png"):
+        picture = cv2.imread(str(GOLDEN / "images" / image), cv2.IMREAD_COLOR_RGB)
+        height, width = picture.shape[:2]
+        resized = cv2.resize(picture, (640, 640), interpolation=cv2.INTER_CUBIC)  # as its inference.yml says
+        feeds = {
+            "image": ((resized / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].astype(np.float32),
+            "scale_factor": np.array([[640 / height, 640 / width]], np.float32),
+        }
+        rows, count = engine.run(feeds).values()
+        assert count.tolist() == [len(rows)]
+        rows = rows[rows[:, 1] > 0.2]
+        found = np.column_stack((rows[:, 1], rows[:, 2:].clip(0, [width, height] * 2)))
+        expected = [(b["score"], *b["bbox"]) for b in golden[image]["PP-ShiTuV2_det"] if b["score"] > 0.2]
+        assert len(found) == len(expected)
+        for got, right in zip(found, expected, strict=True):
+            assert abs(got[0] - right[0]) < 1e-4
+            np.testing.assert_allclose(got[1:], right[1:], atol=0.05)
+        compared += len(found)
+    assert compared > 50

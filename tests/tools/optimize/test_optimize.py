@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import pytest
 
+from pdserve.engines import Device, load, probe_input
 from pdserve.engines.openvino import import_openvino
 from pdserve.errors import UsageError
 from pdserve.formats.serving_model import open_serving_model
 from pdserve.tools.optimize import images, tasks
 from pdserve.tools.optimize.images import ImageFile
 from pdserve.vision.boxes import Box
+from tests.engines.models import BOTH
 from tests.running import pdserve, start
 from tests.tiny import build_embedder, build_serving_model, picture
 
@@ -61,6 +63,58 @@ def test_int8_is_published_with_its_report_and_served(home: Path, photos: Path) 
         assert "int8" in server.log
         red = httpx.post(f"{server.url}/v1/classification", content=picture((255, 0, 0)), trust_env=False)
         assert red.json()["results"][0]["labels"][0]["label"] == "red"
+
+
+# What PaddleX writes beside its models, for images of 32×32.
+EMBEDDER_YML = """
+Global: {model_name: small}
+PreProcess:
+  transform_ops:
+  - ResizeImage: {size: [32, 32], return_numpy: false, interpolation: bilinear, backend: cv2}
+  - NormalizeImage: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], scale: 1.0/255.0, order: ""}
+  - ToCHWImage: null
+PostProcess: {NormalizeFeatures: null}
+"""
+DETECTOR_YML = """
+mode: paddle
+arch: GFL
+Preprocess:
+- {type: Resize, interp: 2, keep_ratio: false, target_size: [32, 32]}
+- {type: NormalizeImage, is_scale: true, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], norm_type: mean_std}
+- {type: Permute}
+label_list: [a, b, c]
+"""
+
+
+@pytest.mark.full
+@needs_nncf
+@pytest.mark.parametrize(("model", "yml"), [("embedder", EMBEDDER_YML), ("detector", DETECTOR_YML)])
+def test_models_of_paddle_3(tmp_path: Path, photos: Path, model: str, yml: str) -> None:
+    """INT8 is made of the ONNX form; a detector's of what is before its suppression, as with Paddle 2's."""
+    folder = Path(shutil.copytree(BOTH / model / "pir", tmp_path / "small"))
+    (folder / "inference.yml").write_text(yml)
+    asked = ("--precision", "int8", "--calibration", str(photos), "--min-agreement", "0.1", "--json")
+    done = pdserve(tmp_path / "home", "optimize", "--model", str(folder), *asked)
+    assert done.returncode == 0, done.stderr
+    published = json.loads(done.stdout)
+    assert published["published"] == str(folder / ".pdserve/int8")
+    assert published["agreement"]["measure"] == {"embedder": "recall@1", "detector": "boxes"}[model]
+    assert "FakeQuantize" in (folder / ".pdserve/int8/model.xml").read_text("utf-8")
+
+    opened = open_serving_model(folder)
+    fp32, int8 = (load(opened, device=Device(), precision=each) for each in ("fp32", "int8"))
+    assert "int8" in int8.description
+    feeds = {"image": probe_input(), "scale_factor": np.array([[1, 1], [0.5, 2]], np.float32)}
+    feeds = {feed.alias: feeds[feed.alias] for feed in int8.feeds}
+    floats, others = list(fp32.run(feeds).values()), list(int8.run(feeds).values())
+    if model == "embedder":
+        cosines = (floats[0] * others[0]).sum(1) / np.linalg.norm(floats[0], axis=1)
+        assert (cosines / np.linalg.norm(others[0], axis=1) > 0.95).all()
+    else:
+        assert others[1].tolist() == floats[1].tolist() == [6, 6]
+        np.testing.assert_allclose(others[0][:, 1].mean(), floats[0][:, 1].mean(), atol=0.05)
+    for engine in (fp32, int8):
+        engine.close()
 
 
 @pytest.mark.full
