@@ -1,4 +1,4 @@
-"""Models of Paddle 3 through the real commands, against what PaddleX 3.7.2 itself answers for them.
+"""Models of Paddle 3 through the real commands, from an empty home, against what PaddleX 3.7.2 answers.
 
 Scores within 1e-4, boxes within 0.05 px (clamped to the image, over 0.2), features within 2e-4. The same on
 each engine that is installed.
@@ -7,7 +7,8 @@ each engine that is installed.
 import base64
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,25 @@ DETECTOR, EMBEDDER = "PP-ShiTuV2_det", "PP-ShiTuV2_rec"
 # None: what is taken where none is asked for. Else the engine, and the module that it needs.
 ENGINES = {"default": None, "onnx": "onnxruntime", "paddle": "paddle"}
 
+Serve = Callable[..., AbstractContextManager[Server]]
+
 pytestmark = [pytest.mark.full, pytest.mark.mirror]
 
 
 @pytest.fixture(scope="module")
-def home(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    names = (*CLASSIFIERS, DETECTOR, EMBEDDER)
-    done = pdserve(home, "fetch", *names, PDSERVE_MIRROR=str(mirror))
-    assert done.returncode == 0, done.stderr
-    done = pdserve(home, "convert")
-    assert done.returncode == 0, done.stderr
-    return home
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with nothing in it: the commands that need a model fetch and convert it."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def serve(home: Path, mirror: Path) -> Serve:
+    """Start ``pdserve serve SERVICE`` with these options, on the mirror."""
+
+    def started(service: str, *options: str) -> AbstractContextManager[Server]:
+        return start(home, *options, service=service, PDSERVE_MIRROR=str(mirror))
+
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +82,8 @@ def results(server: Server, kind: str, images: Mapping[str, Path], query: str = 
 
 
 @pytest.mark.parametrize("model", CLASSIFIERS)
-def test_classification(home: Path, images: dict[str, Path], engine: list[str], model: str) -> None:
-    with start(home, "--model", model, *engine) as server:
+def test_classification(serve: Serve, images: dict[str, Path], engine: list[str], model: str) -> None:
+    with serve("classification", "--model", model, *engine) as server:
         for name, answer in results(server, "classification", images, "?top_k=5").items():
             wanted = EXPECTED[name][model]
             assert [label["class_id"] for label in answer["labels"]] == [class_id for class_id, _ in wanted]
@@ -94,18 +102,17 @@ def check_boxes(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> No
         assert each["score"] == pytest.approx(box["score"], abs=1e-4)
 
 
-def test_detection(home: Path, images: dict[str, Path], engine: list[str]) -> None:
-    options = ("--detector", DETECTOR, "--det-threshold", "0.2", *engine)
-    with start(home, *options, service="detection") as server:
+def test_detection(serve: Serve, images: dict[str, Path], engine: list[str]) -> None:
+    with serve("detection", "--detector", DETECTOR, "--det-threshold", "0.2", *engine) as server:
         for name, answer in results(server, "detection", images).items():
             check_boxes(answer["objects"], EXPECTED[name][DETECTOR])
             assert {each["label"] for each in answer["objects"]} <= {"mainbody"}
 
 
-def test_embedding(home: Path, images: dict[str, Path], engine: list[str]) -> None:
+def test_embedding(serve: Serve, images: dict[str, Path], engine: list[str]) -> None:
     """All images in one request of OpenAI's form: batches have no influence."""
     texts = [base64.b64encode(path.read_bytes()).decode() for path in images.values()]
-    with start(home, "--model", EMBEDDER, *engine, service="embedding") as server:
+    with serve("embedding", "--model", EMBEDDER, *engine) as server:
         body = {"model": EMBEDDER, "input": texts}
         made = httpx.post(f"{server.url}/v1/embeddings", json=body, trust_env=False, timeout=120).json()
         single = results(server, "embedding", images)
@@ -117,13 +124,14 @@ def test_embedding(home: Path, images: dict[str, Path], engine: list[str]) -> No
 
 
 @pytest.fixture(scope="module")
-def index(home: Path, images: dict[str, Path]) -> str:
+def index(home: Path, mirror: Path, images: dict[str, Path]) -> str:
     """A gallery of the images themselves, each its own label, as PaddleX has it."""
     gallery = home / "gallery"
     for name, path in images.items():
         (gallery / name).mkdir(parents=True)
         (gallery / name / name).write_bytes(path.read_bytes())
-    done = pdserve(home, "index", "build", "--gallery", str(gallery), "--out", "golden", "--model", EMBEDDER)
+    options = ("--gallery", str(gallery), "--out", "golden", "--model", EMBEDDER)
+    done = pdserve(home, "index", "build", *options, PDSERVE_MIRROR=str(mirror))
     assert done.returncode == 0, done.stderr
     out = home / "exported"
     done = pdserve(home, "index", "export", "golden", "--form", "paddlex", "--out", str(out))
@@ -132,12 +140,12 @@ def index(home: Path, images: dict[str, Path]) -> str:
 
 
 @pytest.fixture
-def recognition(home: Path, index: str, engine: list[str]) -> Iterator[Server]:
+def recognition(serve: Serve, index: str, engine: list[str]) -> Iterator[Server]:
     # Every box is looked up and stays in the answer.
     keep_all = ("--max-det-results", "100", "--score-threshold", "-1", "--nms-threshold", "1")
     models = ("--detector", DETECTOR, "--embedder", EMBEDDER, "--index", index)
     options = (*models, "--det-threshold", "0.2", *keep_all, *engine)
-    with start(home, *options, service="recognition") as server:
+    with serve("recognition", *options) as server:
         yield server
 
 

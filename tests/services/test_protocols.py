@@ -71,3 +71,32 @@ def test_a_new_protocol_is_one_entry(monkeypatch: pytest.MonkeyPatch, is_open: b
         expected = {("/v9/echo", "200"): 1, ("/v9/echo", "401"): 1, ("/openapi.json", "200"): 1}
         counted(metrics, expected)
         assert numbers(metrics)["pd_query_request_success_total"] == 1
+
+
+def refusal(status: int, code: str, text: str, headers: Any = None) -> Response:
+    """A protocol's own form of errors."""
+    return json_response({"wrong": code, "text": text}, status, headers)
+
+
+def test_a_protocol_with_errors_of_its_own_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}:"
+    entry = Protocol("echo", "http", f"{name}echo", "echoes", errors=f"{name}refusal")
+    monkeypatch.setitem(PROTOCOLS, "echo", entry)  # type: ignore[arg-type]  # a dictionary underneath
+    metrics = Metrics()
+    app = build_app(FakeService(metrics), SETTINGS, metrics, keys=Keys(KEY, None))
+    keys: dict[str, Any] = {"headers": {"X-API-Key": KEY}}
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, verify=False) as client:
+        full = client.post("/v9/echo", content=b"full", **keys)
+        assert (full.status_code, full.json()["wrong"], full.headers["Retry-After"]) == (
+            503,
+            "overloaded",
+            "1",
+        )
+        broken = client.post("/v9/echo", content=b"broken", **keys)
+        assert (broken.status_code, broken.json()) == (500, {"wrong": "error", "text": "internal error"})
+        refused = client.post("/v9/echo", content=b"12345")
+        assert (refused.status_code, refused.json()["wrong"]) == (401, "unauthorized")
+        assert refused.headers["WWW-Authenticate"] == "Bearer"
+        other = client.get("/v9/echo", **keys)
+        assert (other.status_code, other.json()["wrong"]) == (405, "method_not_allowed")
+        assert "error" in client.get("/v1/none", **keys).json()
