@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.engines import Engine
-from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
+from pdserve.errors import AliasError, EngineError, ImageError, ModelError, PdserveError, SettingsError
 from pdserve.formats.prototxt import Variable
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.pipelines.base import Clock, Steps
@@ -146,7 +146,10 @@ async def find_boxes(
     detector: Detector, name: str, image: Image8, steps: Steps, clock: Clock
 ) -> list[Box] | PdserveError:
     """Detect in one image by a request's steps, under the role "detector"; ``name``: the model's."""
-    prepared = await steps.work(detector.prepare, image)
+    try:
+        prepared = await steps.work(detector.prepare, image)
+    except ImageError as error:  # the answer for this image, and for no other of the request
+        return error
     steps.record("preprocess", clock.lap("preprocess"), name)
     (rows,) = await steps.infer("detector", [prepared])
     if isinstance(rows, PdserveError):

@@ -27,6 +27,7 @@ from pdserve.vision.preprocess import (
     IMAGENET_STD,
     Normalize,
     channels,
+    check_length,
     checked_parameters,
     flag,
     pair,
@@ -37,6 +38,9 @@ from pdserve.vision.types import Array, Floats, Image8, Tensor
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+MAX_FREE_PIXELS = 16_000_000
+"""Of the tensor of an image that is not resized: its layers take some hundred bytes for each pixel."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,19 @@ class DetectorChain:
         for step in self.steps:
             size = step.size(size)
             if size[0] * size[1] > MAX_PIXELS:
-                raise ImageError(
-                    f"The image is {width}×{height}; for this detector it would become {size[1]}×{size[0]}, "
-                    f"more than {MAX_PIXELS} pixels."
-                )
+                raise _too_large((height, width), size, MAX_PIXELS)
             if step.resizes:
                 shape = size
+        if self.size is None and size[0] * size[1] > MAX_FREE_PIXELS:
+            raise _too_large((height, width), size, MAX_FREE_PIXELS)
         return shape, (shape[0] / height, shape[1] / width)
+
+
+def _too_large(image: Size, size: Size, limit: int) -> ImageError:
+    return ImageError(
+        f"The image is {image[1]}×{image[0]}; for this detector it would become {size[1]}×{size[0]}, "
+        f"more than {limit} pixels."
+    )
 
 
 def build(ops: Sequence[Mapping[str, Any]]) -> DetectorChain:
@@ -110,6 +120,7 @@ def build(ops: Sequence[Mapping[str, Any]]) -> DetectorChain:
     steps: list[Step] = []
     size: Size | None = None
     permuted = floating = False
+    check_length(ops)
     for op in ops:
         kind, params = op.get("type"), {key: value for key, value in op.items() if key != "type"}
         if not isinstance(kind, str) or kind not in _OPERATORS:

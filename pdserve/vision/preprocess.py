@@ -27,6 +27,8 @@ TransformOps = Sequence[Mapping[str, Any]]
 Step = Callable[[Array], Array]
 Sizing = tuple[Step, tuple[int, int] | None]  # a step, and the (height, width) that it makes
 
+MAX_OPERATORS = 32
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -108,6 +110,7 @@ def build(ops: TransformOps) -> Chain:
     chw = floating = False
     if not isinstance(ops, (list, tuple)):
         raise SettingsError(f"The preprocessing is {ops!r}; it must be a list of operators.")
+    check_length(ops)
     for op in ops:
         name, params = parse_operator(op)
         if chw and name != "NormalizeImage":
@@ -130,6 +133,12 @@ def build(ops: TransformOps) -> Chain:
             case "ToCHWImage":
                 chw = True
     return Chain(tuple(ops), tuple(steps), normalize or _to_tensor, size)
+
+
+def check_length(ops: Sequence[Any]) -> None:
+    """Raise SettingsError for a chain of more operators than any model has: each runs on every image."""
+    if len(ops) > MAX_OPERATORS:
+        raise SettingsError(f"The preprocessing has {len(ops)} operators, more than {MAX_OPERATORS}.")
 
 
 def parse_operator(op: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

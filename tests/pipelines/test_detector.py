@@ -1,5 +1,6 @@
 """The detector on small real models, and on the mirror's against the published service's boxes."""
 
+import asyncio
 import json
 import shutil
 import tarfile
@@ -12,11 +13,18 @@ import pytest
 
 from pdserve.engines import Device, Engine, load
 from pdserve.engines.table import engine_info
-from pdserve.errors import AliasError, EngineError, ModelError, SettingsError
+from pdserve.errors import AliasError, EngineError, ImageError, ModelError, SettingsError
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files
 from pdserve.formats.serving_model import ServingModel
-from pdserve.pipelines.detector import Detector, DetectorSettings, describe_detector, open_detector
+from pdserve.pipelines.base import Clock, Direct
+from pdserve.pipelines.detector import (
+    Detector,
+    DetectorSettings,
+    describe_detector,
+    find_boxes,
+    open_detector,
+)
 from pdserve.vision.boxes import Box, Suppression
 from pdserve.vision.decode import decode
 from tests.conftest import GOLDEN
@@ -377,6 +385,15 @@ Preprocess:
     assert [each["im_shape"].tolist() for each in made] == [[[64, 64]], [[20, 64]]]
     assert [len(each) for each in detector.infer(made)] == [1, 1]
     assert engine.batches == [1, 1]
+
+
+def test_an_image_that_would_become_too_large_has_that_for_its_answer(tmp_path: Path) -> None:
+    text = "Preprocess: [{type: Pad, size: [8, 8]}, {type: Permute}]"
+    detector = open_detector(Fake(SHAPES, []), describe_detector(described(tmp_path, text)))
+    wide = np.zeros((8, 9, 3), np.uint8)
+    found = asyncio.run(find_boxes(detector, "mine", wide, Direct({}), Clock()))
+    assert isinstance(found, ImageError)
+    assert "9×8, too large to be padded to 8×8" in found.message
 
 
 def test_a_size_that_is_not_the_models(tmp_path: Path) -> None:

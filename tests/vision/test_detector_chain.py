@@ -171,8 +171,13 @@ def test_without_resizing_the_shape_is_the_images() -> None:
 
 def test_what_would_become_too_large() -> None:
     wide = np.zeros((1, 60_000, 3), np.uint8)
-    with pytest.raises(ImageError, match="more than 64000000 pixels"):
+    with pytest.raises(ImageError, match=r"60000×1; .* become 60000×2000, more than 64000000 pixels"):
         build([PERMUTE, {"type": "PadStride", "stride": 2000}])(wide)
+    # A model that takes images in their own size takes memory by their size.
+    large = np.zeros((4001, 4000, 3), np.uint8)
+    with pytest.raises(ImageError, match="more than 16000000 pixels"):
+        build([normalize(), PERMUTE])(large)
+    assert build([normalize(), resize(8, 8, keep_ratio=True), PERMUTE])(large).image.shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +212,8 @@ def test_what_is_refused(op: dict[str, Any], words: str) -> None:
 def test_what_comes_after_permute() -> None:
     with pytest.raises(SettingsError, match="Resize comes after Permute"):
         build([PERMUTE, resize(1, 1)])
+
+
+def test_a_chain_without_end() -> None:
+    with pytest.raises(SettingsError, match="33 operators, more than 32"):
+        build([normalize()] * 33)

@@ -291,3 +291,8 @@ def test_a_needle_is_refused_before_it_fills_the_memory():
 def test_what_does_not_fit_is_named(ops, words):
     with pytest.raises(SettingsError, match=words):
         preprocess.build(ops)
+
+
+def test_a_chain_without_end():
+    with pytest.raises(SettingsError, match="33 operators, more than 32"):
+        preprocess.build([{"DecodeImage": {}}] * 33)
