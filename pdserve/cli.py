@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Command] = {
     "index": Command("pdserve.commands.index:index_app", "Build, change and examine a gallery's index."),
     "doctor": Command("pdserve.commands.doctor:doctor", "Check packages, engines, devices and ports."),
     "list": Command("pdserve.commands.list:list_", "List the models and indexes that are here."),
+    "show": Command("pdserve.commands.show:show", "Show a model or an index, and where it came from."),
     "rm": Command("pdserve.commands.rm:rm", "Remove models and indexes."),
     "bench": Command("pdserve.tools.bench.command:bench", "Measure a running service under load.", "Tools"),
     "tune": Command("pdserve.tools.tune.command:tune", "Find the fastest settings on this machine.", "Tools"),

@@ -37,7 +37,7 @@ def list_(as_json: Json = False) -> None:
         rows = [
             (
                 model.name,
-                entries[model.name].task if model.name in entries else "-",
+                model.task or (entries[model.name].task if model.name in entries else None) or "-",
                 ", ".join(form.name for form in model.forms) or "-",
                 format_size(model.bytes),
                 state(model),
@@ -94,6 +94,7 @@ def model_json(model: "StoredModel", running: "Sequence[RunningServer]") -> dict
     return {
         "what": "model",
         "name": model.name,
+        "task": model.task,
         "bytes": model.bytes,
         "forms": forms,
         "servers": _servers_json(users(running, model.folders)),

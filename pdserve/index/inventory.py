@@ -52,12 +52,20 @@ def find(name: str, home: Home) -> StoredIndex | None:
     """An index in the home; None where there is none of this name. Raises UsageError for what is no name."""
     check_name(name)
     path = home.index(name)
-    if not path.is_dir() and not path.is_symlink():
-        return None
-    found = StoredIndex(name, path, None, usage([path]))
-    if not path.is_dir():
-        return replace(found, problems=(f"{path} is a link that leads nowhere.",))
-    folder = next((each for each in (path, path / "index") if _is_index(each)), None)
+    if path.is_symlink() and not path.is_dir():
+        return StoredIndex(name, path, None, 0, problems=(f"{path} is a link that leads nowhere.",))
+    return examine(path) if path.is_dir() else None
+
+
+def is_index(path: Path) -> bool:
+    """Whether there is an index in a folder, or in the folder ``index`` in it."""
+    return _folder(path) is not None
+
+
+def examine(path: Path) -> StoredIndex:
+    """An index, or a data set, wherever it is. Nothing here raises."""
+    found = StoredIndex(path.name, path, None, usage([path]))
+    folder = _folder(path)
     if folder is None:
         has_gallery = (path / "gallery").is_dir() or any(path.glob("*.json")) or any(path.glob("*.txt"))
         problem = f"{path} has no index: neither {store.MANIFEST} nor {store.VECTORS}."
@@ -88,8 +96,9 @@ def find(name: str, home: Home) -> StoredIndex | None:
         return replace(found, problems=(f"Cannot read {error.filename or folder}: {error.strerror}.",))
 
 
-def _is_index(folder: Path) -> bool:
-    return (folder / store.MANIFEST).is_file() or (folder / store.VECTORS).is_file()
+def _folder(path: Path) -> Path | None:
+    names = (store.MANIFEST, store.VECTORS)
+    return next((f for f in (path, path / "index") if any((f / name).is_file() for name in names)), None)
 
 
 def _problems(folder: Path, manifest: store.Manifest) -> Iterator[str]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pdserve.engines.int8 import FOLDER, REPORT
 from pdserve.errors import PdserveError, UsageError
+from pdserve.formats.inference_yml import Task, read_description
 from pdserve.formats.model_files import find_model_files
-from pdserve.formats.serving_model import open_serving_model
+from pdserve.formats.prototxt import SERVER_TEXT
+from pdserve.formats.serving_model import folder_name, open_serving_model
 from pdserve.models.home import Home, is_path
 
 _ENDINGS = {"inference": "_infer", "serving": "_serving", "client": "_client"}
@@ -37,12 +39,16 @@ class Form:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in the home. ``bytes``: on disk, each file once. ``problems``: what is wrong, in sentences."""
+    """A model in the home. ``bytes``: on disk, each file once. ``problems``: what is wrong, in sentences.
+
+    ``task`` is what its description says, None where that says nothing.
+    """
 
     name: str
     forms: tuple[Form, ...]
     bytes: int
     problems: tuple[str, ...]
+    task: Task | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -98,7 +104,17 @@ def find(name: str, home: Home) -> StoredModel | None:
             problems += _problems(form, folder)
     if not forms:
         return None
-    return StoredModel(name, tuple(forms), usage(form.path for form in forms), tuple(problems))
+    folders = [form.path for form in forms if form.name in ("serving", "inference")]
+    size, task = usage(form.path for form in forms), _task(reversed(folders), problems)
+    return StoredModel(name, tuple(forms), size, tuple(problems), task)
+
+
+def examine(folder: Path) -> StoredModel:
+    """A model's folder wherever it is: an inference model or a serving model. Nothing here raises."""
+    form = "serving" if (folder / SERVER_TEXT).is_file() else "inference"
+    forms, problems = (_form(form, folder), *_derived(folder)), list(_problems(form, folder))
+    task = _task([folder], problems)
+    return StoredModel(folder_name(folder), forms, usage([folder]), tuple(problems), task)
 
 
 def _form(name: str, folder: Path) -> Form:
@@ -135,6 +151,17 @@ def _problems(form: str, folder: Path) -> Iterator[str]:
         yield error.message
     except OSError as error:
         yield f"Cannot read {folder}: {error.strerror}."
+
+
+def _task(folders: Iterable[Path], problems: list[str]) -> Task | None:
+    """The task that the first description names; what is wrong with one is added to the problems."""
+    for folder in folders:
+        try:
+            if task := read_description(folder).task:
+                return task
+        except PdserveError as error:
+            problems += [error.message] if error.message not in problems else []
+    return None
 
 
 def usage(paths: Iterable[Path], freed: bool = False) -> int:

@@ -53,6 +53,7 @@ def test_models_and_indexes(home: Home) -> None:
     assert forms["inference"]["path"] == str(home.inference_model("tiny"))
     parts = sum(size(folder) for folder in home.models.glob("tiny_*"))
     assert (found["tiny"]["what"], found["tiny"]["bytes"]) == ("model", parts)
+    assert found["tiny"]["task"] == "classification"
     assert list(found["ResNet50_vd"]["forms"]) == ["inference"]
     drinks = found["drinks"]
     assert (drinks["what"], drinks["version"], drinks["entries"], drinks["labels"]) == ("index", 1, 20, 4)
@@ -68,7 +69,7 @@ def test_as_tables(home: Home) -> None:
     assert heads == ["model", "task", "forms", "size", "state", "used", "by"]
     assert rows[0][:3] == ["ResNet50_vd", "classification", "inference"]
     assert rows[0][-2:] == ["ok", "-"]
-    assert rows[1][:5] == ["tiny", "-", "inference,", "serving,", "client"]
+    assert rows[1][:5] == ["tiny", "classification", "inference,", "serving,", "client"]
     assert rows[3][:5] == ["drinks", "1", "20", "4", "tiny"]
 
 
