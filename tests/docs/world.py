@@ -7,8 +7,10 @@ comes from the package index counts as fetched.
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from pdserve.models import catalog
@@ -48,7 +50,7 @@ def make(folder: Path) -> tuple[Path, Path]:
     _publish(host, DATA_SET, made / DATA_SET)
     _images(work)
     shutil.copytree(ROOT / "configs", work / "configs")
-    _classifier(work / "my_model")
+    _own_models(work, made)
     return work, host
 
 
@@ -60,6 +62,36 @@ def environment(folder: Path) -> dict[str, str]:
 def _classifier(folder: Path) -> None:
     folder.mkdir(parents=True)
     build_inference_model(folder)
+
+
+def _own_models(work: Path, made: Path) -> None:
+    """What the page "Your own model and labels" starts from."""
+    _classifier(work / "my_model")
+    _classifier(work / "bare_model")
+    (work / "bare_model" / "inference.yml").unlink()
+    (work / "my_labels.txt").write_text("0 poppy\n1 fern\n2 cornflower\n", "utf-8")
+    shutil.copytree(ROOT / "tests/data/engines/pir", work / "my_paddle3_model")
+    described = yaml.safe_load((work / "my_model" / "inference.yml").read_text("utf-8"))
+    described["Global"] = {"model_name": "my_paddle3_model"}
+    described["PostProcess"]["Topk"]["label_list"] = [f"label {i}" for i in range(10)]
+    _describe(work / "my_paddle3_model", described)
+    build_embedder(made / "own", "my_embedder")
+    shutil.copytree(made / "own" / "my_embedder_infer", work / "my_embedder")
+    described = yaml.safe_load((work / "my_embedder" / "inference.yml").read_text("utf-8"))
+    _describe(work / "my_embedder", {**described, "PostProcess": {"NormalizeFeatures": None}})
+    _detector(work / "my_detector")
+    steps = [
+        {"type": "Resize", "interp": 2, "keep_ratio": False, "target_size": [HEIGHT, WIDTH]},
+        {"type": "NormalizeImage", "is_scale": True, "mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]},
+        {"type": "Permute"},
+    ]
+    labels = ["bottle", "can", "cup", "box"]
+    described = {"arch": "GFL", "draw_threshold": 0.5, "Preprocess": steps, "label_list": labels}
+    _describe(work / "my_detector", described, "infer_cfg.yml")
+
+
+def _describe(folder: Path, content: dict[str, Any], name: str = "inference.yml") -> None:
+    (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
 
 
 def _publish(host: Path, name: str, content: Path) -> None:
