@@ -202,8 +202,8 @@ def test_an_embedder_that_is_named_counts(home: Home, tmp_path: Path) -> None:
     entry = SERVICES["recognition"]
     for settings in (
         recognition(index="mine", embedder=EMBEDDER),
-        entry.settings({"index": "mine"}, {"PDSERVE_EMBEDDER": EMBEDDER}),
-        entry.settings({"index": "mine"}, {}, config),
+        entry.settings({"index": "mine", "detector": "none"}, {"PDSERVE_EMBEDDER": EMBEDDER}),
+        entry.settings({"index": "mine", "detector": "none"}, {}, config),
     ):
         assert settings.sources.models >= {"embedder"}
         assert bring_service(settings, home).models["embedder"].model == EMBEDDER

@@ -103,6 +103,21 @@ def test_a_model_from_elsewhere_is_not_taken_for_an_address(home: Home, server: 
         open_model(ensure(second, home), home)
 
 
+def test_an_archive_of_this_machine_is_read_again_when_it_was_written_again(
+    home: Home, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine_infer.tar"
+    lines: list[str] = []
+    archives = {note: tiny_archive("mine", note) for note in "ab"}
+    for note, steps in (("a", 2), ("a", 0), ("b", 2), ("b", 0)):
+        path.write_bytes(archives[note])
+        lines.clear()
+        model = open_model(ensure(str(path), home, offline=True, report=lines.append), home)
+        assert model.name == "mine"
+        assert f"# {note}" in (model.path / "inference.yml").read_text()
+        assert len(lines) == steps
+
+
 def test_an_address_of_another_kind(home: Home) -> None:
     with pytest.raises(UsageError, match="ftp://host/x"):
         ensure("ftp://host/x.tar", home)
