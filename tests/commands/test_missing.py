@@ -23,6 +23,7 @@ from pdserve.pipelines import SERVICES
 from pdserve.pipelines.embedder import open_embedder
 from pdserve.progress import SILENT
 from pdserve.settings import ModelSettings, ServiceSettings
+from tests.conftest import GOLDEN
 from tests.file_server import Fault, FileServer, serve
 from tests.model_host import address_path, archive, put_tiny, tiny_archive
 from tests.running import environment, start
@@ -207,3 +208,27 @@ def test_an_embedder_that_is_named_counts(home: Home, tmp_path: Path) -> None:
     ):
         assert settings.sources.models >= {"embedder"}
         assert bring_service(settings, home).models["embedder"].model == EMBEDDER
+
+
+@pytest.mark.parametrize(
+    ("service", "options"),
+    [
+        ("classification", ("--model", "PP-HGNetV2-B0")),
+        ("classification", ("--model", "ResNet50_vd")),
+        ("recognition", ("--detector", "PP-ShiTuV2_det", "--embedder", "PP-ShiTuV2_rec")),
+        ("embedding", ("--model", "PP-ShiTuV2_rec")),
+    ],
+)
+def test_the_published_archives_on_an_empty_home(
+    mirror: Path, tmp_path: Path, service: str, options: tuple[str, ...]
+) -> None:
+    """With a mirror's folder and no network; the data set's index was made by the same embedder."""
+    variables = {"PDSERVE_MIRROR": str(mirror), "PDSERVE_OFFLINE": "1"}
+    image = (GOLDEN / "images" / "exif6.jpg").read_bytes()
+    with start(tmp_path, *options, service=service, **variables) as running:
+        answer = httpx.post(f"{running.url}/v1/{service}", content=image, trust_env=False, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["results"][0][SERVICES[service].items]
+        fetched = [line.split(":")[0] for line in running.log.splitlines() if ": fetched from " in line]
+        data_set = ["drink_dataset_v1.0"] if service == "recognition" else []
+        assert fetched == [*data_set, *options[1::2]]
