@@ -39,7 +39,8 @@ def run(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A model's name, folder or address; or a service, as recognition."
+            metavar="NAME",
+            help="A model's name, folder or address; or those of a service, as recognition or PP-ShiTuV2.",
         ),
     ],
     images: ImagesArgument,
@@ -55,9 +56,11 @@ def run(
     """
     sources = find_sources(images)
     settings = {key: value for key, value in given.items() if value is not None}
-    named = {}
+    named: dict[str, str] = {}
     if name in SERVICES:
         entry = SERVICES[name]
+    elif together := [entry for entry in SERVICES.values() if name in entry.sets]:
+        entry, named = together[0], {"model": name}
     else:
         from pdserve.models.find import open_model
 

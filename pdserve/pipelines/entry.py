@@ -178,7 +178,7 @@ _HELP = {
     "detector": "The detector.",
     "embedder": "The model that makes the features.",
     "classifier": "The model that labels a region.",
-    "model": "A converted model's name, or a serving folder.",
+    "model": "A model's name, folder or address.",
 }
 HTTP_PORT, RPC_PORT = 18090, 10000
 """Where a service listens whose file does not say."""

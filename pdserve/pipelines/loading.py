@@ -33,16 +33,17 @@ def follow_index(settings: ServiceSettings, home: Home) -> ServiceSettings:
     An index that does not say, and a service without one, leave them as they are. Raises UsageError where
     there is no index, IndexFolderError.
     """
-    embedder = settings.models.get("embedder")
-    if embedder is None or "embedder" in settings.sources.models or not hasattr(settings.options, "index"):
+    role = next((role for role in ("embedder", "model") if role in settings.models), None)
+    if role is None or role in settings.sources.models or not hasattr(settings.options, "index"):
         return settings
+    embedder = settings.models[role]
     from pdserve.index.store import read_manifest
 
     known = read_manifest(index_folder(settings, home))
     if known is None or known.embedder is None or known.embedder.wanted == embedder.model:
         return settings
     own = embedder.model_copy(update={"model": known.embedder.wanted})
-    return replace(settings, models={**settings.models, "embedder": own})
+    return replace(settings, models={**settings.models, role: own})
 
 
 def open_model(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def optimize(
     model: Annotated[
         str,
-        typer.Option("--model", metavar="NAME|DIR", help="A converted model's name, or a serving folder."),
+        typer.Option("--model", metavar="NAME|DIR", help="A model's name, folder or address."),
     ],
     precision: Annotated[
         Literal["int8", "bf16", "fp16"], typer.Option("--precision", help="The form to make.")
