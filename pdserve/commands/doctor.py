@@ -73,6 +73,7 @@ def examine(environ: Mapping[str, str]) -> list[Check]:
         *_packages(),
         *_engines(),
         *_runtimes(environ),
+        *_pipelines(),
         *_servers(environ),
         *_ports(),
         *_proxies(environ),
@@ -155,6 +156,15 @@ def _runtimes(environ: Mapping[str, str]) -> Iterator[Check]:
         except PdserveError as error:
             detail = error.message.partition(";")[0]
             yield Check("runtime", name, "missing", detail, f"pdserve runtime install {name}")
+
+
+def _pipelines() -> Iterator[Check]:
+    """Each kind of service that a file of the user's defines, or fails to."""
+    for kind, entry in SERVICES.items():
+        if entry.path and not entry.built_in:
+            yield Check("pipeline", str(entry.path), "ok", f"pdserve serve {kind}")
+    for path, error in SERVICES.broken().items():
+        yield Check("pipeline", str(path), "failed", error.message.removeprefix(f"{path}: "), "correct it")
 
 
 def _servers(environ: Mapping[str, str]) -> Iterator[Check]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pdserve.errors import PdserveError
-from pdserve.pipelines.entry import Role, ServiceEntry, entry_of
+from pdserve.pipelines.entry import KINDS, Role, ServiceEntry, entry_of
 
 __all__ = ["SERVICES", "Role", "ServiceEntry"]
 
@@ -105,7 +105,7 @@ def _built_in(kind: str) -> ServiceEntry:
     """A kind of pdserve's own; that its file is right is for the tests to see."""
     import yaml
 
-    path = Path(__file__).parent / "kinds" / f"{kind}.yml"
+    path = KINDS / f"{kind}.yml"
     return entry_of(kind, yaml.safe_load(path.read_text("utf-8")), path)
 
 

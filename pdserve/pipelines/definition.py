@@ -109,7 +109,7 @@ def _fault(found: Definition) -> str | None:
     """What does not go together, as the end of a sentence."""
     result = RESULTS[found.result]
     own = [role for role in found.models if role != "detector"]
-    if found.regions == "image" and result.whole is None:
+    if found.regions != "boxes" and result.whole is None:  # the image is nothing that was detected
         return f"result is {found.result}, for which regions must be boxes"
     if found.regions != "image" and result.boxed is None:
         return f"result is {found.result}, for which regions must be image"
@@ -127,7 +127,7 @@ def _fault(found: Definition) -> str | None:
         return "sets are named by --model, which is a model's option here; call that model by what it does"
     for name, each in found.sets.items():
         if set(each) != set(found.models):
-            return f"sets.{name} must name a {' and a '.join(found.models)}"
+            return f"sets.{name} must name a model for each of {', '.join(found.models)}"
     return None
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pdserve.settings import ServiceSettings, SettingsGroup
 
 
+KINDS = Path(__file__).parent / "kinds"
+"""The folder of the files of pdserve's own kinds."""
+
+
 @dataclass(frozen=True)
 class Role:
     """A model's part in a service.
@@ -65,6 +69,11 @@ class ServiceEntry:
     regions: str = ""
     result: str = ""
     path: Path | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is pdserve's own, and no file of the user's."""
+        return self.path is None or self.path.parent == KINDS
 
     @property
     def ports(self) -> tuple[int, int]:

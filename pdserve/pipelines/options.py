@@ -61,5 +61,6 @@ def joined(
         info = copy.copy(known[option])
         info.default = value
         changed[option] = (known[option].annotation, info)
-    made: Any = create_model(name, __base__=groups or (SettingsGroup,), **changed)
+    # Fields come in the order of the bases from the last to the first.
+    made: Any = create_model(name, __base__=groups[::-1] or (SettingsGroup,), **changed)
     return made  # type: ignore[no-any-return]
