@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pdserve import __version__, console, engines
 from pdserve.commands.options import Json
 from pdserve.commands.runtimes import RUNTIMES
+from pdserve.engines.table import engine_info
 from pdserve.errors import PdserveError
 from pdserve.models import servers
 from pdserve.models.home import Home
@@ -130,15 +131,16 @@ def _engine(name: str, device: str) -> Check:
             runs[form] = engines.probe(name, engines.Device.parse(device), form)
         except PdserveError as error:
             text, _, remedy = error.message.partition("`")
-            text = text.rstrip(" ;:,")
-            if error.code == "engine_missing":
-                text += f" ({engines.ENGINES[name].help.rstrip('.')})"
             state: Status = "missing" if error.code in ("engine_missing", "device") else "failed"
-            fails[form] = Check("engine", what, state, text, remedy.partition("`")[0] or None)
+            fails[form] = Check("engine", what, state, text.rstrip(" ;:,"), remedy.partition("`")[0] or None)
         except Exception as error:  # a broken installation fails in its own ways; the report goes on
             fails[form] = Check("engine", what, "failed", f"{type(error).__name__}: {error}")
     if not runs:
-        return next(iter(fails.values()))
+        failed = next(iter(fails.values()))
+        if engine_info(name).installed:
+            return failed
+        brings = engines.ENGINES[name].help.rstrip(".")
+        return replace(failed, detail=f"{failed.detail} ({brings})")
     own, *others = dict.fromkeys(runs.values())
     detail = own + "".join(f"; a detector of Paddle 3: {other}" for other in others)
     for form, failed in fails.items():  # one: what every model needs is there

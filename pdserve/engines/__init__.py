@@ -163,7 +163,10 @@ def _none_left(request: LoadRequest, refusals: dict[str, PdserveError]) -> Pdser
     kinds = {type(error) for error in refusals.values()}
     by_information = (DeviceError, UnsupportedModelError, SettingsError, EngineMissingError)
     kind = next(k for k in by_information if k in kinds)  # the most informative, where they differ
-    said = " ".join(f"[{name}] {error.message}" for name, error in refusals.items())
+    names: dict[str, list[str]] = {}
+    for name, error in refusals.items():
+        names.setdefault(error.message, []).append(name)
+    said = " ".join(f"[{', '.join(those)}] {message}" for message, those in names.items())
     return kind(f"No engine here can run {request.model.name} on {request.device}. {said}")
 
 

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Source:
 class Converter:
     """``run``: writes the ONNX file, or says what went wrong. ``reads``: the formats that it converts.
 
-    ``distributions``: the packages that it needs, itself first; ``install``: what brings them.
+    ``distributions``: the packages that it needs, itself first, alternatives with a bar between them;
+    ``install``: what brings them.
     """
 
     run: Callable[[Source, Path], str | None]
@@ -105,7 +107,10 @@ def _paddle2onnx(source: Source, out: Path) -> str | None:
 CONVERTERS: dict[str, Converter] = {
     "p2o": Converter(_p2o, ("PIR",), ("p2o",), "pip install p2o"),
     "paddle2onnx": Converter(
-        _paddle2onnx, ("PIR", "ProgramDesc"), ("paddle2onnx", "paddlepaddle"), 'pip install "pdserve[onnx]"'
+        _paddle2onnx,
+        ("PIR", "ProgramDesc"),
+        ("paddle2onnx", "paddlepaddle|paddlepaddle-gpu"),
+        'pip install "pdserve[onnx]"',
     ),
 }
 
@@ -158,11 +163,11 @@ def _changed(spec: TensorSpec, made: TensorSpec, kind: str) -> str | None:
     return f"it gave {shapes}" if fixed else None
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(distributions: str) -> str | None:
+    for name in distributions.split("|"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def _command(distribution: str) -> Path | None:

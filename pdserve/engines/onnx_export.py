@@ -177,17 +177,19 @@ def _convert(wanted: _Wanted, scratch: Path) -> _Made:
             log.info("%s: converted to ONNX by %s %s", model.name, name, version)
             return _Made(_half(model, out) if wanted.half else out, name, version)
         problems.append(f"{name} {version} does not convert {model.name} ({problem})")
-    raise _refusal(problems, missing)
+    raise _refusal(model, problems, missing)
 
 
-def _refusal(problems: Sequence[str], missing: Sequence[str]) -> PdserveError:
-    lines = " or ".join(f"`{CONVERTERS[name].install}`" for name in missing)
+def _refusal(model: ServingModel, problems: Sequence[str], missing: Sequence[str]) -> PdserveError:
     if not problems:
-        listed = " or ".join(CONVERTERS[name].distributions[0] for name in missing)
-        return EngineMissingError(f"Converting it to ONNX needs {listed}, which is not installed: {lines}.")
-    other = f", or try {' or '.join(missing)}: {lines}" if missing else ""
+        first = CONVERTERS[missing[0]]
+        return EngineMissingError(
+            f"Converting {model.name} to ONNX needs {first.distributions[0]}, which is not installed: "
+            f"`{first.install}`."
+        )
+    others = "".join(f", or try {name}: `{CONVERTERS[name].install}`" for name in missing)
     return UnsupportedModelError(
-        f'{" and ".join(problems)}; use --engine paddle: `pip install "pdserve[paddle]"`{other}.'
+        f'{" and ".join(problems)}; use --engine paddle: `pip install "pdserve[paddle]"`{others}.'
     )
 
 

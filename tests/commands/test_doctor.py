@@ -48,9 +48,10 @@ def test_an_engine_that_runs_one_format_says_which(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_that_is_missing_says_what_it_would_bring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdserve.engines.probe", missing)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     finding = _engine("onnx", "cpu")
-    assert (finding.state, finding.remedy) == ("missing", "pip install it")
+    assert (finding.state, finding.remedy) == ("missing", 'pip install "pdserve[onnx]"')
+    assert finding.detail.startswith("The engine onnx needs onnxruntime, which is not installed")
     assert "ONNX Runtime: CPU or CUDA" in finding.detail
 
 

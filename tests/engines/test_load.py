@@ -100,8 +100,18 @@ def test_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs("openvino")
 def test_the_telling_error_where_none_is_left(monkeypatch: pytest.MonkeyPatch, no_p2o: Path) -> None:
     without(monkeypatch, "paddle", "onnxruntime")
-    with pytest.raises(EngineMissingError, match=r"not-installed-here.*`pip install p2o`"):
+    with pytest.raises(EngineMissingError, match=r"\[openvino\] .*not-installed-here.*`pip install p2o`"):
         load(serving_model(no_p2o), device=CPU)
+
+
+@needs("openvino")
+@needs("onnx")
+def test_what_two_engines_say_is_said_once(monkeypatch: pytest.MonkeyPatch, no_p2o: Path) -> None:
+    without(monkeypatch, "paddle")
+    with pytest.raises(EngineMissingError) as caught:
+        load(serving_model(no_p2o), device=CPU)
+    assert "[openvino, onnx] Converting model to ONNX needs" in caught.value.message
+    assert caught.value.message.count("pip install p2o") == 1
 
 
 @pytest.mark.parametrize(

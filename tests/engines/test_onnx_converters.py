@@ -111,3 +111,5 @@ def test_booleans_doubles_and_no_parameters(tmp_path: Path) -> None:
 def test_there_is_no_version_where_a_package_is_missing() -> None:
     assert CONVERTERS["p2o"].version() is not None
     assert replace(CONVERTERS["p2o"], distributions=("p2o", "not-installed-here")).version() is None
+    either = replace(CONVERTERS["p2o"], distributions=("p2o", "not-installed-here|numpy"))
+    assert either.version() == CONVERTERS["p2o"].version()

@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.errors import AliasError, ChecksumError, ImageError, ModelError, SettingsError
+from pdserve.engines import PROBE_DETECTOR, pir_nms
+from pdserve.errors import (
+    AliasError,
+    ChecksumError,
+    ImageError,
+    ModelError,
+    SettingsError,
+    UnsupportedModelError,
+)
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import ModelFiles, find_model_files, read_program
 from pdserve.formats.parameters import check_parameters
+from pdserve.formats.pir import parse_pir
 from pdserve.formats.program import Program
 from pdserve.formats.protos import message
 from pdserve.formats.serving_model import ServingModel, serving_config
@@ -81,6 +90,19 @@ def test_pir(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "inference.json"
     path.write_bytes(data)
     _check_program(ModelFiles(path, tmp_path / "inference.pdiparams", "PIR"))
+
+
+DETECTORS = [json.loads((PROBE_DETECTOR / "inference.json").read_text("utf-8"))]
+
+
+@given(mutated_json(DETECTORS, ("1.scale", "1.multiclass_nms3", 10**30, None, {"%": 1}, "1.cast", [])))
+def test_a_detector_of_paddle_3_is_cut_or_refused(data: bytes) -> None:
+    if outcome(lambda: parse_pir(data, "the program"), ModelError) is None:
+        return
+    cut = outcome(lambda: pir_nms.cut(data), UnsupportedModelError)
+    if cut is not None:
+        made = parse_pir(cut.program, "the cut program")
+        assert {spec.name for spec in made.signature.fetches} == set(cut.fetches)
 
 
 def _check_program(files: ModelFiles) -> None:
