@@ -123,8 +123,8 @@ class Entry:
     ``feed_aliases`` and ``fetch_aliases`` go by position; an empty tuple leaves the model's own names.
     ``transforms`` and ``postprocess`` are in the form of PaddleClas's ``inference.yml``; transforms are
     None where the preprocessing is not known, where there is none, or where the model's ``inference.yml``
-    says it. ``labels`` is a file in `pdserve.labels`. ``generation``: the Paddle that the model was
-    published for, "Paddle 2" or "Paddle 3"; None for a data set. ``bytes`` is the size of the model as published,
+    says it. ``labels`` is a file in `pdserve.labels`. ``generation``: the Paddle that the model was published
+    for, "Paddle 2" or "Paddle 3"; None for a data set. ``bytes`` is the size of the model as published,
     rounded. ``task`` is None for an address: the model itself says it.
     """
 
