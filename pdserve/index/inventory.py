@@ -1,7 +1,6 @@
 """What is in pdserve's home: each index with its version, entries, embedder and size, and what is wrong."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,17 +34,9 @@ class StoredIndex:
     problems: tuple[str, ...] = ()
 
 
-def names(home: Home) -> list[str]:
-    """The names of the indexes and data sets in the home, sorted; nothing here raises."""
-    found: list[str] = []
-    with suppress(OSError):
-        found = [p.name for p in home.indexes.iterdir() if not p.name.startswith(".") and p.is_dir()]
-    return sorted(found, key=str.lower)
-
-
 def indexes(home: Home) -> list[StoredIndex]:
     """Every index in the home, sorted by name. Nothing here raises: what is wrong is in ``problems``."""
-    return [index for name in names(home) if (index := find(name, home))]
+    return [index for name in home.index_names() if (index := find(name, home))]
 
 
 def find(name: str, home: Home) -> StoredIndex | None:

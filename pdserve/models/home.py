@@ -13,6 +13,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,22 @@ class Home:
     def pipelines(self) -> Path:
         return self.root / "pipelines"
 
+    def model_names(self) -> list[str]:
+        """The names of the models, in whatever form, sorted. An empty list where nothing can be read."""
+        endings = ("_infer", "_serving", "_client")
+        found = {
+            name.removesuffix(end) for name in _folders(self.models) for end in endings if name.endswith(end)
+        }
+        return sorted(filter(None, found), key=str.lower)
+
+    def fetched_names(self) -> list[str]:
+        """The names of the inference models, sorted."""
+        return [name.removesuffix("_infer") for name in _folders(self.models) if name.endswith("_infer")]
+
+    def index_names(self) -> list[str]:
+        """The names of the indexes and data sets, sorted."""
+        return _folders(self.indexes)
+
     def inference_model(self, name: str) -> Path:
         return self.models / f"{name}_infer"
 
@@ -67,3 +84,11 @@ class Home:
 
     def runtime(self, name: str) -> Path:
         return self.root / "runtimes" / name
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, links included, hidden ones not; empty where it is unreadable."""
+    with suppress(OSError):
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted((p.name for p in paths if p.is_dir() or p.is_symlink()), key=str.lower)
+    return []

@@ -62,15 +62,9 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is no name; `pdserve list` shows the names that are here.")
 
 
-def names(home: Home) -> list[str]:
-    """The names of the models in the home, sorted; nothing here raises."""
-    found = {_name(path) for path in _folders(home)}
-    return sorted(filter(None, found), key=str.lower)
-
-
 def models(home: Home) -> list[StoredModel]:
     """Every model in the home, sorted by name. Nothing here raises: what is wrong is in ``problems``."""
-    found = [model for name in names(home) if (model := find(name, home))]
+    found = [model for name in home.model_names() if (model := find(name, home))]
     for path in sorted(_folders(home)):
         if not _name(path):
             endings = ", ".join(_ENDINGS.values())
