@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pdserve.index import faiss_index, id_map, store
+from pdserve.index import faiss_index, forms, id_map, id_map_yaml, store
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
@@ -59,7 +59,8 @@ def steps(base: Path, work: Path, what: str) -> int:
 
 def _plain(folder: Path) -> tuple[set[int], id_map.IdMap]:
     ids = set(faiss_index.ids(faiss_index.read(folder / store.VECTORS)).tolist())
-    return ids, id_map.read(folder / store.ID_MAP)
+    form = forms.present(folder)[0]
+    return ids, form.read(folder / form.file)
 
 
 def _look_at_plain_names(folder: Path, old: id_map.IdMap, new: id_map.IdMap) -> None:
@@ -68,6 +69,9 @@ def _look_at_plain_names(folder: Path, old: id_map.IdMap, new: id_map.IdMap) -> 
     assert ids in (old.keys(), new.keys())
     assert ids <= labels.keys()
     assert all(labels[i] in (old.get(i), new.get(i)) for i in ids)
+    theirs = folder / forms.FORMS["paddlex"].file
+    if theirs.is_file():  # PaddleX wants a vector for every label, too
+        assert ids == id_map_yaml.read(theirs).keys()
 
 
 def _forked(work: Callable[[], object], point: int | None = None, folder: Path | None = None) -> int:

@@ -15,6 +15,7 @@ import pytest
 from pdserve.errors import DiskError, IndexFolderError
 from pdserve.index import faiss_index, id_map, store
 from pdserve.index.edit import append, build, remove
+from pdserve.index.export import export
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.publish import rollback, writer
 from pdserve.index.search import LoadedIndex, changed, load
@@ -168,14 +169,18 @@ def test_a_folder_that_may_not_be_written(index: Path, images: list[GalleryImage
 @pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("what", ["append", "remove", "relabel", "rollback"])
-@pytest.mark.parametrize("kind", ["ours", "theirs"])
+@pytest.mark.parametrize("kind", ["ours", "theirs", "paddlex"])
 def test_killed_before_every_step(tmp_path: Path, images: list[GalleryImage], what: str, kind: str) -> None:
     base, work = tmp_path / "base", tmp_path / "work"
     work.mkdir()
-    if kind == "theirs":
+    if kind != "ours":
         if what == "relabel":
-            pytest.skip("an index of PaddleClas does not know its images")
-        foreign(base)
+            pytest.skip("an index of another program does not know its images")
+        if kind == "theirs":
+            foreign(base)
+        else:
+            foreign(tmp_path / "theirs")
+            export(tmp_path / "theirs", base, kind)
         if what == "rollback":
             remove(base, ids=[7])
     else:
