@@ -42,6 +42,10 @@ log = logging.getLogger("pdserve")
 # Seconds for which a form that was used is left, though stale: another process may be about to read it.
 _IN_USE_S = 600
 
+# Grows when another file is made of the same model by the same release of a converter, as by a rewrite more
+# (pir_rewrites.py): forms of before are made again.
+_REVISION = 2
+
 # ONNX Runtime's own converter; in a separate process, as its package changes where modules are found.
 # Feeds and fetches stay float32, and so do the operators that it knows to need it.
 _HALF = """
@@ -138,7 +142,8 @@ def _kept(wanted: _Wanted, folder: Path) -> Path | None:
         for path in sorted(folder.glob(f"{wanted.stem}-{name}{converter.version() or '*'}{wanted.ending}")):
             with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 record = json.loads(_record(path).read_bytes())
-                if FileRecord(record["bytes"], record["sha256"], record["mtime_ns"]).matches(path):
+                written = FileRecord(record["bytes"], record["sha256"], record["mtime_ns"])
+                if record["revision"] == _REVISION and written.matches(path):
                     with suppress(OSError):  # another user's
                         _record(path).touch()
                     return path
@@ -213,6 +218,7 @@ def _keep(made: _Made, target: Path, model: ServingModel) -> None:
             "model": str(model.path.resolve()),
             "converter": made.converter,
             "version": made.version,
+            "revision": _REVISION,
         }
         record.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 

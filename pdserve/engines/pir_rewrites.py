@@ -1,8 +1,8 @@
-"""Rewrites operators of a Paddle 3 program (PIR) that p2o converts to something else than Paddle computes.
+"""Rewrites operators of a Paddle 3 program (PIR) that p2o lacks, or converts to something else.
 
 ``dropout`` of the mode ``downgrade_in_infer``, PaddleClas's usual one, multiplies by 1 - p when a network is
 not trained. p2o 0.1.2 leaves it out, also with ``--strict``, and all numbers after it are wrong. It becomes
-``scale``, which p2o converts.
+``scale``, which p2o converts. ``relu6``, which MobileNetV2 and its relatives use, becomes ``clip``.
 """
 
 import copy
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pdserve.formats.pir import attribute, op_type
+from pdserve.formats.pir import attribute, dense_tensor, op_type
 
 Results = Mapping[int, Any]  # result -> the operator that it is of
 
@@ -35,7 +35,7 @@ def rewritten(program: bytes) -> bytes | None:
         for op in block["ops"]:
             made = _REWRITES[op_type(op)](op, results, unused) if op_type(op) in _REWRITES else None
             ops += [op] if made is None else made
-            unused += made is not None
+            unused += len(made or ())
             changed |= made is not None
         block["ops"] = ops
     return json.dumps(document, separators=(",", ":")).encode() if changed else None
@@ -74,6 +74,40 @@ def _dropout(op: Any, results: Results, unused: int) -> list[Any] | None:
     return [factor, scale]
 
 
-# Each: (operator, results, a result that is not used yet) -> operators in its place, or None to leave it.
-_REWRITES: Mapping[str, Callable[[Any, Results, int], list[Any] | None]] = {"dropout": _dropout}
+def _relu6(op: Any, results: Results, unused: int) -> list[Any] | None:
+    """``relu6(x)`` -> ``clip(x, 0, 6)``; None for another type than float32, of which the bounds are here."""
+    if dense_tensor(op["O"][0])[0] != "float32":
+        return None
+    clip = op | {
+        "#": f"{op['#'].partition('.')[0]}.clip",
+        "A": [],
+        "I": [*op["I"], {"%": unused}, {"%": unused + 1}],
+    }
+    return [_full(unused, 0.0), _full(unused + 1, 6.0), clip]
+
+
+def _full(result: int, value: float) -> Any:
+    """A constant of float32 with one element."""
+    attributes = {
+        "shape": {"#": "1.a_intarray", "D": [1]},
+        "value": {"#": "0.a_f64", "D": value},
+        "dtype": {"#": "1.a_dtype", "D": "float32"},
+        "place": {"#": "1.a_place", "D": [1, 0, ""]},
+    }
+    tensor = {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, [1], "NCHW", [], 0]}
+    return {
+        "#": "1.full",
+        "A": [{"AT": given, "N": name} for name, given in attributes.items()],
+        "I": [],
+        "O": [{"%": result, "TT": tensor}],
+        "OA": [],
+    }
+
+
+# Each: (operator, results, the first of results that are not used yet, one for each operator that it makes)
+# -> operators in its place, or None to leave it.
+_REWRITES: Mapping[str, Callable[[Any, Results, int], list[Any] | None]] = {
+    "dropout": _dropout,
+    "relu6": _relu6,
+}
 OPERATORS = frozenset(_REWRITES)

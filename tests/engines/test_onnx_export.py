@@ -140,6 +140,9 @@ BROKEN = {
     "a byte": _one_byte,
     "no record": lambda path: path.with_name(f"{path.name}.json").unlink(),
     "broken record": lambda path: path.with_name(f"{path.name}.json").write_text('{"bytes": []'),
+    "of another revision": lambda path: path.with_name(f"{path.name}.json").write_text(
+        path.with_name(f"{path.name}.json").read_text().replace('"revision": ', '"revision": 1')
+    ),
     "record of another form": lambda path: path.with_name(f"{path.name}.json").write_text("[1]"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from pdserve.engines import Device, load, probe_input
 from pdserve.engines.pir_rewrites import rewritten
 from tests.engines.models import DATA, PIR, engine_params, serving_model
+from tests.engines.pir_programs import PirProgram
 
 DROPOUT = DATA / "engines/dropout"
 
@@ -51,3 +52,26 @@ def test_a_dropout_with_a_computed_probability_is_refused() -> None:
 
     with pytest.raises(ValueError, match="computed"):
         rewritten(json.dumps(document).encode())
+
+
+def _relu6(folder: Path) -> Path:
+    program = PirProgram()
+    x = program.plus_parameter(program.feed("x", (-1, 5)))
+    program.fetch(program.same("relu6", x), program.scale(program.same("relu6", x), 2.0))
+    return program.write(folder)
+
+
+def test_relu6_is_computed(tmp_path: Path) -> None:
+    """Twice in one program: no result has another one's number."""
+    engine = load(serving_model(_relu6(tmp_path / "m")), engine="openvino", device=Device())
+    x = np.array([[-7, -0.5, 0, 5.5, 9], [1, 2, 6, 6.5, -1]], np.float32)
+    once, doubled = engine.run({"x": x}).values()
+    np.testing.assert_array_equal(once, x.clip(0, 6))
+    np.testing.assert_array_equal(doubled, 2 * x.clip(0, 6))
+    engine.close()
+
+
+def test_relu6_of_another_type_is_left(tmp_path: Path) -> None:
+    program = (_relu6(tmp_path / "m") / "inference.json").read_bytes()
+    assert rewritten(program) is not None
+    assert rewritten(program.replace(b"0.t_f32", b"0.t_f64")) is None
