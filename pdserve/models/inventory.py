@@ -94,19 +94,18 @@ def find(name: str, home: Home) -> StoredModel | None:
         folder = home.models / f"{name}{ending}"
         if folder.is_dir() or folder.is_symlink():
             forms.append(_form(form, folder))
-            forms += _derived(folder)
             problems += _problems(form, folder)
     if not forms:
         return None
     folders = [form.path for form in forms if form.name in ("serving", "inference")]
     size, task = usage(form.path for form in forms), _task(reversed(folders), problems)
-    return StoredModel(name, tuple(forms), size, tuple(problems), task)
+    return StoredModel(name, (*forms, *_derived(folders)), size, tuple(problems), task)
 
 
 def examine(folder: Path) -> StoredModel:
     """A model's folder wherever it is: an inference model or a serving model. Nothing here raises."""
     form = "serving" if (folder / SERVER_TEXT).is_file() else "inference"
-    forms, problems = (_form(form, folder), *_derived(folder)), list(_problems(form, folder))
+    forms, problems = (_form(form, folder), *_derived([folder])), list(_problems(form, folder))
     task = _task([folder], problems)
     return StoredModel(folder_name(folder), forms, usage([folder]), tuple(problems), task)
 
@@ -120,17 +119,21 @@ def _form(name: str, folder: Path) -> Form:
     return Form(name, folder, usage([folder]) - derived, link)
 
 
-def _derived(folder: Path) -> Iterator[Form]:
-    """What was made of the model: ``.onnx`` files, and a folder with a report for each precision."""
+def _derived(folders: Iterable[Path]) -> Iterator[Form]:
+    """What was made of the model: ``.onnx`` files, and a folder with a report for each precision.
+
+    One that was made of the inference model and of the serving model is one form, of both sizes.
+    """
     found: dict[str, list[Path]] = {}
-    with suppress(OSError):
-        for path in sorted((folder / FOLDER).iterdir()):
-            if path.suffix == ".onnx":
-                found.setdefault("onnx fp16" if _HALF.search(path.name) else "onnx", []).append(path)
-            elif (path / REPORT).is_file():
-                found.setdefault(path.name, []).append(path)
-    for name, paths in found.items():
-        yield Form(name, paths[0], usage(paths))
+    for folder in folders:
+        with suppress(OSError):
+            for path in sorted((folder / FOLDER).iterdir()):
+                if path.suffix == ".onnx":
+                    found.setdefault("onnx fp16" if _HALF.search(path.name) else "onnx", []).append(path)
+                elif (path / REPORT).is_file():
+                    found.setdefault(path.name, []).append(path)
+    for name in sorted(found):
+        yield Form(name, found[name][-1], usage(found[name]))
 
 
 def _problems(form: str, folder: Path) -> Iterator[str]:

@@ -42,14 +42,17 @@ def test_models_and_indexes(home: Home) -> None:
     onnx = home.serving_model("tiny") / ".pdserve"
     (onnx / "int8").mkdir(parents=True)
     (onnx / "int8" / "report.json").write_bytes(b"{}")
-    (onnx / "abc-p2o0.1.2-opset17.onnx").write_bytes(bytes(1000))
+    (onnx / "abc-p2o0.1.2-opset17.onnx").write_bytes(bytes(900))
+    of_inference = home.inference_model("tiny") / ".pdserve" / "abd-p2o0.1.2-opset17.onnx"
+    of_inference.parent.mkdir()
+    of_inference.write_bytes(bytes(100))
     (onnx / "abc-p2o0.1.2-opset17-fp16.onnx").write_bytes(bytes(500))
     found = listed(home)
     assert list(found) == ["ResNet50_vd", "tiny", "drinks"]
     forms = found["tiny"]["forms"]
-    assert list(forms) == ["inference", "serving", "onnx fp16", "onnx", "int8", "client"]
+    assert list(forms) == ["inference", "serving", "client", "int8", "onnx", "onnx fp16"]
     assert (forms["onnx"]["bytes"], forms["onnx fp16"]["bytes"], forms["int8"]["bytes"]) == (1000, 500, 2)
-    assert forms["serving"]["bytes"] == size(home.serving_model("tiny")) - 1502
+    assert forms["serving"]["bytes"] == size(home.serving_model("tiny")) - 1402
     assert forms["inference"]["path"] == str(home.inference_model("tiny"))
     parts = sum(size(folder) for folder in home.models.glob("tiny_*"))
     assert (found["tiny"]["what"], found["tiny"]["bytes"]) == ("model", parts)
