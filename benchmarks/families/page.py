@@ -51,7 +51,11 @@ def text(results: Mapping[str, Any]) -> str:
     lines += [reading, "## Not tried", "", "| family | why |", "|---|---|"]
     lines += [f"| {family} | {why} |" for family, why in architectures.untried().items()]
     for family in sorted({one.family for one in known.values()}):
-        names = [one.name for one in known.values() if one.family == family and one.name not in tried]
+        of_family = [name for name, one in known.items() if one.family == family and name not in tried]
+        ended = [name for name in of_family if name in results["outcomes"]]
+        names = [name for name in of_family if name not in ended]
+        if ended:
+            lines.append(f"| {family} | {', '.join(ended)}: an engine ended the process that ran it |")
         if names:
             lines.append(f"| {family} | {', '.join(names)}: not in the last run |")
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
@@ -75,13 +79,14 @@ def _row(one: Architecture, outcome: Mapping[str, Any], notes: dict[str, int]) -
     cells = [one.family, f"{one.name}, {one.size[1]}×{one.size[0]}"]
     for kind in FORMATS:
         for engine in ENGINES:
-            cells.append(_cell(outcome.get(kind, {}).get(engine, {}), notes))
+            found = outcome.get(kind, {}).get(engine)
+            cells.append("not run" if found is None else _cell(found, notes))
     return "| " + " | ".join(cells) + " |"
 
 
 def _cell(found: Mapping[str, Any], notes: dict[str, int]) -> str:
     if "difference" not in found:
-        reason = found.get("refused") or f"not exported: {found.get('not exported', 'the run ended')}"
+        reason = found.get("refused") or f"not exported: {found.get('not exported', 'unknown')}"
         return f"[{notes.setdefault(_note(reason), len(notes) + 1)}]"
     if "boxes" in found:
         shown = f"{found['difference']:.0e}, {found['scores']:.0e}"
