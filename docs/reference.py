@@ -54,7 +54,7 @@ def config(path: Path) -> str:
         if each.key.startswith("pdserve.") and each not in shared
     ]
     lines = [f"#    {each.name}: {_yaml(each.default)}" for each in settings]
-    width = max(map(len, lines))
+    width = max(map(len, lines), default=0)
     listed = (f"{line:{width}}  # {each.help}\n" for line, each in zip(lines, settings, strict=True))
     return path.read_text("utf-8").partition("#pdserve:\n")[0] + "#pdserve:\n" + "".join(listed)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 class RuntimeEntry:
     """Another runtime. All but ``help`` are import strings "module:function".
 
+    ``check(settings)`` raises UsageError, SettingsError for what it cannot serve; nothing is fetched before.
     ``serve(settings, home, python, environ)`` runs a service until SIGINT or SIGTERM.
     ``find(home, environ)`` describes what would run it; None where this system cannot. Raises PdserveError
     with the reason where it is missing.
@@ -19,6 +20,7 @@ class RuntimeEntry:
     """
 
     help: str
+    check: str
     serve: str
     find: str
     install: str
@@ -28,6 +30,7 @@ class RuntimeEntry:
 RUNTIMES: Mapping[str, RuntimeEntry] = {
     "paddle-serving": RuntimeEntry(
         "the published Paddle Serving 0.9.0, in its own Python",
+        check="pdserve.runtimes.paddle_serving.unsupported:check",
         serve="pdserve.runtimes.paddle_serving.launch:serve",
         find="pdserve.runtimes.paddle_serving.interpreter:find",
         install="pdserve.runtimes.paddle_serving.install:install",

@@ -49,8 +49,9 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
             return entry.settings(settings, os.environ, config)
 
         if other := RUNTIMES.get(runtime):
-            wanted = bring_service(read_settings(), home())
-            resolve_name(other.serve)(wanted, home(), python, os.environ)
+            wanted = read_settings()
+            resolve_name(other.check)(wanted)
+            resolve_name(other.serve)(bring_service(wanted, home()), home(), python, os.environ)
             return
         if python:
             raise UsageError(

@@ -106,7 +106,8 @@ def _built_in(kind: str) -> ServiceEntry:
     import yaml
 
     path = KINDS / f"{kind}.yml"
-    return entry_of(kind, yaml.safe_load(path.read_text("utf-8")), path)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML is built with it
+    return entry_of(kind, yaml.load(path.read_text("utf-8"), loader), path)
 
 
 def _own_files() -> list[Path]:

@@ -46,6 +46,18 @@ def test_pdserves_own_kinds_are_files_of_30_lines_that_are_right(path: Path) -> 
     assert [name for name in named if name not in known] == []
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SERVICES if SERVICES[kind].built_in])
+def test_the_commented_configuration_of_a_kind_says_its_defaults(kind: str) -> None:
+    config = Path(__file__).parents[2] / "configs" / f"{kind}.yml"
+    found, usual = SERVICES[kind].settings({}, {}, config), SERVICES[kind].settings({"http_port": 1}, {})
+    models = {role: each.model.removesuffix("_serving") for role, each in found.models.items()}
+    assert models == {role: each.model for role, each in usual.models.items()}
+    assert found.options == usual.options
+    assert (found.server.name, found.server.http_port, found.server.rpc_port) == (
+        SERVICES[kind].name, *SERVICES[kind].ports,
+    )  # fmt: skip
+
+
 def test_every_kind_has_ports_of_its_own() -> None:
     ports = [port for kind in SERVICES for port in SERVICES[kind].ports]
     assert len(set(ports)) == len(ports)

@@ -10,6 +10,7 @@ from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES
 from pdserve.runtimes.paddle_serving import unsupported
 from pdserve.settings import ServerSettings
+from tests.running import pdserve
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="refused as a whole elsewhere")
 
@@ -54,9 +55,16 @@ def test_no_limit_is_dropped_in_silence(name: str) -> None:
         check({name: 4096})
 
 
-def test_a_service_without_a_script_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="no service for detection"):
-        unsupported.check(SERVICES["detection"].settings({}, {}))
+@pytest.mark.parametrize("kind", ["detection", "attributes", "face", "embedding"])
+def test_a_service_without_a_script_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"no service for {kind}"):
+        unsupported.check(SERVICES[kind].settings({}, {}))
+
+
+def test_it_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    done = pdserve(tmp_path, "serve", "attributes", "--runtime", "paddle-serving", PDSERVE_OFFLINE="1")
+    assert done.returncode == 2
+    assert done.stderr == ("pdserve: Paddle Serving has no service for attributes; use --runtime native.\n")
 
 
 def test_the_environment_is_refused_by_name() -> None:
