@@ -14,7 +14,7 @@ from typer.core import TyperArgument
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pdserve.cli import LazyCommand, app
+from pdserve.commands.table import LazyCommand, app
 from pdserve.pipelines import SERVICES
 from pdserve.settings import PANELS, Setting, describe
 

@@ -1,89 +1,10 @@
-"""The table of commands. Each is loaded when it is typed, so that ``pdserve --help`` loads none of them."""
+"""The ``pdserve`` command: what starts first, and loads the table of commands only where that is needed."""
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pkgutil import resolve_name
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-
-from pdserve import __version__, console
+from pdserve import console
 from pdserve.errors import PdserveError
-
-
-@dataclass(frozen=True)
-class Command:
-    """``target``: import string "module:name" of a function, or of a typer.Typer with commands of its own."""
-
-    target: str
-    help: str
-    panel: str = "Commands"
-
-
-COMMANDS: Mapping[str, Command] = {
-    "run": Command("pdserve.commands.run:run", "Fetch, convert and run a model on images."),
-    "fetch": Command("pdserve.commands.fetch:fetch", "Download models and data sets."),
-    "convert": Command("pdserve.commands.convert:convert", "Convert inference models to serving models."),
-    "alias": Command("pdserve.commands.alias:alias", "Show or change the feeds and fetches of a model."),
-    "serve": Command("pdserve.commands.serve:serve_app", "Start a server."),
-    "predict": Command("pdserve.commands.predict:predict", "Ask a server, or a local model, about images."),
-    "index": Command("pdserve.commands.index:index_app", "Build, change and examine a gallery's index."),
-    "doctor": Command("pdserve.commands.doctor:doctor", "Check packages, engines, devices and ports."),
-    "list": Command("pdserve.commands.list:list_", "List the models and indexes that are here."),
-    "show": Command("pdserve.commands.show:show", "Show a model or an index, and where it came from."),
-    "rm": Command("pdserve.commands.rm:rm", "Remove models and indexes."),
-    "bench": Command("pdserve.tools.bench.command:bench", "Measure a running service under load.", "Tools"),
-    "tune": Command("pdserve.tools.tune.command:tune", "Find the fastest settings on this machine.", "Tools"),
-    "optimize": Command(
-        "pdserve.tools.optimize.command:optimize", "Make a faster int8, bf16 or fp16 model.", "Tools"
-    ),
-    "export": Command("pdserve.runtimes.command:export_app", "Write a service for another runtime.", "Tools"),
-    "runtime": Command("pdserve.runtimes.command:runtime_app", "Install other runtimes.", "Tools"),
-}
-
-
-class LazyCommand(TyperCommand):
-    """A line of the table in ``--help``; `load` imports the command itself."""
-
-    def __init__(self, name: str, entry: Command) -> None:
-        super().__init__(name, help=entry.help, rich_help_panel=entry.panel)
-        self._target = entry.target
-
-    def load(self) -> Any:
-        """Import the command, or the group of commands."""
-        target = resolve_name(self._target)
-        if not isinstance(target, typer.Typer):
-            function, target = target, typer.Typer(add_completion=False, rich_markup_mode="rich")
-            target.command(self.name)(function)
-        from pdserve.commands.options import plain
-
-        return plain(typer.main.get_command(target))
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.load().make_context(info_name, args, parent, **extra)
-
-
-class _Table(TyperGroup):
-    """The group of all commands in COMMANDS."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        for name, entry in COMMANDS.items():
-            self.add_command(LazyCommand(name, entry))
-
-
-app = typer.Typer(
-    name="pdserve",
-    cls=_Table,
-    no_args_is_help=True,
-    # Paddle Serving spells its options with underscores: --serving_server.
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
 
 
 def main() -> None:
@@ -91,6 +12,8 @@ def main() -> None:
     try:
         if (instruction := os.environ.get("_PDSERVE_COMPLETE")) and _completed(instruction):
             return
+        from pdserve.commands.table import app
+
         app()
     except PdserveError as error:
         sys.exit(console.failed(error))
@@ -105,21 +28,3 @@ def _completed(instruction: str) -> bool:
     from pdserve.commands import completion
 
     return completion.answer(instruction)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.line(f"pdserve {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Fetch, convert and serve PaddlePaddle vision models.
-
-    Start with: run NAME IMAGE, or serve classification --model NAME and predict IMAGE.
-    """

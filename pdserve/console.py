@@ -8,7 +8,6 @@ in for standard output: only where both are the same terminal are answers printe
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -161,9 +160,14 @@ def _print_table(
         out.add_column(Text(column), justify="right" if number else "left", overflow="fold", width=width)
     for row in cells:
         out.add_row(*map(Text, row))
-    console.print(out, crop=False, soft_wrap=False)
     if console.is_terminal:
+        console.print(out, crop=False, soft_wrap=False)
         console.line()
+        return
+    with console.capture() as lines:
+        console.print(out, crop=False, soft_wrap=False)
+    for text in lines.get().removesuffix("\n").split("\n"):
+        _write(sys.stdout, text.rstrip())
 
 
 def _fit(
@@ -219,6 +223,8 @@ def _cell(content: object, digits: int) -> str:
 def failed(error: PdserveError) -> int:
     """Print an error in one sentence, with its traceback if PDSERVE_DEBUG is 1; return the exit code."""
     if os.environ.get("PDSERVE_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     say(f"pdserve: {error.message}")
     return error.exit_code

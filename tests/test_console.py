@@ -52,6 +52,14 @@ def test_answers_and_talk_go_to_different_streams(capsys: Captured):
     assert capsys.readouterr() == ("answer\n", "talk\n")
 
 
+def test_a_table_in_a_pipe_has_no_trailing_blanks(capsys: Captured):
+    console.table(("", ""), [("a", "x" * 300), ("b", "é"), ("c", "")], title="T")
+    console.table(("name", "n"), [("cat", 1), ("a dog", None)])
+    out, _ = capsys.readouterr()
+    assert out.split("\n")[:4] == ["T", "a  " + "x" * 300, "b  é", "c"]
+    assert out.split("\n")[4:] == ["name   n", "────────", "cat    1", "a dog  -", ""]
+
+
 def test_a_table(capsys: Captured):
     console.table(("name", "score"), [("[bold]cat", 0.5), ("dog", 10.25)], title="Pets")
     out, err = capsys.readouterr()

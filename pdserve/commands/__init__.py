@@ -1,1 +1,1 @@
-"""The larger commands, a module each; pdserve.cli puts them together."""
+"""The table of commands, and the larger commands, a module each."""

@@ -1,21 +1,26 @@
 """Shell completion of names: of models, indexes, services, engines. Fast, and silent whatever is wrong.
 
-The shell asks by running ``pdserve`` with ``_PDSERVE_COMPLETE`` and the words typed so far. Commands and the
-names of options are typer's to complete, which loads the command for it. The values in the tables here need
-no command; a value that is a path is left to the shell, as is one that nothing here knows.
+The shell, by the script that ``pdserve --show-completion`` shows (typer's), asks by running ``pdserve`` with
+``_PDSERVE_COMPLETE`` and the words typed so far. Commands and the names of options are typer's to complete,
+which loads the command for it. The values in the tables here need neither a command nor typer; a value that
+is a path is left to the shell, as is one that nothing here knows.
 """
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_args
+from typing import get_args
 
 from pdserve import console
 from pdserve.models.home import Home, is_path
 
-VARIABLE = "_PDSERVE_COMPLETE"
+_CATALOG = Path(__file__).parents[1] / "models" / "catalog.yml"
 
 # Others would need quoting, which differs from shell to shell.
 _PLAIN = re.compile(r"[\w.+@-]+")
@@ -26,9 +31,29 @@ def _home() -> Home:
 
 
 def _catalog(*tasks: str) -> list[str]:
+    return [name for name, task in _catalog_tasks().items() if not tasks or task in tasks]
+
+
+def _catalog_tasks() -> dict[str, str]:
+    """The task of each name of the catalog, which takes long to read: kept in the user's cache."""
+    import platformdirs
+
+    status = _CATALOG.stat()
+    known = {"path": str(_CATALOG), "size": status.st_size, "time": status.st_mtime_ns}
+    kept = platformdirs.user_cache_path("pdserve") / "completion.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(kept.read_text("utf-8"))
+        if found["of"] == known:
+            return dict(found["tasks"])
+    from pdserve.files import replace_file
     from pdserve.models import catalog
 
-    return [name for name, entry in catalog.load().items() if not tasks or entry.task in tasks]
+    tasks = {name: str(entry.task) for name, entry in catalog.load().items()}
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(kept) as path:
+            path.write_text(json.dumps({"of": known, "tasks": tasks}), "utf-8")
+    return tasks
 
 
 def _here() -> list[str]:
@@ -50,6 +75,8 @@ def _table(name: str, *first: str) -> Callable[[], list[str]]:
 
 
 Names = Callable[[], Iterable[str]]
+_Given = Callable[[Mapping[str, str]], tuple[list[str], str]]
+_Wanted = Callable[[Sequence[str], Mapping[str, str]], str]
 
 ARGUMENTS: dict[str, Names] = {
     "fetch": _catalog,
@@ -108,20 +135,56 @@ def candidates(words: Sequence[str], incomplete: str) -> list[str] | None:
     return [start + name for name in found]
 
 
+def _line(environ: Mapping[str, str]) -> tuple[list[str], str]:
+    """The words after ``pdserve`` that zsh and fish give, and the one that is being typed."""
+    line = environ["_TYPER_COMPLETE_ARGS"]
+    words = shlex.split(line)[1:]
+    return (words[:-1], words[-1]) if words and not line.endswith(" ") else (words, "")
+
+
+def _powershell(environ: Mapping[str, str]) -> tuple[list[str], str]:
+    words, typed = (
+        shlex.split(environ["_TYPER_COMPLETE_ARGS"])[1:],
+        environ["_TYPER_COMPLETE_WORD_TO_COMPLETE"],
+    )
+    return (words[:-1] if typed else words), typed
+
+
+def _bash(environ: Mapping[str, str]) -> tuple[list[str], str]:
+    words, at = shlex.split(environ["COMP_WORDS"]), int(environ["COMP_CWORD"])
+    return words[1:at], words[at] if at < len(words) else ""
+
+
+def _zsh(names: Sequence[str], _: Mapping[str, str]) -> str:
+    listed = "\n".join(f'"{name}"' for name in names)
+    return f"_arguments '*: :(({listed}))'" if names else "_files"
+
+
+def _fish(names: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Asked first whether there are any: exit code 1 leaves the word to fish, which offers files."""
+    if environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
+        sys.exit(0 if names else 1)
+    return "\n".join(names)
+
+
+# Shell, as the script of `pdserve --show-completion` names it -> what it gives, and what it wants.
+_SHELLS: dict[str, tuple[_Given, _Wanted]] = {
+    "bash": (_bash, lambda names, _: "\n".join(names)),
+    "zsh": (_line, _zsh),
+    "fish": (_line, _fish),
+    "powershell": (_powershell, lambda names, _: "\n".join(f"{name}::: " for name in names)),
+}
+_SHELLS["pwsh"] = _SHELLS["powershell"]
+
+
 def answer(instruction: str) -> bool:
     """Answer a shell that asks for names on standard output; False where it is to be left to typer."""
     try:
-        import_module("typer.completion").completion_init()
-        shells: Any = import_module("typer._click.shell_completion")
-        shell: Any = shells.get_completion_class(instruction.removeprefix("complete_"))
-        if not instruction.startswith("complete_") or shell is None:
-            return False
-        asked = shell(None, {}, "pdserve", VARIABLE)
-        found = candidates(*asked.get_completion_args())
+        given, wanted = _SHELLS[instruction.removeprefix("complete_")]
+        found = candidates(*given(os.environ))
         if found is None:
             return False
-        asked.get_completions = lambda *_: [shells.CompletionItem(name) for name in found]
-        console.line(asked.complete())
+        console.line(wanted(found, os.environ))
     except Exception:  # a shell would show it in the middle of the line that is being typed
         return False
     return True

@@ -1,5 +1,6 @@
 """Completion of names: which, where, in each shell, and in a real bash."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from pdserve.commands.completion import answer, candidates
+from pdserve.models import catalog
 from pdserve.models.home import Home
 from tests.running import environment
 from tests.tiny import build_serving_model
@@ -26,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     where.index("tins").mkdir(parents=True)
     where.index("$(touch x)").mkdir()
     monkeypatch.setenv("PDSERVE_HOME", str(tmp_path))
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
     return where
 
 
@@ -79,6 +83,7 @@ def ask(home: Path, shell: str, line: str) -> str:
     variables = environment(
         home, _PDSERVE_COMPLETE=f"complete_{shell}", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1),
         _TYPER_COMPLETE_ARGS=line, _TYPER_COMPLETE_FISH_ACTION="get-args",
+        _TYPER_COMPLETE_WORD_TO_COMPLETE=words[-1],
     )  # fmt: skip
     command = [
         sys.executable,
@@ -93,10 +98,60 @@ def ask(home: Path, shell: str, line: str) -> str:
 def test_each_shell_in_its_form(home: Home) -> None:
     assert ask(home.root, "bash", "pdserve rm ti").split() == ["tinier", "tiny", "tins"]
     assert ask(home.root, "fish", "pdserve rm ti").split() == ["tinier", "tiny", "tins"]
-    assert '"tinier"\n"tiny"\n"tins"' in ask(home.root, "zsh", "pdserve rm ti")
+    assert ask(home.root, "zsh", "pdserve rm ti") == '_arguments \'*: :(("tinier"\n"tiny"\n"tins"))\'\n'
+    assert ask(home.root, "zsh", "pdserve rm nothing") == "_files\n"
+    assert ask(home.root, "pwsh", "pdserve rm tinie") == ask(home.root, "powershell", "pdserve rm tinie")
+    assert ask(home.root, "pwsh", "pdserve rm tinie") == "tinier::: \n"
     assert "touch" not in ask(home.root, "zsh", "pdserve rm ")
     assert ask(home.root, "bash", "pdserve sho").split() == ["show"]  # typer's
     assert "--mirror" in ask(home.root, "bash", "pdserve fetch --mi").split()
+
+
+def test_the_catalogs_names_are_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = home.root / "cache" / "completion.json"
+    found = asked("fetch PP-ShiTuV2_de")
+    content = json.loads(kept.read_text("utf-8"))
+    assert content["tasks"] == {name: entry.task for name, entry in catalog.load().items()}
+    content["tasks"] = {"PP-ShiTuV2_demo": "embedding"}
+    kept.write_text(json.dumps(content), "utf-8")
+    assert (found, asked("fetch PP-ShiTuV2_de")) == (["PP-ShiTuV2_det"], ["PP-ShiTuV2_demo"])
+    content["of"]["size"] += 1  # of another catalog.yml
+    for wrong in (json.dumps(content), "[]", "{", '{"of": 1}'):
+        kept.write_text(wrong, "utf-8")
+        assert asked("fetch PP-ShiTuV2_de") == found
+        assert json.loads(kept.read_text("utf-8"))["of"]["size"] == content["of"]["size"] - 1
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: home.servers / "a file" / "cache")
+    home.servers.mkdir()
+    (home.servers / "a file").touch()
+    assert asked("fetch PP-ShiTuV2_de") == found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pdserve fetch Res",
+        "pdserve serve detection --detector pico",
+        "pdserve serve face --runtime n",
+        "pdserve rm ",
+    ],
+)
+def test_names_load_nothing_heavy(home: Home, tmp_path: Path, line: str) -> None:
+    code = (
+        "import sys; from pdserve.cli import main; main()\n"
+        "heavy = {'typer', 'rich', 'yaml', 'numpy', 'pydantic', 'pdserve.models.catalog'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    at = str(len(line.split(" ")) - 1)
+    variables = environment(
+        home.root, _PDSERVE_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=at,
+        XDG_CACHE_HOME=str(tmp_path / "cache"), HOME=str(tmp_path),
+    )  # fmt: skip
+    for _ in range(2):  # the first reads the catalog, and keeps its names
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+        )
+    assert done.stdout.strip()
+    assert done.stderr.strip() == "[]"
 
 
 def test_whatever_is_wrong_is_silent(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from pdserve.cli import COMMANDS, LazyCommand, app
 from pdserve.commands.options import flags, with_settings
+from pdserve.commands.table import COMMANDS, LazyCommand, app
 from pdserve.engines.table import ENGINES
 from pdserve.errors import SettingsError, UsageError
 from pdserve.pipelines import SERVICES

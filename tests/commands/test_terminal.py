@@ -104,6 +104,21 @@ def test_fetch(home: Path, mirror: str, columns: int, tmp_path: Path) -> None:
     assert done.lines("Next: pdserve convert --model ResNet50_vd")
 
 
+def test_show(home: Path, columns: int) -> None:
+    done = on_terminal(home, "show", "tiny", columns=columns)
+    assert done.returncode == 0
+    at = done.screen[1].index("classification")  # of the task
+    lines = [line.rstrip() for line in done.screen[1:] if line.strip()]
+    assert max(map(len, lines)) <= columns
+    # What is long goes on in its own column, and is cut between words.
+    assert all(line[at - 2 : at] == "  " and line[at] != " " for line in lines)
+    chain = next(i for i, line in enumerate(lines) if line.startswith("preprocessing"))
+    assert lines[chain + 1].startswith(" " * at)
+    joined = " ".join(line[at:] for line in lines)
+    assert "ResizeImage(resize_short=" in joined
+    assert " → ToCHWImage" in joined
+
+
 @pytest.mark.full
 def test_index(home: Path, photos: Path, tmp_path: Path, columns: int) -> None:
     index = str(tmp_path / "index")

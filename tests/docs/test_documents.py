@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from pdserve import config_yml
-from pdserve.cli import LazyCommand, app
+from pdserve.commands.table import LazyCommand, app
 from pdserve.models import catalog
 from tests.docs.blocks import PAGES, ROOT
 
