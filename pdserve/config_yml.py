@@ -166,8 +166,11 @@ def read_config(
             raise SettingsError(
                 f"{path}: op.{name} is no operator of this service; it has {', '.join(roles)}."
             )
-        models[roles[name]] = _op(f"{path}: op.{name}", op)
+        models[roles[name]] = found = _op(f"{path}: op.{name}", op)
         notes += _op_notes(f"op.{name}", op)
+        if named := _named_by_path(found.get("model", ""), path.parent):
+            notes.append(f"op.{name}: {found['model']} is not there, so {named} of pdserve's home is taken")
+            models[roles[name]] = {**found, "model": named}
     block = {key: value for key, value in conf.pdserve.items() if value is not None}
     unknown = block.keys() - set(known)
     if unknown:
@@ -178,6 +181,18 @@ def read_config(
     return ReadConfig(
         settings | block, models, tuple(f"{path.name}: {note}" for note in notes), block, content
     )
+
+
+def _named_by_path(model: str, folder: Path) -> str | None:
+    """The model that a relative path ``…/NAME_serving`` names which is not there; None for any other.
+
+    Files written for the old runtime have such paths, from where its guide has the models converted to.
+    """
+    path = Path(model)
+    if len(path.parts) < 2 or path.is_absolute() or not path.name.endswith("_serving"):
+        return None
+    there = path.is_dir() or (folder / path).is_dir()
+    return None if there else path.name.removesuffix("_serving")
 
 
 def _op(where: str, op: OpConf) -> dict[str, Any]:

@@ -33,13 +33,16 @@ def bring_models(
             )
 
 
-def bring_service(settings: "ServiceSettings", home: Home) -> "ServiceSettings":
+def bring_service(settings: "ServiceSettings", home: Home, *, native: bool = True) -> "ServiceSettings":
     """Bring the models of a service, and first its index, which may name the embedder.
 
-    Returns the settings with that embedder.
+    ``native``: pdserve's own engines run them; one that is asked for and not here, or a GPU, is said before
+    anything comes. Returns the settings with that embedder.
     """
     from pdserve.pipelines.loading import follow_index
 
+    if native:
+        _require_engines(settings)
     offline, config_dir = settings.server.offline, settings.config_dir
     index = getattr(settings.options, "index", None)
     if index is not None:
@@ -62,6 +65,17 @@ def bring_service(settings: "ServiceSettings", home: Home) -> "ServiceSettings":
                 f"Or name its folder with --{role}."
             ) from error
     return followed
+
+
+def _require_engines(settings: "ServiceSettings") -> None:
+    """Raise DeviceError or EngineMissingError for what is asked for by name and is not here."""
+    asked = {(each.engine, device) for each in settings.models.values() for device in each.devices}
+    if asked == {("auto", "cpu")}:  # which is always here
+        return
+    from pdserve import engines
+
+    for engine, device in sorted(asked):
+        engines.require(engine, engines.Device.parse(device))
 
 
 def bring_index(index: str, home: Home, *, offline: bool = False, config_dir: Path = Path()) -> None:

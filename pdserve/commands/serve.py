@@ -51,7 +51,7 @@ def _command(entry: ServiceEntry) -> Callable[..., None]:
         if other := RUNTIMES.get(runtime):
             wanted = read_settings()
             resolve_name(other.check)(wanted)
-            resolve_name(other.serve)(bring_service(wanted, home()), home(), python, os.environ)
+            resolve_name(other.serve)(bring_service(wanted, home(), native=False), home(), python, os.environ)
             return
         if python:
             raise UsageError(

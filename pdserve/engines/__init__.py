@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "probe",
     "probe_input",
+    "require",
 ]
 
 # What makes ``auto`` try the next one; anything else is wrong with the model itself.
@@ -88,14 +89,12 @@ def load(
     installed; DeviceError; UnsupportedModelError; SettingsError for an option that the engine does not have;
     UsageError for an engine that does not exist.
     """
-    if engine != "auto" and engine not in ENGINES:
-        raise UsageError(f"There is no engine {engine!r}; there are auto, {', '.join(ENGINES)}.")
+    _require_known(engine)
     program = read_program(model.files)
     check_config(model, program.signature)
     check_parameters(model.files, program)
+    _require_device(device, engine)
     candidates = [name for name, entry in ENGINES.items() if device.kind in entry.precisions]
-    if device.kind == "gpu":
-        _require_gpu(device, [name for name in candidates if engine in ("auto", name)])
     request = LoadRequest(
         model, program, device, threads, instances, precision, options or Options(), optimized
     )
@@ -111,6 +110,29 @@ def load(
         why = "; ".join(f"not {other}: {error.message.rstrip('.')}" for other, error in refusals.items())
         return Engine(name, request, loaded, why or f"the first choice on {device.kind}")
     raise _none_left(request, refusals)
+
+
+def require(engine: str, device: Device) -> None:
+    """See that an engine is installed and a device is there, before a model for them is downloaded.
+
+    Raises UsageError, EngineMissingError or DeviceError, as `load` does.
+    """
+    _require_known(engine)
+    if engine != "auto":
+        table.require(engine, next(iter(ENGINES[engine].packages)))
+    _require_device(device, engine)
+
+
+def _require_device(device: Device, engine: str = "auto") -> None:
+    """Raise DeviceError, with all that is missing, for a GPU that this engine, or any, cannot use here."""
+    if device.kind == "gpu":
+        names = [name for name, entry in ENGINES.items() if "gpu" in entry.precisions]
+        _require_gpu(device, [name for name in names if engine in ("auto", name)])
+
+
+def _require_known(engine: str) -> None:
+    if engine != "auto" and engine not in ENGINES:
+        raise UsageError(f"There is no engine {engine!r}; there are auto, {', '.join(ENGINES)}.")
 
 
 def _open(name: str, request: LoadRequest) -> LoadedModel:

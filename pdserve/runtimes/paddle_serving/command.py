@@ -32,7 +32,7 @@ def export(
     from pdserve.runtimes.paddle_serving import work_folder
 
     settings = SERVICES[service].settings(o.flags(given, service), os.environ, config)
-    settings = bring_service(settings, o.home())
+    settings = bring_service(settings, o.home(), native=False)
     made = work_folder.export(settings, o.home(), out)
     for note in made.notes:
         console.say(f"Note: {note}.")
