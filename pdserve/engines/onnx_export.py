@@ -44,7 +44,7 @@ _IN_USE_S = 600
 
 # Grows when another file is made of the same model by the same release of a converter, as by a rewrite more
 # (pir_rewrites.py): forms of before are made again.
-_REVISION = 2
+_REVISION = 3
 
 # ONNX Runtime's own converter; in a separate process, as its package changes where modules are found.
 # Feeds and fetches stay float32, and so do the operators that it knows to need it.

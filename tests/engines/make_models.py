@@ -8,6 +8,7 @@
 - ``tests/data/engines/both``: an embedder and two detectors, with and without their suppression, each in
   both formats, with Paddle's own answers in expected.json.
 - ``tests/data/engines/dropout``: PaddleClas's dropout, which scales at inference, with Paddle's answer.
+- ``tests/data/engines/operators``: those that are rewritten before p2o, with Paddle's answers.
 - ``pdserve/engines/probe_detector``: the detector of Paddle 3's format with its suppression, see
   ``PROBE_DETECTOR`` in ``pdserve/engines``.
 """
@@ -89,6 +90,48 @@ def dropout():
     save(model, folder, [paddle.static.InputSpec([None, 3, 32, 32], "float32", "x")])
     expected = model(paddle.to_tensor(probe_input())).numpy().tolist()
     (folder / "expected.json").write_text(json.dumps(expected) + "\n", "utf-8")
+
+
+def operators():
+    import paddle
+    from paddle import nn
+    from paddle.nn import functional
+
+    class Operators(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.whole = nn.Conv2DTranspose(4, 2, 3, stride=2)
+            self.depthwise = nn.Conv2DTranspose(4, 4, 3, stride=2, groups=4)
+
+        def forward(self, x):
+            return {
+                "exp": paddle.exp(x),
+                "rsqrt": paddle.rsqrt(paddle.abs(x)),
+                "reciprocal": paddle.reciprocal(x),
+                "full_batch_size_like": 1.0 / x,
+                "square": paddle.square(x),
+                "maximum": paddle.maximum(x, x[:, :, :1]),
+                "maximum, of one channel": paddle.maximum(x[:, :1], x),
+                "minimum": paddle.minimum(x, x[:, :1]),
+                "relu6": functional.relu6(x),
+                "p_norm": functional.normalize(x, axis=2),
+                "p_norm, without the axis": paddle.norm(x.flatten(1), axis=1),
+                "pool2d": functional.adaptive_avg_pool2d(x, (2, 1)),
+                "conv2d_transpose": self.whole(x),
+                "depthwise_conv2d_transpose": self.depthwise(x),
+            }
+
+    paddle.seed(6)
+    model = Operators()
+    model.eval()
+    folder = DATA / "operators"
+    save(model, folder, [paddle.static.InputSpec([None, 4, 4, 4], "float32", "x")])
+    edges = [-100, -88, -20, -1, -1e-3, -1e-30, 0, 1e-30, 1e-3, 0.5, 1, 3, 6, 20, 80, 88]
+    x = np.concatenate([edges, np.random.default_rng(6).normal(0, 3, 48)]).astype(np.float32)
+    x = x.reshape(1, 4, 4, 4)
+    answers = sorted(model(paddle.to_tensor(x)).items())  # fetches come in the order of their names
+    named = {name: value.numpy().tolist() for name, value in answers}
+    (folder / "expected.json").write_text(json.dumps({"x": x.tolist(), "answers": named}) + "\n", "utf-8")
 
 
 def probe():
@@ -292,7 +335,7 @@ def _without_call_stacks(path):
 
 
 if __name__ == "__main__":
-    steps = {step.__name__: step for step in (pir, dropout, probe, detector, both)}
+    steps = {step.__name__: step for step in (pir, dropout, operators, probe, detector, both)}
     if sys.argv[1:2] == ["one"]:
         one(*sys.argv[2:])
     elif len(sys.argv) > 1:

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdserve.engines import Device, load, probe_input
+from pdserve.engines import Device, load, pir_rewrites, probe_input
 from pdserve.engines.pir_rewrites import rewritten
+from pdserve.formats.pir import parse_pir
 from tests.engines.models import DATA, PIR, engine_params, serving_model
 from tests.engines.pir_programs import PirProgram
 
 DROPOUT = DATA / "engines/dropout"
+OPERATORS = DATA / "engines/operators"
 
 
 @pytest.mark.parametrize(("engine", "device"), engine_params())
@@ -52,6 +54,50 @@ def test_a_dropout_with_a_computed_probability_is_refused() -> None:
 
     with pytest.raises(ValueError, match="computed"):
         rewritten(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(("engine", "device"), engine_params())
+def test_every_operator_of_the_table_computes_what_paddle_does(
+    engine: str, device: Device, tmp_path: Path
+) -> None:
+    """To 1e-6 of each number; of the largest one where numbers are summed. At the ends of exp's range too."""
+    for path in OPERATORS.glob("inference.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = json.loads((OPERATORS / "expected.json").read_text("utf-8"))
+    expected = {name: np.array(value, np.float32) for name, value in given["answers"].items()}
+    x = np.array(given["x"], np.float32)
+    model = load(serving_model(tmp_path), engine=engine, device=device)
+
+    found = dict(zip(expected, model.run({"x": x}).values(), strict=True))
+
+    model.close()
+    for name in ("conv2d_transpose", "depthwise_conv2d_transpose", "pool2d"):
+        want = expected.pop(name)
+        np.testing.assert_allclose(found[name], want, rtol=0, atol=1e-6 * abs(want).max(), err_msg=name)
+    for name, want in expected.items():
+        # The smallest numbers that float32 has in full; below, engines round to zero.
+        np.testing.assert_allclose(found[name], want, rtol=1e-6, atol=1.2e-38, err_msg=name)
+    np.testing.assert_allclose(found["exp"], np.exp(x.astype(np.float64)), rtol=1e-6, atol=1.2e-38)
+
+
+def test_every_operator_of_the_table_is_tried() -> None:
+    used = parse_pir((OPERATORS / "inference.json").read_bytes(), "operators").operators
+    assert {"dropout"} | used >= pir_rewrites.OPERATORS
+    left = parse_pir(rewritten((OPERATORS / "inference.json").read_bytes()) or b"", "rewritten").operators
+    assert left & pir_rewrites.OPERATORS == {"conv2d_transpose", "pool2d"}
+
+
+def test_pools_with_windows_of_two_sizes_are_left(tmp_path: Path) -> None:
+    program = (OPERATORS / "inference.json").read_bytes()
+    assert rewritten(program) is not None
+    document = json.loads(program)
+    ops = document["program"]["regions"][0]["blocks"][0]["ops"]
+    (pool,) = (op for op in ops if op["#"] == "1.pool2d")
+    pool["O"][0]["TT"]["D"][1][2] = 3  # of 4 rows
+    document["program"]["regions"][0]["blocks"][0]["ops"] = [
+        op for op in ops if op["#"] not in {f"1.{name}" for name in pir_rewrites.OPERATORS - {"pool2d"}}
+    ]
+    assert rewritten(json.dumps(document).encode()) is None
 
 
 def _relu6(folder: Path) -> Path:
