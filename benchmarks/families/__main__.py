@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families import architectures, page
+from benchmarks.families import architectures, compare, page
 from benchmarks.families.sources import unpack
 from benchmarks.measurement import machine
 
@@ -41,26 +42,39 @@ def run(names: Sequence[str], pythons: Mapping[str, str], scratch: Path) -> dict
     """
     out = scratch / "out"
     for kind, python in pythons.items():
-        for name in names:
-            (out / name).mkdir(parents=True, exist_ok=True)
-            (out / name / f"{kind}.error").write_text("the exporting process ended", "utf-8")
-        _call(python, "export", kind, scratch, out, *names)
+        left = list(names)
+        while left:
+            _call(python, "export", kind, scratch, out, *left)
+            tried = [name for name in left if any((out / name).glob(f"{kind}*"))]
+            if not tried:
+                raise SystemExit(f"{python} exports nothing: see what it says above.")
+            left = [name for name in left if name not in tried]
+    while status := _call(sys.executable, "compare", out, *names):
+        begun = [
+            (name, run) for name in names for run, one in compare.outcomes(out / name).items() if one is None
+        ]
+        if not begun:
+            raise SystemExit("The comparison ends before an engine runs: see what it says above.")
+        name, run = begun[0]
+        compare.write(out / name, run, {"refused": f"{run[1]} {_end(status)}"})
     outcomes: dict[str, Any] = {}
-    while left := [name for name in names if name not in outcomes]:
-        for line in _call(sys.executable, "compare", out, *left).splitlines():
-            if line.startswith("{"):
-                one = json.loads(line)
-                outcomes[one["name"]] = one["formats"]
-        if ended := [name for name in left if name not in outcomes][:1]:
-            outcomes[ended[0]] = {}  # it took its process with it
+    for name in names:
+        outcomes[name] = {kind: {} for kind in compare.FORMATS}
+        for (kind, engine), one in compare.outcomes(out / name).items():
+            outcomes[name][kind][engine] = one
     shutil.rmtree(out)
     return outcomes
 
 
-def _call(python: str, module: str, *arguments: Any) -> str:
+def _call(python: str, module: str, *arguments: Any) -> int:
     command = [python, "-W", "ignore", "-m", f"benchmarks.families.{module}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    return done.stdout
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def _end(status: int) -> str:
+    if status == compare.TOO_LONG:
+        return f"takes over {compare.LIMIT} s"
+    return f"ends its process ({(signal.strsignal(-status) or 'unknown').lower()})"
 
 
 def main() -> None:

@@ -2,15 +2,19 @@
 
     python -m benchmarks.families.compare FOLDER NAME...
 
-For each of FOLDER/NAME, as ``benchmarks.families.export`` wrote it, a line of JSON: by format, then engine,
-the largest difference, or why it does not run.
+For each of FOLDER/NAME, as ``benchmarks.families.export`` wrote it, FOLDER/NAME/outcomes.jsonl gets two lines
+for each format and engine: one before it runs, with the outcome null, and one after it: the largest
+difference, or why it does not run. A line that is there is not run again, so that after an engine which took
+this process with it, or took longer than ``LIMIT``, the next process goes on.
 """
 
+import faulthandler
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +25,37 @@ from pdserve.engines import ENGINES, Device, load
 from pdserve.errors import PdserveError
 
 FORMATS = {"pir": "Paddle 3 (inference.json)", "program": "Paddle 2 (inference.pdmodel)"}
+# Seconds for one engine, reading and conversion included.
+LIMIT = 120
+# The exit status of a process whose engine took longer.
+TOO_LONG = 1
 Array = np.ndarray[Any, Any]
+Run = tuple[str, str]  # (format, engine)
 
 
-def compare(folder: Path) -> dict[str, dict[str, Any]]:
-    """Format -> engine -> its outcome, see ``outcome``."""
-    errors = {
-        kind: (folder / f"{kind}.error").read_text("utf-8")
-        for kind in FORMATS
-        if (folder / f"{kind}.error").is_file()
-    }
-    found: dict[str, dict[str, Any]] = {
-        kind: {engine: {"not exported": error} for engine in ENGINES} for kind, error in errors.items()
-    }
-    left = [kind for kind in FORMATS if kind not in errors and (folder / kind).is_dir()]
-    if not left:
-        return found
-    reference = np.load(folder / "reference.npz")
-    feeds = {key.removeprefix("feed "): reference[key] for key in reference if key.startswith("feed ")}
-    wanted = [reference[f"fetch {place}"] for place in range(len(reference) - len(feeds))]
-    for kind in left:
+def compare(folder: Path, known: Mapping[Run, Any]) -> Iterator[tuple[Run, dict[str, Any] | None]]:
+    """Each run that is not ``known`` twice: with None before it, then with its outcome, see ``outcome``."""
+    for kind in FORMATS:
+        runs = [(kind, engine) for engine in ENGINES if (kind, engine) not in known]
+        error = folder / f"{kind}.error"
+        if error.is_file():
+            yield from ((run, {"not exported": error.read_text("utf-8")}) for run in runs)
+            continue
+        if not runs or not (folder / kind).is_dir():
+            continue
+        reference = np.load(folder / "reference.npz")
+        feeds = {key.removeprefix("feed "): reference[key] for key in reference if key.startswith("feed ")}
+        wanted = [reference[f"fetch {place}"] for place in range(len(reference) - len(feeds))]
         made = folder / f"{kind}_serving"
         try:
             model = convert(folder / kind, made, folder / f"{kind}_client")
-        except PdserveError as error:
-            found[kind] = {engine: {"refused": error.message} for engine in ENGINES}
+        except PdserveError as refusal:
+            yield from ((run, {"refused": refusal.message}) for run in runs)
             continue
-        found[kind] = {engine: outcome(model, engine, feeds, wanted) for engine in ENGINES}
+        for run in runs:
+            yield run, None
+            yield run, outcome(model, run[1], feeds, wanted)
         shutil.rmtree(made)
-    return found
 
 
 def outcome(model: Any, engine: str, feeds: Mapping[str, Array], wanted: Sequence[Array]) -> dict[str, Any]:
@@ -63,8 +69,10 @@ def outcome(model: Any, engine: str, feeds: Mapping[str, Array], wanted: Sequenc
         begun = time.perf_counter()
         fetches = loaded.run({aliases[name]: value for name, value in feeds.items()})
         seconds = time.perf_counter() - begun
-    except (PdserveError, KeyError) as error:
-        return {"refused": str(error)}
+    except PdserveError as error:
+        return {"refused": error.message}
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
     finally:
         loaded.close()
     got = list(fetches.values())
@@ -115,11 +123,29 @@ def boxes_difference(wanted: Sequence[Array], got: Sequence[Array]) -> dict[str,
     }  # fmt: skip
 
 
+def outcomes(folder: Path) -> dict[Run, dict[str, Any] | None]:
+    """What FOLDER/NAME/outcomes.jsonl says; None for a run that has begun."""
+    listed = folder / "outcomes.jsonl"
+    lines = listed.read_text("utf-8").splitlines() if listed.is_file() else []
+    return {(one["format"], one["engine"]): one["outcome"] for one in map(json.loads, lines)}
+
+
+def write(folder: Path, run: Run, found: Mapping[str, Any] | None) -> None:
+    """Add a line that ``outcomes`` reads."""
+    line = json.dumps({"format": run[0], "engine": run[1], "outcome": found})
+    with (folder / "outcomes.jsonl").open("a", encoding="utf-8") as listed:
+        listed.write(line + "\n")
+
+
 def main(folder: Path, names: Sequence[str]) -> None:
-    """A line of JSON for each: its name and what ``compare`` found."""
+    """Run what has not been run."""
     for name in names:
-        print(json.dumps({"name": name, "formats": compare(folder / name)}), flush=True)
+        for run, found in compare(folder / name, outcomes(folder / name)):
+            write(folder / name, run, found)
+            faulthandler.dump_traceback_later(LIMIT, exit=True)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(0)  # an engine's threads may fail while Python ends

@@ -7,10 +7,11 @@ SOURCES is where the wheels are unpacked. FOLDER/NAME gets ``program`` and ``pir
 with the description that the exporter's own code writes. The first of the two also writes the weights, and
 ``reference.npz``: feeds by name, and the fetches that the network computes for them before it is exported.
 Each is a process of its own: the first one's Python may have Paddle 2, as Paddle 3 has lost operators in the
-old format. What fails is written to ``FORMAT.error``.
+old format. What fails is written to ``FORMAT.error``; so is, beforehand, that the process ended.
 """
 
 import contextlib
+import faulthandler
 import os
 import sys
 import traceback
@@ -26,6 +27,8 @@ from benchmarks.families.architectures import Architecture
 from benchmarks.families.sources import importable, operators_of_paddle_3
 
 SEED = 7
+# Seconds for one architecture.
+LIMIT = 120
 # Mean and deviation of the logits that a detector's class head is given.
 CLASS_LOGITS = (-3.0, 1.5)
 
@@ -41,6 +44,10 @@ def main(kind: str, sources: Path, folder: Path, names: Sequence[str]) -> None:
         importable(package, sources)
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{kind}.error").write_text(
+            f"Paddle ends its process, or takes over {LIMIT} s", "utf-8"
+        )
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
         try:
             with paddle.utils.unique_name.guard(), _format(kind):
                 export(known[name], folder / name, kind)

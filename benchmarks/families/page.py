@@ -32,7 +32,7 @@ def text(results: Mapping[str, Any]) -> str:
     """The page, from what ``python -m benchmarks.families`` found."""
     notes: dict[str, int] = {}
     known = architectures.load()
-    tried = {name: one for name, one in known.items() if results["outcomes"].get(name)}
+    tried = {name: one for name, one in known.items() if name in results["outcomes"]}
     lines = [_HEAD, "## The table", ""]
     for title, tasks in (
         ("Classifiers", ("classification",)),
@@ -51,11 +51,7 @@ def text(results: Mapping[str, Any]) -> str:
     lines += [reading, "## Not tried", "", "| family | why |", "|---|---|"]
     lines += [f"| {family} | {why} |" for family, why in architectures.untried().items()]
     for family in sorted({one.family for one in known.values()}):
-        of_family = [name for name, one in known.items() if one.family == family and name not in tried]
-        ended = [name for name in of_family if name in results["outcomes"]]
-        names = [name for name in of_family if name not in ended]
-        if ended:
-            lines.append(f"| {family} | {', '.join(ended)}: an engine ended the process that ran it |")
+        names = [name for name, one in known.items() if one.family == family and name not in tried]
         if names:
             lines.append(f"| {family} | {', '.join(names)}: not in the last run |")
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
