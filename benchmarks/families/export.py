@@ -29,8 +29,9 @@ from benchmarks.families.sources import importable, operators_of_paddle_3
 SEED = 7
 # Seconds for one architecture.
 LIMIT = 120
-# Mean and deviation of the logits that a detector's class head is given.
+# Mean and deviation of the logits that a detector's class head is given; and a classifier's deviation.
 CLASS_LOGITS = (-3.0, 1.5)
+LOGITS = 2.0
 
 Describe = Callable[[Path, int], None]  # (inference folder, number of labels)
 
@@ -68,6 +69,8 @@ def export(one: Architecture, folder: Path, kind: str) -> None:
     if not (folder / "weights.pdparams").is_file():
         # A normalisation at a network's end sees a value per image: of two images it makes 1 and -1.
         _calibrate(network, {"x": _images(8, *one.size)} if one.task == "embedding" else feeds)
+        if one.task in ("classification", "attributes"):
+            _spread(network, feeds)
         _compute(network, feeds, folder)
         paddle.save(network.state_dict(), str(folder / "weights.pdparams"))
     network.eval()
@@ -139,6 +142,24 @@ def _calibrate(network: Any, feeds: Mapping[str, Any]) -> None:
         if norms:
             network({key: paddle.to_tensor(value) for key, value in feeds.items()})
     network.eval()
+
+
+def _spread(network: Any, feeds: Mapping[str, Any]) -> None:
+    """Scale a classifier's head: scores that are all alike, or all 0 but one, show no difference."""
+    import paddle
+    from paddle import nn
+
+    last, network.last = network.last, None
+    with paddle.no_grad():
+        (logits,) = network({key: paddle.to_tensor(value) for key, value in feeds.items()})
+        factor = LOGITS / max(float(logits.std()), 1e-12)
+        classes = logits.shape[-1]
+        for layer in network.sublayers():
+            linear = isinstance(layer, nn.Linear) and layer.weight.shape[1] == classes
+            if linear or (isinstance(layer, nn.Conv2D) and layer.weight.shape[0] == classes):
+                for weight in layer.parameters(include_sublayers=False):
+                    weight.set_value(weight * factor)
+    network.last = last
 
 
 def _images(count: int, height: int, width: int) -> Any:
