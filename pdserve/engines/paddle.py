@@ -104,7 +104,13 @@ def _configured(inference: Any, request: LoadRequest, onednn: bool, scratch: Pat
     else:
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(request.cpu_shares(1)[0])
-        config.enable_mkldnn() if onednn else config.disable_mkldnn()
+        if onednn:
+            config.enable_mkldnn()
+            # With oneDNN it writes over values that are needed again (Paddle 3.3.1): all numbers of
+            # ConvNeXt are wrong, and those of maximum(x, |x|) beside rsqrt(|x|).
+            config.delete_pass("inplace_pass")
+        else:
+            config.disable_mkldnn()
     config.switch_ir_optim(request.options.ir_optim is not False)
     # The older executor takes twice as long for a batch of one once it has seen a larger batch.
     config.enable_new_executor()
