@@ -63,6 +63,20 @@ def test_the_guides_file_unchanged(tmp_path: Path):
     )
 
 
+def test_a_path_of_the_old_guide_that_is_not_there_means_the_name(tmp_path: Path):
+    path = written(tmp_path, with_op(local={"model_config": "../../models/ResNet50_vd_serving/"}))
+    found = classification({}, {}, path)
+    assert found.first_model.model == "ResNet50_vd"
+    assert found.notes == (
+        "config.yml: op.imagenet: ../../models/ResNet50_vd_serving/ is not there, "
+        "so ResNet50_vd of pdserve's home is taken",
+    )
+    (tmp_path / "models" / "ResNet50_vd_serving").mkdir(parents=True)
+    for there in ("./models/ResNet50_vd_serving", "/models/ResNet50_vd_serving", "../models/ResNet50_vd"):
+        path = written(tmp_path, with_op(local={"model_config": there}))
+        assert classification({}, {}, path).first_model.model == there
+
+
 def test_every_key_that_is_honoured(tmp_path: Path):
     local = {
         "model_config": "m", "device_type": 2, "devices": "0, 1", "thread_num": 3, "precision": "FP16",

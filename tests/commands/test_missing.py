@@ -14,7 +14,8 @@ import pytest
 
 from pdserve import files
 from pdserve.commands.missing import bring_service
-from pdserve.errors import ModelError, OfflineError
+from pdserve.engines.device import gpu_problem
+from pdserve.errors import DeviceError, EngineMissingError, ModelError, OfflineError
 from pdserve.index.edit import build
 from pdserve.index.gallery import GalleryImage
 from pdserve.models.download import Partial
@@ -140,6 +141,26 @@ def test_what_is_missing_is_said_offline(home: Home, server: FileServer) -> None
         bring_service(SERVICES["classification"].settings({"model": NAME, "offline": True}, {}), home)
     with pytest.raises(OfflineError, match=r"^drink_dataset_v1\.0 is not here"):
         bring_service(recognition(offline="1"), home)
+    assert server.asked == []
+
+
+@pytest.mark.skipif(gpu_problem(0) is None, reason="there is a GPU here")
+def test_a_device_that_is_not_here_is_said_before_anything_comes(home: Home, server: FileServer) -> None:
+    settings = SERVICES["classification"].settings({"model": NAME, "devices": ("gpu:0",)}, {})
+    with pytest.raises(DeviceError, match="gpu:0 is not usable"):
+        bring_service(settings, home)
+    assert server.asked == []
+    bring_service(settings, home, native=False)  # another runtime's devices are its own matter
+    assert home.serving_model(NAME).is_dir()
+
+
+def test_an_engine_that_is_not_here_is_said_before_anything_comes(
+    home: Home, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "paddle", None)  # as where it is not installed
+    settings = SERVICES["classification"].settings({"model": NAME, "engine": "paddle"}, {})
+    with pytest.raises(EngineMissingError, match="pdserve\\[paddle\\]"):
+        bring_service(settings, home)
     assert server.asked == []
 
 
