@@ -126,17 +126,18 @@ def test_convert_and_alias(tmp_path: Path) -> None:
     done = pdserve(tmp_path, "convert", "--dirname", str(source), *folders, "--json")
     assert done.returncode == 0
     (line,) = lines(done.stdout)
-    assert line["feeds"] == {"x": "x"}
-    (fetch_name,) = line["fetches"]  # type: ignore[misc]
+    assert line["feeds"] == {"x": "image"}  # by the task in its inference.yml
+    ((fetch_name, alias),) = line["fetches"].items()  # type: ignore[attr-defined]
+    assert alias == "prediction"
 
     done = pdserve(tmp_path, "alias", str(server), "--feed", "nothing=image")
     assert done.returncode == 1
     assert "x" in done.stderr
-    patch = ("--feed", "x=image", "--fetch", f"{fetch_name}=prediction")
+    patch = ("--feed", "x=picture", "--fetch", f"{fetch_name}=scores")
     assert pdserve(tmp_path, "alias", str(server), str(client), *patch).returncode == 0
     rows = lines(pdserve(tmp_path, "alias", str(server), str(client), "--json").stdout)
-    assert [row["alias"] for row in rows] == ["image", "prediction"] * 2
-    assert "image" in pdserve(tmp_path, "alias", str(server)).stdout
+    assert [row["alias"] for row in rows] == ["picture", "scores"] * 2
+    assert "picture" in pdserve(tmp_path, "alias", str(server)).stdout
 
 
 def test_convert_of_what_is_not_fetched(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def _retry(session: "requests.Session", task: _Task) -> RemoteFile:
                 kept = f" What came ({files.format_size(have)}) is kept." if have else ""
                 raise FetchError(
                     f"{task.shown} {error}, {failures} times in a row.{kept} "
-                    "Check the network, the proxy and the mirror, then fetch it again."
+                    f"Check the network, the proxy and the mirror, then type `pdserve fetch {task.name}`."
                 ) from error.__cause__
             if error.restart:
                 task.part.discard()

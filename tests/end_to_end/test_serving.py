@@ -84,7 +84,7 @@ def test_one_door_only(tiny_home: Path, tmp_path: Path, serving: Callable[..., S
     ("options", "code", "said"),
     [
         (("--model", "nothing"), 1, "pdserve fetch --list"),
-        (("--model", "ResNet18"), 1, "pdserve fetch ResNet18"),
+        (("--model", "ResNet18", "--offline"), 1, "pdserve fetch ResNet18"),
         (("--model", "tiny", "--labels", "no-such-file"), 2, "no-such-file"),
         (("--model", "tiny", "--engine", "paddle", "--gpu", "0"), 1, "gpu:0"),
         (("--model", "tiny", "--gpu", "0"), 1, "--cpu"),
