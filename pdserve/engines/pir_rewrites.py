@@ -259,6 +259,20 @@ def _conv2d_transpose(op: Any, new: _Operators, results: _Results) -> None:
         new.last("conv2d_transpose", inputs, {entry["N"]: entry["AT"] for entry in op["A"]})
 
 
+def _prelu(op: Any, new: _Operators, results: _Results) -> None:
+    """One slope for each channel, as in MobileFaceNet.
+
+    p2o writes the slopes in one dimension, which ONNX means to be the last one of what they are applied to.
+    """
+    if attribute(op, "mode") != "channel" or attribute(op, "data_format") != "NCHW":
+        return
+    slopes, size = new.operand(1), dense_tensor(op["O"][0])[1]
+    shape = [*_shape(results, slopes), *[1] * (len(size) - 2)]
+    if len(shape) == len(size) - 1:
+        reshaped = new.add("reshape", [slopes, new.integers(shape)], shape=shape)
+        new.last("prelu", [new.operand(), reshaped], {entry["N"]: entry["AT"] for entry in op["A"]})
+
+
 def _shape(results: _Results, value: int) -> list[int]:
     """Empty for what no operator makes: the input of a block."""
     if value not in results:
@@ -281,6 +295,7 @@ _REWRITES: Mapping[str, Callable[[Any, _Operators, _Results], None]] = {
     "p_norm": _p_norm,
     "full_batch_size_like": _full_batch_size_like,
     "pool2d": _pool2d,
+    "prelu": _prelu,
     "conv2d_transpose": _conv2d_transpose,
     "depthwise_conv2d_transpose": _conv2d_transpose,
 }

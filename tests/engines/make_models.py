@@ -102,6 +102,7 @@ def operators():
             super().__init__()
             self.whole = nn.Conv2DTranspose(4, 2, 3, stride=2)
             self.depthwise = nn.Conv2DTranspose(4, 4, 3, stride=2, groups=4)
+            self.slopes = self.create_parameter([4], default_initializer=nn.initializer.Uniform(0.1, 0.9))
 
         def forward(self, x):
             return {
@@ -118,6 +119,7 @@ def operators():
                 "p_norm": functional.normalize(x, axis=2),
                 "p_norm, without the axis": paddle.norm(x.flatten(1), axis=1),
                 "pool2d": functional.adaptive_avg_pool2d(x, (2, 1)),
+                "prelu": functional.prelu(x[:, :, :2], self.slopes),
                 "conv2d_transpose": self.whole(x),
                 "depthwise_conv2d_transpose": self.depthwise(x),
             }

@@ -84,7 +84,7 @@ def test_every_operator_of_the_table_is_tried() -> None:
     used = parse_pir((OPERATORS / "inference.json").read_bytes(), "operators").operators
     assert {"dropout"} | used >= pir_rewrites.OPERATORS
     left = parse_pir(rewritten((OPERATORS / "inference.json").read_bytes()) or b"", "rewritten").operators
-    assert left & pir_rewrites.OPERATORS == {"conv2d_transpose", "pool2d"}
+    assert left & pir_rewrites.OPERATORS == {"conv2d_transpose", "pool2d", "prelu"}
 
 
 def test_pools_with_windows_of_two_sizes_are_left(tmp_path: Path) -> None:
