@@ -67,8 +67,7 @@ def export(one: Architecture, folder: Path, kind: str) -> None:
     paddle.seed(SEED)
     network, feeds, describe = _BUILD[one.package](one)
     if not (folder / "weights.pdparams").is_file():
-        # A normalisation at a network's end sees a value per image: of two images it makes 1 and -1.
-        _calibrate(network, {"x": _images(8, *one.size)} if one.task == "embedding" else feeds)
+        _calibrate(network, feeds)
         if one.task in ("classification", "attributes"):
             _spread(network, feeds)
         _compute(network, feeds, folder)
@@ -119,9 +118,16 @@ def _calibrate(network: Any, feeds: Mapping[str, Any]) -> None:
     """Give the normalisations the images' statistics, and a detector's class scores a spread.
 
     Without it, activations of deep random networks vanish or explode, and all boxes score the same.
+    A normalisation of one value per image is left out: of two images that are almost alike it makes 1 and -1,
+    and of rounding, in a chain of them, anything.
     """
     import paddle
     from paddle import nn
+
+    def leave(layer: Any, inputs: Any) -> None:
+        values = inputs[0]
+        if values.size // values.shape[1] <= values.shape[0]:
+            layer.eval()
 
     network.eval()
     norms = [layer for layer in network.sublayers() if isinstance(layer, nn.layer.norm._BatchNormBase)]
@@ -129,6 +135,7 @@ def _calibrate(network: Any, feeds: Mapping[str, Any]) -> None:
         layer.train()
         layer._momentum = 0.0
         layer._use_global_stats = None
+    hooks = [layer.register_forward_pre_hook(leave) for layer in norms]
     mean, deviation = CLASS_LOGITS
     with paddle.no_grad():
         for layer in network.sublayers():
@@ -141,6 +148,8 @@ def _calibrate(network: Any, feeds: Mapping[str, Any]) -> None:
                 weight.set_value(paddle.randn(weight.shape) * (deviation / fan_in**0.5))
         if norms:
             network({key: paddle.to_tensor(value) for key, value in feeds.items()})
+    for hook in hooks:
+        hook.remove()
     network.eval()
 
 
