@@ -1,13 +1,15 @@
 """``pdserve fetch``: download models and data sets, or list them."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pdserve import console
 from pdserve.commands.missing import downloading
-from pdserve.commands.options import Json, home
+from pdserve.commands.options import Json, home, serve_model
 from pdserve.errors import PdserveError, UsageError
 
 
@@ -54,9 +56,23 @@ def fetch(
         console.answer(content, f"{result.name}: {result.action}, {result.path}", as_json)
     if failed:
         raise typer.Exit(max(console.failed(error) for error in failed))
-    models = [result.name for result in fetched if result.path.parent == home().models]
+    models = [result for result in fetched if result.path.parent == home().models]
     if models and not as_json:
-        console.say(f"Next: pdserve convert{f' --model {models[0]}' if len(models) == 1 else ''}")
+        console.say(
+            f"Next: {_next(models[0].name, models[0].path)}" if len(models) == 1 else "Next: pdserve convert"
+        )
+
+
+def _next(name: str, folder: Path) -> str:
+    """The command that serves what was fetched, where its description or the catalog says what it does."""
+    from pdserve.formats.inference_yml import read_description
+    from pdserve.models import catalog
+
+    entry = catalog.load().get(name)
+    task: str | None = entry.task if entry else None
+    with suppress(PdserveError):  # fetched it is; what is wrong with it is for `show` to say
+        task = read_description(folder).task or task
+    return serve_model(task, name) or f"pdserve convert --model {name}"
 
 
 def _list(words: list[str], as_json: bool) -> None:

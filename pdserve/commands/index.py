@@ -73,7 +73,7 @@ def _embedder(
     from pdserve.pipelines.embedder import open_embedder
     from pdserve.settings import ModelSettings, validated
 
-    known = read_manifest(folder) if folder and not model else None
+    known = read_manifest(folder) if folder else None
     own = known.embedder.wanted if known and known.embedder else None
     chosen = {"model": model or own or _RECOGNITION.roles["embedder"].default, "max_batch_size": batch_size}
     values = flags(given, _RECOGNITION.kind) | chosen
@@ -81,6 +81,11 @@ def _embedder(
     settings = validated(ModelSettings, values, {name: f"--{name}" for name in values})
     bring_models([settings.model], home(), offline=offline)
     with open_embedder(settings, home()) as opened:
+        if folder and not own:
+            other = "" if model else ", as --model names none"
+            console.say(
+                f"Note: {folder} does not say which embedder made it; {opened.name} is taken for it{other}."
+            )
         yield opened
 
 
@@ -335,8 +340,6 @@ def search(
     bad = False
     with _embedder(model, batch_size, given, folder) as opened:
         loaded.require(opened)
-        if loaded.embedder is None:
-            console.say(f"Note: {folder} does not say which embedder made it; {opened.name} is taken for it.")
         for path in images:
             try:
                 matches = loaded.search(opened.embed([decode(path.read_bytes())]), top_k)[0]

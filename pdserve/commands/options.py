@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pdserve.errors import UsageError
-from pdserve.pipelines import SERVICES, ServiceEntry
+from pdserve.pipelines import SERVICES, TASKS, ServiceEntry
 
 if TYPE_CHECKING:
     from pdserve.models.home import Home
@@ -193,6 +194,24 @@ def devices(gpu: str | None, cpu: bool | None) -> tuple[str, ...] | None:
     if not all(part.isdecimal() for part in numbers):
         raise UsageError(f'--gpu is {gpu!r}; give the GPUs\' numbers, as in "0" or "0,1".')
     return tuple(f"gpu:{int(part)}" for part in numbers)
+
+
+def serve_command(kind: str, settings: Mapping[str, Any]) -> str:
+    """The command that starts a service with these settings."""
+    words = ["pdserve", "serve", kind]
+    for name, value in settings.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def serve_model(task: str | None, model: str) -> str | None:
+    """The command that serves a model, by what it does; None where that is not known, or is no service's."""
+    if task is None or task not in TASKS:
+        return None
+    entry = SERVICES[TASKS[task]]
+    return serve_command(entry.kind, {next(iter(entry.roles)): model})
 
 
 def home() -> "Home":

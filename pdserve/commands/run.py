@@ -1,8 +1,6 @@
 """``pdserve run``: from a model's name to its answers in one command, with what is missing brought first."""
 
 import os
-import shlex
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -21,16 +19,8 @@ from pdserve.commands.predict import (
 )
 from pdserve.errors import UsageError
 from pdserve.formats.serving_model import ServingModel
-from pdserve.pipelines import SERVICES
+from pdserve.pipelines import SERVICES, TASKS
 
-# A model's task -> the service that answers it.
-TASKS: Mapping[str, str] = {
-    "classification": "classification",
-    "multilabel": "classification",
-    "attributes": "classification",
-    "embedding": "embedding",
-    "detection": "detection",
-}
 _PANELS = ("Model", "Device", "Preprocessing", "Results")
 
 
@@ -70,7 +60,7 @@ def run(
     flags = o.flags(named | settings | {"top_k": top_k}, entry.kind)
     asked = open_local(entry.kind, flags, os.environ, o.home())
     failed = answer_all(sources, asked, entry, draw, jobs, as_json)
-    console.say(f"Next: {_serve(entry.kind, named | settings)}")
+    console.say(f"Next: {o.serve_command(entry.kind, named | settings)}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -93,13 +83,3 @@ def task_of(model: ServingModel) -> str:
         f"Nothing says what {model.name} does; type `pdserve predict --local --service NAME`, with one of "
         f"{', '.join(SERVICES)}."
     )
-
-
-def _serve(kind: str, settings: Mapping[str, Any]) -> str:
-    """The command that serves what was run."""
-    words = ["pdserve", "serve", kind]
-    for name, value in settings.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(str(value))
-    return shlex.join(words)

@@ -9,7 +9,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands.list import index_json, model_json
-from pdserve.commands.options import Json, home
+from pdserve.commands.options import Json, home, serve_model
 from pdserve.errors import PdserveError, UsageError
 from pdserve.files import format_size
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from pdserve.models.inventory import StoredModel
     from pdserve.models.servers import RunningServer
 
-# The service of a task, with the option that names the model there.
-_SERVES = {
-    "classification": "classification --model",
-    "multilabel": "classification --model",
-    "attributes": "classification --model",
-    "embedding": "embedding --model",
-    "detection": "detection --detector",
-}
 _FEW = 5  # labels that are shown
 
 
@@ -100,7 +92,7 @@ def _model(
         "source": _record(forms["inference"]) if "inference" in forms else None,
         "indexes": [each.name for each in indexes.indexes(where) if each.embedder == stored.name],
         "servers": listed["servers"],
-        "command": f"pdserve serve {_SERVES[said['task']]} {name}" if said["task"] in _SERVES else None,
+        "command": serve_model(said["task"], name),
         "problems": listed["problems"],
     }
 

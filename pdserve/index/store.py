@@ -28,6 +28,7 @@ A folder without manifest is one that PaddleClas or PaddleX wrote (see forms.py)
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -114,14 +115,22 @@ def find(name: str, home: Home) -> Path:
         for folder in (base, base / "index"):
             if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
                 return folder
-    if is_path(name):
-        raise UsageError(
-            f"There is no index at {name!r}, which is a path; make one with `pdserve index build`."
-        )
-    raise UsageError(
-        f"There is no index at {name!r}, neither as a folder nor in {home.indexes}; make one with "
-        "`pdserve index build`, or type `pdserve fetch drink_dataset_v1.0`."
-    )
+    where = "which is a path" if is_path(name) else f"neither as a folder nor in {home.indexes}"
+    raise UsageError(f"There is no index at {name!r}, {where}; {_how_to_get(name, home)}.")
+
+
+def _how_to_get(name: str, home: Home) -> str:
+    """The command that brings an index that is not there: of a data set of the catalog, or a new one."""
+    from pdserve.models import catalog
+
+    base = Path(name).expanduser() if is_path(name) else home.index(name)
+    gallery = base / "gallery"
+    entry = None if is_path(name) or base.is_dir() else catalog.load().get(name)
+    if entry is not None and entry.task == "dataset":
+        own = "`pdserve index build --gallery DIR --out NAME`"
+        return f"type `pdserve fetch {name}`, or make one of your own with {own}"
+    images = shlex.quote(str(gallery)) if gallery.is_dir() else "DIR"
+    return f"make one with `pdserve index build --gallery {images} --out {shlex.quote(name)}`"
 
 
 def find_or_new(name: str, home: Home) -> Path:

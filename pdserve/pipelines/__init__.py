@@ -12,7 +12,7 @@ from pathlib import Path
 from pdserve.errors import PdserveError
 from pdserve.pipelines.entry import KINDS, Role, ServiceEntry, entry_of
 
-__all__ = ["SERVICES", "Role", "ServiceEntry"]
+__all__ = ["SERVICES", "TASKS", "Role", "ServiceEntry"]
 
 _ENTRIES = (
     ServiceEntry(
@@ -28,6 +28,14 @@ _ENTRIES = (
         items="labels",
     ),
 )
+# A model's task -> the service that answers it.
+TASKS: Mapping[str, str] = {
+    "classification": "classification",
+    "multilabel": "classification",
+    "attributes": "classification",
+    "embedding": "embedding",
+    "detection": "detection",
+}
 _KINDS = ("recognition", "detection", "embedding", "attributes", "face")
 _SUFFIXES = (".yml", ".yaml")
 

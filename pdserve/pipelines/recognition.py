@@ -10,6 +10,7 @@ from pdserve.answers import Detection, FoundMatch, FoundObject, Objects
 from pdserve.engines import Device
 from pdserve.index import search
 from pdserve.index.search import LoadedIndex, Match
+from pdserve.models import catalog
 from pdserve.models.home import Home
 from pdserve.pipelines.base import PipelineModel, Steps
 from pdserve.pipelines.embedder import Embedder, check_embedder, open_embedder
@@ -119,8 +120,23 @@ def open_stage(role: str, settings: ServiceSettings, home: Home) -> Search:
         embedder.close()
         raise
     stage.loaded = loaded
+    if stage.index.embedder is None and role not in settings.sources.models:
+        _warn(role, stage, settings)
     log.info("index %s: %d entries", folder, stage.index.count)
     return stage
+
+
+def _warn(role: str, stage: Search, settings: ServiceSettings) -> None:
+    """Say that an index that names no embedder is searched with one that nobody named either."""
+    if {settings.options.index, stage.embedder.name} <= set(catalog.DEFAULTS):
+        return  # these were made for each other
+    log.warning(
+        "index %s does not say which embedder made it, and --%s names none: %s, the default, is taken; "
+        "another one of as many numbers would give wrong answers without an error",
+        stage.index.folder,
+        role,
+        stage.embedder.name,
+    )
 
 
 def load_index(folder: Path, embedder: Embedder, settings: ModelSettings) -> LoadedIndex:

@@ -1,6 +1,7 @@
 """``pdserve index …`` as typed, with a tiny real embedder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from pdserve.pipelines import SERVICES
 from tests.extras import import_or_skip
 from tests.running import pdserve
 from tests.tiny import build_embedder, picture
 
+DEFAULT = SERVICES["recognition"].roles["embedder"].default
 COLORS = {"red": (200, 20, 20), "green": (20, 200, 20), "blau": (20, 20, 200)}
 
 
@@ -213,6 +216,15 @@ def test_exported_for_paddlex_and_served_from_there(home: Path, index: Path, tmp
     query.write_bytes(picture((210, 25, 25)))
     (theirs,) = run(home, "search", query, "--index", out, "--model", "tiny_embedder", "--top-k", 2)
     (ours,) = run(home, "search", query, "--index", index, "--top-k", 2)
+    # What nobody says is said: that the embedder is taken on trust, and whether it was named.
+    words = f"Note: {out} does not say which embedder made it; tiny_embedder is taken for it."
+    done = pdserve(home, "index", "search", str(query), "--index", str(out), "--model", "tiny_embedder")
+    assert done.stderr == f"{words}\n"
+    build_embedder(home / "models", DEFAULT)
+    for command in (("search", str(query)), ("append", str(query), "--label", "red")):
+        copy = shutil.copytree(out, tmp_path / command[0])
+        done = pdserve(home, "index", *command, "--index", str(copy))
+        assert f"made it; {DEFAULT} is taken for it, as --model names none.\n" in done.stderr
     for found, wanted in zip(theirs["matches"], ours["matches"], strict=True):
         assert found == wanted | {"image": f"paddlex/{wanted['id']}"}
     (info,) = run(home, "info", "--index", out)

@@ -6,9 +6,8 @@ from typing import get_args
 
 import pytest
 
-from pdserve.commands.run import TASKS
 from pdserve.formats.inference_yml import Task
-from pdserve.pipelines import SERVICES
+from pdserve.pipelines import SERVICES, TASKS
 from tests.model_host import put_in_folder
 from tests.running import pdserve
 from tests.tiny import build_embedder, build_inference_model, picture

@@ -101,7 +101,7 @@ def test_fetch(home: Path, mirror: str, columns: int, tmp_path: Path) -> None:
     assert "3.0/3.0 MB" in bar
     assert len(bar) <= columns
     assert done.lines("ResNet50_vd: fetched, ")
-    assert done.lines("Next: pdserve convert --model ResNet50_vd")
+    assert done.lines("Next: pdserve serve classification --model ResNet50_vd")
 
 
 def test_show(home: Path, columns: int) -> None:

@@ -216,6 +216,27 @@ def test_found_by_name_data_set_and_folder(tmp_path: Path) -> None:
         store.find("nothing", home)
 
 
+def test_what_is_nowhere_gets_the_command_that_brings_it(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+
+    def said(name: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            store.find(name, home)
+        return caught.value.message.rpartition("; ")[2]
+
+    assert said("drink_dataset_v2.0") == (
+        "type `pdserve fetch drink_dataset_v2.0`, or make one of your own with "
+        "`pdserve index build --gallery DIR --out NAME`."
+    )
+    assert said("faces") == "make one with `pdserve index build --gallery DIR --out faces`."
+    assert said("ResNet50_vd") == "make one with `pdserve index build --gallery DIR --out ResNet50_vd`."
+    own = str(tmp_path / "my faces")
+    assert said(own) == f"make one with `pdserve index build --gallery DIR --out '{own}'`."
+    gallery = home.index("mine") / "gallery"  # a data set without an index
+    gallery.mkdir(parents=True)
+    assert said("mine") == f"make one with `pdserve index build --gallery {gallery} --out mine`."
+
+
 def test_the_place_of_a_new_index(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     (home.index("drinks") / "gallery").mkdir(parents=True)

@@ -15,6 +15,8 @@ import pytest
 
 from pdserve.clients import HttpClient, RpcClient
 from pdserve.index.search import Match
+from pdserve.models.home import Home
+from pdserve.pipelines import SERVICES
 from pdserve.pipelines.options import SearchOptions
 from pdserve.pipelines.recognition import choose
 from pdserve.pipelines.regions import Region
@@ -303,6 +305,40 @@ def test_another_embedder_is_refused_by_name(home: Path) -> None:
     assert "tiny_embedder" in done.stderr
     assert "other" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_embedder_that_nobody_named_is_a_warning(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recognition = SERVICES["recognition"]
+    default = recognition.roles["embedder"].default
+    build_embedder(home / "models", default)
+
+    def warned(index: str, **flags: str) -> list[str]:
+        caplog.clear()
+        settings = recognition.settings({"index": index, "detector": "none", **flags}, {})
+        recognition.open(settings, Home(home)).close()
+        return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+    assert warned("colors", embedder="tiny_embedder") == []
+    for name in ("foreign", "drink_dataset_v1.0"):  # without a manifest, as PaddleClas and PaddleX write them
+        folder = home / "indexes" / name
+        folder.mkdir()
+        for file in ("vector.index", "id_map.pkl"):
+            shutil.copy(home / "indexes" / "colors" / "index" / file, folder)
+    (line,) = warned("foreign")
+    assert line.startswith(f"index {home / 'indexes' / 'foreign'} does not say which embedder made it, and ")
+    assert f"--embedder names none: {default}, the default, is taken" in line
+    assert warned("foreign", embedder=default) == []
+    assert warned("foreign", embedder="tiny_embedder") == []
+    assert warned("drink_dataset_v1.0") == []  # made by the default embedder
+
+
+def test_models_of_another_service_in_the_environment(home: Path) -> None:
+    done = pdserve(home, "serve", "recognition", PDSERVE_MODEL="ResNet50_vd")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "pdserve: PDSERVE_MODEL: recognition has no set of models 'ResNet50_vd'; known are PP-ShiTu, "
+        "PP-ShiTuV2, and --detector and --embedder name models one by one.\n"
+    )
 
 
 @pytest.mark.parametrize(
