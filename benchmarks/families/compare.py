@@ -89,6 +89,8 @@ def difference(wanted: Array, got: Array) -> dict[str, Any]:
     """The largest difference of one element, and the largest element: ``difference``, ``scale``."""
     if wanted.shape != got.shape:
         return {"refused": f"the answer has the shape {got.shape}, not {wanted.shape}"}
+    if bad := int(np.count_nonzero(~np.isfinite(got))):
+        return {"refused": f"{bad} of the answer's {got.size} numbers are not finite"}
     return {"difference": float(np.abs(wanted - got).max()), "scale": float(np.abs(wanted).max())}
 
 

@@ -24,7 +24,7 @@ _READING = """## How to read the table
 - **Paddle 3** is `inference.json` as Paddle {pir} writes it. **Paddle 2** is `inference.pdmodel` as Paddle 2.6.2 writes it: Paddle 3 has lost part of the operators in the old format.
 - A figure is the largest difference of one element, divided by the largest element. For detectors it is the largest difference of a box in pixels, then of a score; every box is paired with the nearest one of its label. **Bold**: over {tolerance:g}, or {pixels:g} px, or {scores:g} in score, or boxes without a partner.
 - A number in brackets leads to the notes. Where `--engine auto` finds that OpenVINO does not run a model, it takes the next engine that is installed and says so.
-- Random weights say that the operators compute the same, not how good a trained model is. Rounding adds up more in a deep random network than in a trained one. Normalisations are given the statistics of the images, and heads are scaled so that scores differ.
+- Random weights say that the operators compute the same, not how good a trained model is. Rounding adds up more in a deep random network than in a trained one. Normalisations are given the statistics of the images, and heads are scaled so that scores differ. The heads of PP-YOLOE and YOLOX start with weights of zero, so that all of their boxes have one size: there, scores say more than pixels.
 """  # noqa: E501
 
 

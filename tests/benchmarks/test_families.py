@@ -37,6 +37,8 @@ def test_a_difference_is_that_of_one_element() -> None:
     assert difference(wanted, wanted) == {"difference": 0.0, "scale": pytest.approx(0.9)}
     assert difference(wanted, wanted + np.float32(0.25))["difference"] == pytest.approx(0.25)
     assert "shape" in difference(wanted, wanted[:1])["refused"]
+    nothing = np.array([[0.1, np.nan], [0.5, 0.5]], np.float32)
+    assert difference(wanted, nothing)["refused"] == "1 of the answer's 4 numbers are not finite"
 
 
 def test_boxes_are_paired_by_label_in_any_order() -> None:
