@@ -14,7 +14,7 @@ PIXELS, SCORES = 0.05, 1e-3
 
 _HEAD = """# Architectures that were tried
 
-Which families of the catalog run, and with which numbers. At least one architecture of each is exported with random weights by PaddleClas's, PaddleDetection's or PaddleX's own code, in both of Paddle's formats, and run by pdserve on each engine; the answers are compared with those of the network before it was exported (classifiers and embedders: two images; detectors: one, suppression included).
+Which families of the catalog run, and with which numbers; those not yet run are listed under "Not tried". Architectures are exported with random weights by PaddleClas's, PaddleDetection's or PaddleX's own code, in both of Paddle's formats, and run by pdserve on each engine; the answers are compared with those of the network before it was exported (classifiers and embedders: two images; detectors: one, suppression included).
 
 `python -m benchmarks.families` does this and writes this page; the figures are in `benchmarks/results/families.json`.
 """  # noqa: E501
