@@ -105,10 +105,11 @@ class Snapshot:
         return max(used, self.manifest.next_id) if self.manifest else used
 
 
-def find(name: str, home: Home) -> Path:
+def find(name: str, home: Home, embedder: str | None = None) -> Path:
     """The folder of an index: itself, its data set's folder (``index/`` is in it), or a name in the home.
 
-    What has a separator is a path. Raises UsageError where there is none.
+    What has a separator is a path. Raises UsageError where there is none, with the command that makes one,
+    for the ``embedder`` that is to search it.
     """
     given = Path(name).expanduser()
     for base in (given,) if is_path(name) else (given, home.index(name)):
@@ -116,10 +117,10 @@ def find(name: str, home: Home) -> Path:
             if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
                 return folder
     where = "which is a path" if is_path(name) else f"neither as a folder nor in {home.indexes}"
-    raise UsageError(f"There is no index at {name!r}, {where}; {_how_to_get(name, home)}.")
+    raise UsageError(f"There is no index at {name!r}, {where}; {_how_to_get(name, home, embedder)}.")
 
 
-def _how_to_get(name: str, home: Home) -> str:
+def _how_to_get(name: str, home: Home, embedder: str | None) -> str:
     """The command that brings an index that is not there: of a data set of the catalog, or a new one."""
     from pdserve.models import catalog
 
@@ -130,7 +131,8 @@ def _how_to_get(name: str, home: Home) -> str:
         own = "`pdserve index build --gallery DIR --out NAME`"
         return f"type `pdserve fetch {name}`, or make one of your own with {own}"
     images = shlex.quote(str(gallery)) if gallery.is_dir() else "DIR"
-    return f"make one with `pdserve index build --gallery {images} --out {shlex.quote(name)}`"
+    model = f" --model {shlex.quote(embedder)}" if embedder and embedder not in catalog.DEFAULTS else ""
+    return f"make one with `pdserve index build --gallery {images} --out {shlex.quote(name)}{model}`"
 
 
 def find_or_new(name: str, home: Home) -> Path:

@@ -24,7 +24,12 @@ def index_folder(settings: ServiceSettings, home: Home) -> Path:
     from pdserve.index.store import find as find_index
 
     beside = settings.config_dir / settings.options.index
-    return find_index(str(beside) if beside.is_dir() else settings.options.index, home)
+    embedder = _embedder(settings)
+    return find_index(
+        str(beside) if beside.is_dir() else settings.options.index,
+        home,
+        settings.models[embedder].model if embedder else None,
+    )
 
 
 def follow_index(settings: ServiceSettings, home: Home) -> ServiceSettings:
@@ -33,7 +38,7 @@ def follow_index(settings: ServiceSettings, home: Home) -> ServiceSettings:
     An index that does not say, and a service without one, leave them as they are. Raises UsageError where
     there is no index, IndexFolderError.
     """
-    role = next((role for role in ("embedder", "model") if role in settings.models), None)
+    role = _embedder(settings)
     if role is None or role in settings.sources.models or not hasattr(settings.options, "index"):
         return settings
     embedder = settings.models[role]
@@ -44,6 +49,11 @@ def follow_index(settings: ServiceSettings, home: Home) -> ServiceSettings:
         return settings
     own = embedder.model_copy(update={"model": known.embedder.wanted})
     return replace(settings, models={**settings.models, role: own})
+
+
+def _embedder(settings: ServiceSettings) -> str | None:
+    """The role of the model that makes features, None for a service without one."""
+    return next((role for role in ("embedder", "model") if role in settings.models), None)
 
 
 def open_model(

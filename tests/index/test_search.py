@@ -229,6 +229,8 @@ def test_what_is_nowhere_gets_the_command_that_brings_it(tmp_path: Path) -> None
         "`pdserve index build --gallery DIR --out NAME`."
     )
     assert said("faces") == "make one with `pdserve index build --gallery DIR --out faces`."
+    with pytest.raises(UsageError, match=r"--out faces --model ResNet50_face`\.$"):
+        store.find("faces", home, "ResNet50_face")
     assert said("ResNet50_vd") == "make one with `pdserve index build --gallery DIR --out ResNet50_vd`."
     own = str(tmp_path / "my faces")
     assert said(own) == f"make one with `pdserve index build --gallery DIR --out '{own}'`."
