@@ -25,6 +25,7 @@ from tests.tiny import build_embedder, build_inference_model, picture
 CLASSIFIERS = ("ResNet50_vd", "PPLCNet_x1_0")
 DETECTOR = "picodet_PPLCNet_x2_5_mainbody_lite_v1.0"
 EMBEDDER = "general_PPLCNet_x2_5_lite_v1.0"
+EMBEDDING = "PP-ShiTuV2_rec"
 DATA_SET = "drink_dataset_v1.0"
 PHOTOS = ("chelsea", "coffee", "rocket")
 
@@ -44,6 +45,8 @@ def make(folder: Path) -> tuple[Path, Path]:
     shutil.rmtree(made / EMBEDDER / f"{EMBEDDER}_client")
     serving = (made / EMBEDDER / f"{EMBEDDER}_serving").rename(made / "embedder")
     _publish(host, EMBEDDER, made / EMBEDDER)
+    shutil.copytree(made / EMBEDDER / f"{EMBEDDER}_infer", made / EMBEDDING / f"{EMBEDDING}_infer")
+    _publish(host, EMBEDDING, made / EMBEDDING)
     _detector(made / DETECTOR / f"{DETECTOR}_infer")
     _publish(host, DETECTOR, made / DETECTOR)
     _data_set(made / DATA_SET / DATA_SET, serving)

@@ -113,7 +113,7 @@ def test_ctrl_c_tells_what_was_found_and_writes_nothing(tiny_home: Path, tmp_pat
         (("--model", "tiny", "--config", "{broken}"), "broken.yml"),
         (("--model", "tiny", "--precision", "int8"), "pdserve optimize"),
         (("--model", "tiny", "--precision", "int4"), "--precision"),
-        (("--model", "tiny", "--service", "recognition"), "--model goes with --service classification"),
+        (("--model", "tiny", "--service", "recognition"), "no set of models 'tiny'; known are PP-ShiTu"),
         (("--detector", "none"), "--detector goes with --service recognition"),
         (("--service", "recognition"), "pdserve"),
         (("--model", "tiny", "--p99", "0.0001", *QUICK), "Nothing keeps"),
