@@ -118,9 +118,9 @@ def require(engine: str, device: Device) -> None:
     Raises UsageError, EngineMissingError or DeviceError, as `load` does.
     """
     _require_known(engine)
+    _require_device(device, engine)
     if engine != "auto":
         table.require(engine, next(iter(ENGINES[engine].packages)))
-    _require_device(device, engine)
 
 
 def _require_device(device: Device, engine: str = "auto") -> None:
