@@ -29,7 +29,7 @@ from pdserve.services.http.messages import (
     unless_gone,
 )
 from pdserve.services.protocols import Context, Route
-from pdserve.services.service import Service
+from pdserve.services.service import Service, check_count
 
 _WANTED = '{"model": …, "input": [base64, …]}'
 
@@ -152,8 +152,9 @@ def embeddings(context: Context) -> Iterator[Route]:
         try:
             asked = _parse(await read_body(request, settings))
             name = _served(service, asked.model)
-            images = _images([asked.input] if isinstance(asked.input, str) else asked.input)
-            answers = await unless_gone(request.receive, service.embed(images))
+            texts = [asked.input] if isinstance(asked.input, str) else asked.input
+            check_count(texts, settings)  # before they are decoded
+            answers = await unless_gone(request.receive, service.embed(_images(texts)))
             log_failures(answers, "/v1/embeddings")
             vectors = _vectors(answers, asked.dimensions)
         except ParameterError as error:

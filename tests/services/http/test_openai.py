@@ -128,6 +128,7 @@ def test_one_image_without_a_list(embedding: Server, prefix: str) -> None:
             "'normalize' is not one of model, input, enc",
         ),
         ({"input": TEXTS * 2}, 413, "body_too_large", None, "has 6 images, more than the limit of 4"),
+        ({"input": ["no base64"] * 6}, 413, "body_too_large", None, "has 6 images, more than the limit of 4"),
         ({"input": "A" * 200_000}, 413, "body_too_large", None, "larger than the limit of 100000 bytes"),
     ],
     ids=lambda value: str(value)[:30],
