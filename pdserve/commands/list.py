@@ -45,7 +45,7 @@ def list_(as_json: Json = False) -> None:
             )
             for model in found_models
         ]
-        console.table(("model", "task", "forms", "size", "state", "used by"), rows)
+        console.table(("model", "task", "forms", "size", "state", "used by"), rows, drop=("task",))
     if found_indexes:
         table = [
             (

@@ -52,7 +52,7 @@ def fetch(job: Job, source: Wheel) -> Fetched:
     job.policy.require_network(job.name)
     scratch = job.downloads / f"{job.name}.wheel"
     job.progress.start(job.name, None, 0)
-    job.progress.note(job.name, f"pip downloads {pin}")
+    job.progress.note(job.name, "pip downloads it")
     try:
         with files.disk_errors(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
