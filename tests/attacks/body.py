@@ -1,0 +1,1 @@
+"""Bodies of HTTP that are small or odd and cost much: JSON, forms, tensors."""

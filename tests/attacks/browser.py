@@ -1,0 +1,1 @@
+"""What a page of a stranger can make a browser send."""

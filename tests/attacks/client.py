@@ -1,0 +1,1 @@
+"""Servers and files that attack whoever asks: predict, fetch, the Python clients."""

@@ -1,0 +1,1 @@
+"""Files that a server or a command reads: models, indexes, settings, galleries."""

@@ -1,0 +1,1 @@
+"""Images that cost more than they look like."""

@@ -1,0 +1,1 @@
+"""Ways around API keys, and ways to guess them."""
