@@ -1,5 +1,6 @@
 """Builds and changes an index: each function publishes the next version and returns what it did."""
 
+import logging
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -17,15 +18,27 @@ from pdserve.index.embed import (
     embed_gallery,
     open_cache,
     require_same,
+    with_one_label,
 )
 from pdserve.index.entries import Entries, Finder
 from pdserve.index.gallery import GalleryImage, check
-from pdserve.index.plan import Change, Plan, add_images, apply, drop_same_vectors, label, vector_key
+from pdserve.index.plan import (
+    Change,
+    Plan,
+    add_images,
+    apply,
+    drop_same_vectors,
+    known_by_vector,
+    label,
+    vector_key,
+)
 from pdserve.index.publish import Draft, locked, publish, writer
 from pdserve.index.store import Snapshot
 from pdserve.progress import SILENT, Progress
 from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.types import Vectors
+
+log = logging.getLogger("pdserve")
 
 
 def build(
@@ -57,7 +70,7 @@ def build(
                 if skipped
                 else "The gallery is empty; give at least one image."
             )
-        unique = {each.digest: each.image for each in readable}  # the same image twice: the last label counts
+        unique = {each.digest: each.image for each in readable}
         with locked(folder, progress):
             base = _read_or_none(folder)
             if base and base.manifest:
@@ -93,6 +106,7 @@ def append(
     folder: Path,
     embedder: GalleryEmbedder,
     *,
+    replace: bool = False,
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
     progress: Progress = SILENT,
@@ -100,9 +114,9 @@ def append(
 ) -> Change:
     """Add images to an index. Idempotent: an image is known by its content.
 
-    One that is an entry already stays; with another label, it gets that. A path that is an entry already
-    and whose file has other content now replaces that entry. An image of more than ``max_pixels`` cannot be
-    read. An index whose embedder is not known (PaddleClas's) is taken to be ``embedder``'s from here on.
+    One that is an entry already stays; with another label, it gets that. Entries of other images stay, also
+    those of the same path, unless ``replace``, with which they go. An image of more than ``max_pixels``
+    cannot be read. Of an index whose embedder is not known (PaddleClas's), it is not known after this either.
     Raises OtherEmbedderError, and as `build`.
     """
     check(images)
@@ -124,13 +138,15 @@ def append(
         with writer(folder, progress, cancel):
             base = store.read(folder)
             _require(base, embedder)
-            plan = Plan()
-            add_images(base, readable, plan, by_path=True)
-            if any(each.digest not in cache.rows for each in plan.new.values()):
-                # Another writer has removed meanwhile what was known when the images were read.
-                embed([each.image for each in plan.new.values()])
-                plan.new = {d: each for d, each in plan.new.items() if d in cache.rows}
-            given = EmbedderId.of(embedder)
+            finder = Finder(base.entries)
+            late = [e for e in readable if e.digest not in cache.rows and finder(e.digest) is None]
+            if late:  # another writer has removed meanwhile what was known when the images were read
+                embed([each.image for each in late])
+            readable = [e for e in readable if e.digest in cache.rows or finder(e.digest) is not None]
+            fresh = [each for each in readable if finder(each.digest) is None]
+            plan, same = Plan(), known_by_vector(base, fresh, cache.gather)
+            add_images(base, readable, plan, by_path=True, replace=replace, known=same)
+            given = base.embedder if base.id_map else EmbedderId.of(embedder)
             return apply(base, plan, cache.gather, embedder=given, skipped=skipped, command="append")
 
 
@@ -175,7 +191,8 @@ def merge(
 ) -> Change:
     """Add the entries of other indexes of the same embedder to the one in ``folder``.
 
-    An image that is an entry already stays, and gets the other's label. Vectors are taken as they are.
+    An image that is an entry already stays, and gets the other's label. Vectors are taken as they are. The
+    embedder is known afterwards if it was known of all of them.
     Raises OtherEmbedderError, IndexFolderError.
     """
     sources = [store.read(other) for other in others]
@@ -184,7 +201,7 @@ def merge(
         embedder = base.embedder
         plan = Plan()
         rows: dict[bytes, tuple[int, int]] = {}
-        extracted = []
+        extracted, given = [], []
         for number, source in enumerate(sources):
             if source.embedder:
                 require_same(embedder, source.embedder, (base.form.dimension, source.form.dimension), folder)
@@ -197,20 +214,29 @@ def merge(
             found, vectors = faiss_index.extract(source.index)
             extracted.append(vectors)
             row_of = {int(i): row for row, i in enumerate(found)}
-            more = []
             for i, digest in zip(source.entries.ids.tolist(), source.entries.sha256, strict=True):
                 image, label = id_map.split(source.id_map[i])
                 # An image of which nothing is known but its path is identified by its vector.
                 key = digest.tobytes() if digest.any() else vector_key(vectors[row_of[i]])
                 rows[key] = (number, row_of[i])
-                more.append(HashedImage(GalleryImage(image, label, b""), key))
-            add_images(base, more, plan, by_path=False)
+                given.append(HashedImage(GalleryImage(image, label, b""), key))
+        given, skipped = with_one_label(given)
+        add_images(base, given, plan, by_path=False)
         drop_same_vectors(base, plan)
+        made_by = [sources[number].embedder for number in {rows[key][0] for key in plan.new}]
+        if base.id_map:
+            made_by.append(base.embedder)
+        if not all(made_by):
+            if base.embedder:
+                log.warning(
+                    "%s no longer says which embedder made it: what is merged into it does not", folder
+                )
+            embedder = None
 
         def gather(keys: Sequence[bytes]) -> Vectors:
             return np.stack([extracted[n][row] for n, row in (rows[key] for key in keys)])
 
-        return apply(base, plan, gather, embedder=embedder, skipped=[], command="merge")
+        return apply(base, plan, gather, embedder=embedder, skipped=skipped, command="merge")
 
 
 def _require(snapshot: Snapshot, embedder: GalleryEmbedder) -> None:

@@ -124,8 +124,8 @@ def embed_gallery(
     """Put into ``cache`` the vector of every image whose digest is not ``known``.
 
     Returns the readable images in order, the same file twice as it comes, and those that were skipped.
-    An image of more than ``max_pixels`` is not readable.
-    Raises GalleryError at the first unreadable image if ``strict``, EngineError, DiskError.
+    An image of more than ``max_pixels`` is not readable; see `with_one_label`.
+    Raises GalleryError at the first image to be skipped if ``strict``, EngineError, DiskError.
     """
     readable: list[HashedImage] = []
     skipped: list[Skipped] = []
@@ -147,11 +147,7 @@ def embed_gallery(
             batch.clear()
 
     def skip(image: GalleryImage, reason: str, cause: Exception | None = None) -> None:
-        if strict:
-            uploaded = isinstance(image.source, bytes)
-            hint = "" if uploaded else " Leave out --strict to go on without such images."
-            raise GalleryError(f"{image.image}: {reason}{hint}") from cause
-        skipped.append(Skipped(image.image, reason))
+        skipped.append(_skipped(image, reason, strict, cause))
 
     progress.start(TASK, len(images), 0)
     threads = min(8, os.cpu_count() or 1)
@@ -174,7 +170,38 @@ def embed_gallery(
         if each.digest in empty:
             skip(each.image, f"{embedder.name} finds nothing in it, its vector is zero.")
     progress.done(TASK)
-    return [each for each in readable if each.digest not in empty], skipped
+    kept, twice = with_one_label([each for each in readable if each.digest not in empty], strict=strict)
+    return kept, skipped + twice
+
+
+def with_one_label(
+    images: Sequence[HashedImage], *, strict: bool = False
+) -> tuple[list[HashedImage], list[Skipped]]:
+    """Skip images that come again, further on, with another label: an entry has one, and the last counts.
+
+    Raises GalleryError for the first of them if ``strict``.
+    """
+    last = {each.digest: each.image for each in images}
+    kept, skipped = [], []
+    for each in images:
+        counts = last[each.digest]
+        if each.image.label == counts.label:
+            kept.append(each)
+            continue
+        reason = (
+            f"is the same picture as {counts.image}, and an entry has one label: {counts.label!r} counts, "
+            f"{each.image.label!r} does not."
+        )
+        skipped.append(_skipped(each.image, reason, strict))
+    return kept, skipped
+
+
+def _skipped(image: GalleryImage, reason: str, strict: bool, cause: Exception | None = None) -> Skipped:
+    if strict:
+        uploaded = isinstance(image.source, bytes)
+        hint = "" if uploaded else " Leave out --strict to go on without such images."
+        raise GalleryError(f"{image.image}: {reason}{hint}") from cause
+    return Skipped(image.image, reason)
 
 
 def embed(embedder: GalleryEmbedder, images: Sequence[Image8]) -> Vectors:

@@ -1,8 +1,9 @@
 """Plans a change of an index, and carries it out: which entries are added, relabelled and removed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,17 @@ GatherDigests = Callable[[Sequence[bytes]], Vectors]
 
 @dataclass
 class Plan:
-    """``new`` entries by digest, entries that get other ``labels``, ids that are ``gone``; and counts."""
+    """``new`` entries by digest, entries that get other ``labels``, ids that are ``gone``; and counts.
+
+    ``same_path``: new entries beside others of their path.
+    """
 
     new: dict[bytes, HashedImage] = field(default_factory=dict)
     labels: IdMap = field(default_factory=dict)
     gone: list[int] = field(default_factory=list)
     present: int = 0
     replaced: int = 0
+    same_path: int = 0
     removed: int = 0
 
 
@@ -43,8 +48,9 @@ class Change:
     """What a command did. ``version`` is the current one; without a change it is the one before.
 
     ``present``: images that are entries already, or came twice; ``relabelled``: entries whose label
-    changed; ``replaced``: entries whose image file has other content now; ``count``: entries now;
-    ``compacted``: the index was rebuilt.
+    changed; ``replaced``: paths whose entries were replaced, as asked for; ``same_path``: of those added, how
+    many have the path of an entry of another image; ``count``: entries now; ``compacted``: the index was
+    rebuilt.
     """
 
     folder: Path
@@ -54,6 +60,7 @@ class Change:
     present: int = 0
     relabelled: int = 0
     replaced: int = 0
+    same_path: int = 0
     removed: int = 0
     compacted: bool = False
     skipped: list[Skipped] = field(default_factory=list)
@@ -63,8 +70,21 @@ class Change:
         return bool(self.added or self.relabelled or self.replaced or self.removed)
 
 
-def add_images(base: Snapshot, given: Sequence[HashedImage], plan: Plan, *, by_path: bool) -> None:
-    """Plan to add images to ``base``; with ``by_path``, an entry of the same path is replaced."""
+def add_images(
+    base: Snapshot,
+    given: Sequence[HashedImage],
+    plan: Plan,
+    *,
+    by_path: bool,
+    replace: bool = False,
+    known: Mapping[bytes, int] = MappingProxyType({}),
+) -> None:
+    """Plan to add images to ``base``. An image is known by its content: it never takes another's place.
+
+    ``by_path``: paths are of the same folder as those in ``base``, so that an image that is an entry under
+    another path has moved; ``replace``: what else is an entry of that path goes. ``known``: digests whose
+    entries are known otherwise.
+    """
     finder = Finder(base.entries)
     content = {each.image.image: each.digest for each in given} if by_path else {}
     paths: dict[str, list[int]] = {}
@@ -74,22 +94,47 @@ def add_images(base: Snapshot, given: Sequence[HashedImage], plan: Plan, *, by_p
             paths.setdefault(image, []).append(i)
     matched: set[int] = set()
     for each in given:
-        known = finder(each.digest)
-        if known is None:
+        found = finder(each.digest)
+        found = known.get(each.digest) if found is None else found
+        if found is None:
             plan.present += each.digest in plan.new
             plan.new[each.digest] = each
             continue
         plan.present += 1
-        matched.add(known)
-        image = id_map.split(base.id_map[known])[0]
+        matched.add(found)
+        image = id_map.split(base.id_map[found])[0]
         if content.get(image, each.digest) != each.digest:  # its path is another image's now
             image = each.image.image
-        plan.labels[known] = id_map.join(image, each.image.label)
+        plan.labels[found] = id_map.join(image, each.image.label)
     for image, digest in content.items():
-        stale = [i for i in paths.get(image, ()) if i not in matched] if digest in plan.new else []
-        plan.gone += stale
-        plan.replaced += bool(stale)
+        others = [i for i in paths.get(image, ()) if i not in matched] if digest in plan.new else []
+        if replace:
+            plan.gone += others
+            plan.replaced += bool(others)
+        else:
+            plan.same_path += bool(others)
     plan.labels = {i: entry for i, entry in plan.labels.items() if base.id_map[i] != entry}
+
+
+def known_by_vector(base: Snapshot, given: Sequence[HashedImage], gather: GatherDigests) -> dict[bytes, int]:
+    """Digest -> entry, for images whose entry has their path and their vector but no digest.
+
+    So are all entries of an index of another program.
+    """
+    unknown = set(base.entries.ids[~base.entries.sha256.any(axis=1)].tolist())
+    if not unknown or not base.form.changeable:
+        return {}
+    wanted = {each.image.image: each.digest for each in given}
+    pairs: list[tuple[int, bytes]] = []
+    for i, entry in base.id_map.items():
+        if i in unknown and (digest := wanted.get(id_map.split(entry)[0])):
+            pairs.append((i, digest))
+    if not pairs:
+        return {}
+    found, rows = faiss_index.extract(base.index)
+    places = np.searchsorted(found, [i for i, _ in pairs])
+    same = (rows[places] * gather([digest for _, digest in pairs])).sum(axis=1) > _SAME
+    return {digest: i for (i, digest), fits in zip(pairs, same, strict=True) if fits}
 
 
 def label(ids: Ids, images: Iterable[GalleryImage]) -> IdMap:
@@ -183,6 +228,7 @@ def apply(
         made.version,
         made.count,
         present=plan.present,
+        same_path=plan.same_path,
         compacted=compacted,
         skipped=skipped,
         **counts,

@@ -14,6 +14,7 @@ from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, PdserveError, SettingsError
 from pdserve.files import sha256
+from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models import catalog, find
 from pdserve.models.home import Home
@@ -55,9 +56,10 @@ class Embedder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the model's files and its preprocessing: the same vectors come of the same."""
-        model, params = self.model.files.model, self.model.files.params
+        files = self.model.files
+        params = [files.params] if files.params else parameter_files(files, read_program(files))
         ops = json.dumps([dict(op) for op in self.chain.ops], sort_keys=True).encode()
-        return sha256(model, ops) if params is None else sha256(model, params, ops)
+        return sha256(files.model, *params, ops)
 
     def prepare(self, image: Image8) -> Tensor:
         """H×W×3 uint8 RGB -> C×H×W float32."""

@@ -85,6 +85,30 @@ def test_append_remove_rollback_info(home: Path, index: Path, tmp_path: Path) ->
     assert {finding["good"] for finding in run(home, "verify", "--index", index)} == {True}
 
 
+def test_other_pictures_under_the_same_names_are_added(home: Path, index: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more" / "red"
+    more.mkdir(parents=True)
+    for n in range(2):
+        (more / f"{n}.png").write_bytes(picture((150, 90 + n, 20)))
+    append = ("append", "--gallery", more.parent, "--index", index)
+    done = pdserve(home, "index", *map(str, append))
+    assert "version 2, 8 entries; 2 added" in done.stdout.replace("\n", "")
+    assert "Note: 2 of the added have the path of an entry of another image, and both stay" in done.stderr
+    (more / "1.png").write_bytes(picture((140, 140, 20)))
+    (made,) = run(home, *append, "--replace")
+    assert (made["replaced"], made["removed"], made["count"], made["present"]) == (1, 0, 7, 1)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("append", "a.png", "--label", "x"), ("remove", "--label", "red"), ("merge", "other"), ("rollback",)],
+)
+def test_what_changes_an_index_has_no_default(home: Path, command: tuple[str, ...]) -> None:
+    done = pdserve(home, "index", *command)
+    assert done.returncode == 2
+    assert f"Which index should be changed? Type `pdserve index {command[0]} … --index NAME`" in done.stderr
+
+
 def test_merge_and_check(home: Path, index: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run(

@@ -14,7 +14,7 @@ import pytest
 
 from pdserve.errors import DiskError, EngineError, GalleryError
 from pdserve.index import INDEX_TYPES, METRICS, faiss_index, store
-from pdserve.index.edit import build
+from pdserve.index.edit import append, build
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
 from pdserve.index.verify import verify
@@ -60,14 +60,21 @@ def test_batches_are_full_and_the_same_image_is_embedded_once(tmp_path: Path) ->
     assert (made.count, made.present) == (20, 20)
 
 
-def test_the_last_label_of_the_same_image_counts(tmp_path: Path) -> None:
+def test_one_picture_under_two_labels_is_said(tmp_path: Path) -> None:
     picture = draw(0, 0)
-    build(
-        [GalleryImage("a.png", "wrong", picture), GalleryImage("b.png", "right", picture)],
-        tmp_path,
-        GridEmbedder(),
-    )
-    assert load(tmp_path).search(GridEmbedder().embed([decode(picture)]), 5)[0][0].label == "right"
+    two = [GalleryImage("a.png", "wrong", picture), GalleryImage("b.png", "right", picture)]
+    same = GalleryImage("c.png", "right", picture)
+    for change in (build, append):
+        made = change([*two, same], tmp_path / "index", GridEmbedder())
+        assert (made.count, made.present) == (1, 1 if change is build else 2)
+        (skipped,) = made.skipped
+        assert skipped.image == "a.png"
+        assert skipped.reason.startswith("is the same picture as c.png, and an entry has one label: 'right'")
+        assert "'wrong' does not" in skipped.reason
+    found = load(tmp_path / "index").search(GridEmbedder().embed([decode(picture)]), 5)
+    assert [match.label for match in found[0]] == ["right"]
+    with pytest.raises(GalleryError, match=r"a.png: is the same picture as b.png.*'wrong' does not"):
+        build(two, tmp_path / "strict", GridEmbedder(), strict=True)
 
 
 def test_unreadable_images_are_skipped_and_said(tmp_path: Path) -> None:

@@ -93,12 +93,28 @@ def test_a_changed_label_replaces_and_the_vectors_stay(tmp_path: Path) -> None:
     assert all_good(folder)
 
 
-def test_a_changed_image_replaces_the_entry_of_its_path(tmp_path: Path) -> None:
+def test_other_images_under_the_same_paths_drop_nothing(tmp_path: Path) -> None:
+    """A second folder, of another day, has a tea/0.png as well."""
+    images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
+    build(images, folder, EMBEDDER)
+    new = [GalleryImage(image.image, image.label, draw(9, n)) for n, image in enumerate(images[:6])]
+    made = append(new, folder, EMBEDDER)
+    assert (made.added, made.same_path, made.replaced, made.count) == (6, 6, 0, 26)
+    assert first(folder, images[0].read()) == first(folder, draw(9, 0)) == ("tea/0.png", "tea")
+    index = load(folder)
+    for picture in (image.read() for image in (*images, *new)):
+        assert index.search(EMBEDDER.embed([decode(picture)]), 1)[0][0].similarity > 0.99999
+    assert not append(new, folder, EMBEDDER).changed
+    assert remove(folder, images=["tea/0.png"]).removed == 2
+    assert all_good(folder)
+
+
+def test_a_changed_image_replaces_the_entry_of_its_path_when_asked(tmp_path: Path) -> None:
     images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
     build(images, folder, EMBEDDER)
     new = GalleryImage("tea/0.png", "tea", draw(9, 9))
-    made = append([new], folder, EMBEDDER)
-    assert (made.replaced, made.added, made.count) == (1, 0, 20)
+    made = append([new], folder, EMBEDDER, replace=True)
+    assert (made.replaced, made.added, made.same_path, made.count) == (1, 0, 0, 20)
     assert first(folder, draw(9, 9)) == ("tea/0.png", "tea")
     assert first(folder, draw(0, 0)) != ("tea/0.png", "tea")
     assert all_good(folder)
@@ -195,23 +211,41 @@ def test_an_index_of_paddleclas_is_searched_appended_to_and_rolled_back(
     assert (made.version, made.count) == (1, 50)
     known = store.read_manifest(folder)
     assert known
-    assert known.embedder
-    assert known.embedder.name == "grid"
+    assert known.embedder is None  # which nobody knows of the thirty
     assert first(folder, images[3].read()) == (images[3].image, images[3].label)
     assert remove(folder, labels=["theirs"]).count == 20
     assert rollback(folder).count == 50
+    remove(folder, ids=store.read(folder).id_map)
+    append(images, folder, EMBEDDER)
     with pytest.raises(OtherEmbedderError):
         append(images, folder, GridEmbedder(name="other"))
 
 
-def test_the_paths_of_an_index_of_paddleclas_are_replaced(tmp_path: Path) -> None:
+def test_the_paths_of_an_index_of_paddleclas_are_replaced_when_asked(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     foreign(folder)
     new = [GalleryImage(f"theirs/{i}.jpg", "theirs", draw(3, i)) for i in range(30)]
-    made = append(new, folder, EMBEDDER)
+    made = append(new, folder, EMBEDDER, replace=True)
     assert (made.count, made.replaced, made.added) == (30, 30, 0)
     assert not append(new, folder, EMBEDDER).changed
     assert all_good(folder)
+
+
+def test_an_image_of_paddleclas_is_known_by_its_path_and_vector(tmp_path: Path) -> None:
+    """Its own gallery, appended to an index without digests, is there already."""
+    import pickle
+
+    images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
+    build(images, folder, EMBEDDER)
+    for name in ("index.json", "entries.npy"):
+        (folder / name).unlink()
+    entries = {i: f"{image.image}\t{image.label}" for i, image in enumerate(images)}
+    (folder / "id_map.pkl").write_bytes(pickle.dumps(entries))
+    changed = [GalleryImage(i.image, i.label, i.source) for i in images[:18]]
+    changed += [GalleryImage(images[18].image, "lemonade", images[18].source)]
+    changed += [GalleryImage(images[19].image, images[19].label, draw(9, 9))]
+    made = append(changed, folder, EMBEDDER)
+    assert (made.present, made.relabelled, made.added, made.same_path, made.count) == (19, 1, 1, 1, 21)
 
 
 @pytest.mark.full

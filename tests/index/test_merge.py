@@ -7,7 +7,7 @@ import pytest
 
 from pdserve.errors import IndexFolderError, OtherEmbedderError
 from pdserve.index import INDEX_TYPES
-from pdserve.index.edit import build, merge
+from pdserve.index.edit import build, merge, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
 from tests.index.galleries import GridEmbedder, write_gallery
@@ -45,19 +45,33 @@ def test_the_labels_of_the_other_count_and_equal_paths_stay_apart(tmp_path: Path
     assert first(tmp_path / "one", images[6].read()) == ("tea/4.png", "cola")
 
 
-def test_indexes_of_paddleclas(tmp_path: Path) -> None:
+def test_indexes_of_paddleclas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     foreign(tmp_path / "theirs")
     foreign(tmp_path / "same")
     assert not merge(tmp_path / "theirs", [tmp_path / "same"]).changed
     images = write_gallery(tmp_path / "gallery")
     build(images, tmp_path / "ours", EMBEDDER)
+    build(images, tmp_path / "empty", EMBEDDER)
+    remove(tmp_path / "empty", ids=range(20))
+    assert merge(tmp_path / "empty", [tmp_path / "ours"]).count == 20
+    assert load(tmp_path / "empty").embedder == load(tmp_path / "ours").embedder is not None
     assert merge(tmp_path / "ours", [tmp_path / "theirs", tmp_path / "same"]).count == 50
+    assert "ours no longer says which embedder made it" in caplog.text
     assert not merge(tmp_path / "ours", [tmp_path / "theirs"]).changed
     made = merge(tmp_path / "theirs", [tmp_path / "ours"])
     assert made.count == 50
-    embedder = load(tmp_path / "theirs").embedder
-    assert embedder
-    assert embedder.name == "grid"
+    # Of thirty of them nobody knows it.
+    assert load(tmp_path / "ours").embedder is load(tmp_path / "theirs").embedder is None
+
+
+def test_one_picture_under_the_labels_of_two_indexes_is_said(tmp_path: Path) -> None:
+    images = write_gallery(tmp_path / "gallery")
+    for name, label in (("one", "cola"), ("two", "tea")):
+        build([GalleryImage(f"{name}.png", label, images[0].source)], tmp_path / name, EMBEDDER)
+    build(images[5:], tmp_path / "base", EMBEDDER)
+    made = merge(tmp_path / "base", [tmp_path / "one", tmp_path / "two"])
+    assert (made.added, [each.image for each in made.skipped]) == (1, ["one.png"])
+    assert first(tmp_path / "base", images[0].read()) == ("two.png", "tea")
 
 
 def test_other_embedders_and_dimensions_are_refused(tmp_path: Path) -> None:

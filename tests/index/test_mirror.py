@@ -85,7 +85,7 @@ def test_removing_from_it_and_giving_it_back(drinks: Path, fetched: Path) -> Non
 
 def test_its_gallery_appended_with_another_embedder_of_its_dimension(drinks: Path) -> None:
     images = read_list(drinks / "gallery" / "drink_label.txt", drinks / "gallery")
-    made = append(images, drinks / "index", GridEmbedder(dimension=512))
+    made = append(images, drinks / "index", GridEmbedder(dimension=512), replace=True)
     assert (made.count, made.replaced) == (48, 48)
     again = pickle.loads((drinks / "index" / "id_map.pkl").read_bytes())
     assert sorted(again.values()) == sorted(id_map.join(i.image, i.label) for i in images)

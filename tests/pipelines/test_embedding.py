@@ -4,6 +4,9 @@ import ast
 import asyncio
 import base64
 import json
+import math
+import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,12 @@ import yaml
 
 from pdserve.clients import HttpClient, RpcClient
 from pdserve.errors import ImageError, PdserveError
+from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.base import Direct, Pipeline
+from pdserve.pipelines.embedder import open_embedder
+from pdserve.settings import ModelSettings
 from tests.running import Server, pdserve, start
 from tests.tiny import build_embedder, picture
 
@@ -138,3 +144,38 @@ def test_the_operator_of_a_configuration_file_is_the_model(home: Path, tmp_path:
     found = SERVICES["embedding"].settings({}, {}, tmp_path / "config.yml")
     assert (found.models["model"].model, found.models["model"].max_batch_size) == ("tiny_embedder", 3)
     assert found.server.name == "features"
+
+
+def separate(folder: Path, into: Path) -> None:
+    """The same model with a file for each parameter: what ``save_combine`` wrote, taken apart."""
+    files = find_model_files(folder)
+    assert files.params
+    into.mkdir()
+    shutil.copyfile(files.model, into / "__model__")
+    for name in ("inference.yml", "serving_server_conf.prototxt", "serving_server_conf.stream.prototxt"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, into / name)
+    data = files.params.read_bytes()
+    for spec in read_program(files).parameters:
+        length = struct.unpack("<i", data[16:20])[0]  # of the tensor's description, after two versions
+        size = 20 + length + 4 * math.prod(spec.shape)
+        (into / spec.name).write_bytes(data[:size])
+        data = data[size:]
+    assert not data
+
+
+def test_the_fingerprint_is_of_all_files(home: Path, tmp_path: Path) -> None:
+    one, many = home / "models" / "tiny_embedder_serving", tmp_path / "many_serving"
+    separate(one, many)
+
+    def fingerprint(folder: Path) -> str:
+        with open_embedder(ModelSettings(model=str(folder)), Home(home)) as embedder:
+            return embedder.fingerprint
+
+    assert fingerprint(many) == fingerprint(one)
+    for path in sorted(many.iterdir()):
+        before = path.read_bytes()
+        if path.name not in ("__model__", "inference.yml") and path.suffix != ".prototxt":
+            path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # another weight
+            assert fingerprint(many) != fingerprint(one)
+            path.write_bytes(before)

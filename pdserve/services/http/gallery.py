@@ -140,6 +140,7 @@ def described(change: Change) -> dict[str, Any]:
     content = asdict(change)
     content["index_version"] = content.pop("version")
     del content["folder"]  # which is no business of a caller's
+    del content["same_path"]  # as uploads are named by their content
     return content
 
 
