@@ -174,9 +174,7 @@ def append(
     delimiter: DelimiterOption = "\t",
     replace: Annotated[
         bool,
-        typer.Option(
-            "--replace", help="Remove entries of another image under the path of one of these."
-        ),
+        typer.Option("--replace", help="Remove entries of another image under the path of one of these."),
     ] = False,
     strict: StrictOption = False,
     model: EmbedderOption = None,
