@@ -4,8 +4,10 @@ They differ: Pillow's bilinear and bicubic average over the area when shrinking,
 library is as much a part of a model's preprocessing as the interpolation.
 """
 
+import contextlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -22,13 +24,33 @@ def opencv() -> Any:
     Images are processed in parallel already, a thread each. OpenCV's threads would take the engine's
     cores, and after each call they spin until the next one: of a resize of half a millisecond every 4 ms
     that doubles the CPU time. What OpenCV says of a broken image becomes an ImageError. Both settings
-    hold for the process; to change them, do so after this was called.
+    hold for the process; to change them, do so after this was called. In this process it decodes nothing of
+    more than `MAX_PIXELS_HERE`, whatever a file says.
     """
-    import cv2
+    with _environment("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS_HERE)):
+        import cv2
 
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
+
+
+MAX_PIXELS_HERE = 16_777_216
+"""Of an image that is decoded in this process. Larger ones go to `pdserve.vision.decoder`."""
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable for as long as OpenCV is being loaded, which reads it then; no child is to have it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 # In pixels. The memory that a thread keeps for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080.

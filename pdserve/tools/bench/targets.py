@@ -15,6 +15,7 @@ from pdserve.tools.bench import http
 from pdserve.tools.bench.run import Target
 from pdserve.tools.bench.server import ServerProbe
 from pdserve.vision.decode import decode
+from pdserve.vision.resize import opencv
 
 GRPC_ROUTES = ("grpc",)
 ROUTES = (*http.ROUTES, *GRPC_ROUTES)
@@ -186,8 +187,7 @@ def synthetic_photograph(width: int = 640, height: int = 480, seed: int = 7) -> 
     A photograph's detail falls with its frequency (Field, 1987), and so does that of this picture: it is a
     sum of random grids, each twice as fine as the last and weaker.
     """
-    import cv2
-
+    cv2 = opencv()
     random = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128.0, np.float32)
     cells, strength = 3, 80.0
