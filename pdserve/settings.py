@@ -173,7 +173,15 @@ class ServerSettings(SettingsGroup):
     max_part_bytes: int = _limit(256 * 1024 * 1024, "Most bytes in one part of a form.", "BYTES", ge=1)
     max_header_bytes: int = _limit(32 * 1024, "Most bytes in a request's headers.", "BYTES", ge=1024)
     max_pixels: int = _limit(64_000_000, "Most pixels in an image.", "N", ge=1)
+    max_request_pixels: int = _limit(1_000_000_000, "Most pixels in a request's images.", "N", ge=1)
     max_images: int = _limit(64, "Most images in a request.", "N", ge=1)
+    max_inflight_bytes: int | None = _limit(
+        None, "Memory for all bodies and images; default: a quarter of what there is.", "BYTES", ge=1 << 20
+    )
+    max_connections: int = _limit(1024, "Most HTTP connections.", "N", ge=1)
+    max_connections_per_address: int = _limit(
+        512, "Most of them from one address; a reverse proxy is one.", "N", ge=1
+    )
     header_timeout_s: float = _limit(10, "Time for a request's headers to arrive.", "SECONDS", gt=0)
     body_timeout_s: float = _limit(30, "Time that a body may stand still.", "SECONDS", gt=0)
     api_key: SecretStr | None = _security(None, "A key that callers must send.", flags=())

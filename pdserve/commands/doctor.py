@@ -20,6 +20,7 @@ from pdserve.errors import PdserveError
 from pdserve.models import servers
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
+from pdserve.services.memory import memory_limit
 
 Status = Literal["ok", "missing", "failed", "taken", "note"]
 
@@ -86,7 +87,14 @@ def _machine(environ: Mapping[str, str]) -> Iterator[Check]:
     yield Check("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parents[1]}")
     yield Check("machine", "Python", "ok", python)
     yield Check("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
+    yield _memory()
     yield _home(Home.from_environ(environ).root)
+
+
+def _memory() -> Check:
+    allowed = memory_limit()
+    detail = f"{allowed / 2**30:.1f} GiB, of which a server's requests have {allowed / 4 / 2**30:.1f}"
+    return Check("machine", "memory", "ok", f"{detail}; --max-inflight-bytes sets that")
 
 
 def _home(root: Path) -> Check:

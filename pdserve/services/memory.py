@@ -1,7 +1,13 @@
-"""Tune the C library's allocator: keep freed memory for the next image, return it after loading a model."""
+"""Memory: how much this process may have, and what the C library's allocator keeps of it.
+
+Freed memory is kept for the next image, and returned after loading a model.
+"""
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # glibc's names and numbers (malloc.h, mallopt(3)).
@@ -32,3 +38,58 @@ def give_back_freed_memory() -> None:
 
 def _of_glibc(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use: the machine's, or what its control group is allowed.
+
+    ``root``: where ``proc`` and ``sys`` are. A container's limit is in ``memory.max`` (cgroup v2, "Memory
+    Interface Files" of the kernel's documentation) or ``memory.limit_in_bytes`` (v1), of its own group or of
+    one above it; the smallest holds.
+    """
+    limits = [_physical_memory()]
+    for file in _limit_files(root):
+        try:
+            text = file.read_text("ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text.isdecimal() and int(text):
+            limits.append(int(text))
+    return min(limits)
+
+
+def _limit_files(root: Path) -> Iterator[Path]:
+    """Where a limit may stand: of this process's group and those above it, in either version."""
+    groups = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        lines = []
+    # A container sees its own group as the root, whatever its path is outside.
+    places = {(groups, "/", "memory.max"), (groups / "memory", "/", "memory.limit_in_bytes")}
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not controllers:
+            places.add((groups, path, "memory.max"))
+        elif "memory" in controllers.split(","):
+            places.add((groups / "memory", path, "memory.limit_in_bytes"))
+    for top, path, name in places:
+        folder = top / path.strip("/")
+        while folder.is_relative_to(top):
+            yield folder / name
+            folder = folder.parent
+
+
+def _physical_memory() -> int:
+    if sys.platform == "win32":
+        return _windows_memory()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _windows_memory() -> int:
+    """``ullTotalPhys`` of MEMORYSTATUSEX (sysinfoapi.h): the third field, after two of 32 bits."""
+    status = (ctypes.c_uint64 * 8)()
+    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
+    kernel: Any = getattr(ctypes, "windll")  # noqa: B009 - which there is on Windows alone
+    kernel.kernel32.GlobalMemoryStatusEx(status)
+    return int(status[1])

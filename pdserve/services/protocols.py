@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from pdserve.services.budget import Entrance
     from pdserve.services.service import Answering
     from pdserve.services.telemetry.metrics import Metrics
     from pdserve.settings import ServerSettings
@@ -36,10 +37,11 @@ class Protocol:
     """A protocol.
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
-    for gRPC it takes the service and gives handlers by the name of their method. ``open``: answered without
-    a key (over HTTP: GET and HEAD). ``predicts``: its requests count as predictions. ``errors``: import
-    string of the function that answers an HTTP request that failed (status, code, text, headers), where
-    the form is its own. ``grpc_service``, ``grpc_methods``: the gRPC service's full name and its methods.
+    for gRPC it takes the service and the entrance, and gives handlers by the name of their method.
+    ``open``: answered without a key (over HTTP: GET and HEAD). ``predicts``: its requests count as
+    predictions. ``errors``: import string of the function that answers an HTTP request that failed (status,
+    code, text, headers), where the form is its own. ``grpc_service``, ``grpc_methods``: the gRPC service's
+    full name and its methods.
     """
 
     name: str
@@ -60,12 +62,20 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Context:
-    """What the functions of HTTP protocols get. ``options``: the service's own settings, where known."""
+    """What the functions of HTTP protocols get. ``options``: the service's own settings, where known.
+
+    ``entrance``: the budgets that all requests share, with the server's settings.
+    """
 
     service: "Answering"
-    settings: "ServerSettings"
+    entrance: "Entrance"
     metrics: "Metrics"
     options: Any = None
+
+    @property
+    def settings(self) -> "ServerSettings":
+        """The server's settings."""
+        return self.entrance.settings
 
 
 @dataclass(frozen=True)

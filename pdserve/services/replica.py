@@ -22,6 +22,7 @@ from pdserve.engines.device import cores
 from pdserve.errors import DeadlineError, PdserveError
 from pdserve.pipelines.base import Pipeline
 from pdserve.services.batcher import Batcher, for_engines
+from pdserve.services.budget import Entrance
 from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServiceSettings
@@ -97,13 +98,22 @@ class Pool:
 
 
 class Replica:
-    """See the module. ``requests`` counts those inside; ``loaded`` is the signature of the files loaded."""
+    """See the module. ``requests`` counts those inside; ``loaded`` is the signature of the files loaded.
+
+    ``entrance``: the process's budgets.
+    """
 
     def __init__(
-        self, pipeline: Pipeline[Any], settings: ServiceSettings, pool: Pool, metrics: Metrics
+        self,
+        pipeline: Pipeline[Any],
+        settings: ServiceSettings,
+        pool: Pool,
+        metrics: Metrics,
+        entrance: Entrance | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.settings = settings
+        self.entrance = entrance or Entrance(settings.server)
         self.loaded = pipeline.loaded
         self.requests = Requests()
         self.state = State.LOADING

@@ -15,6 +15,7 @@ from pdserve.models.home import Home
 from pdserve.models.servers import RunningServer, registration, usable
 from pdserve.pipelines import ServiceEntry
 from pdserve.services.auth import KeyInterceptor, Keys, open_access_warning
+from pdserve.services.budget import Entrance
 from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
 from pdserve.services.http.server import http_listener
@@ -50,7 +51,7 @@ def serve(
             settings = active.read(read_again)
             pipeline = entry.open(settings, home)
             active.settings = settings
-            return Replica(pipeline, settings, pool, server.metrics)
+            return Replica(pipeline, settings, pool, server.metrics, server.entrance)
 
         bring(active.settings, home)
         service = Service(entry, build, server.metrics)
@@ -97,6 +98,7 @@ class _Server:
     def __init__(self, settings: ServerSettings, keys: Keys | None, home: Home) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.entrance = Entrance(settings)
         self._keys = keys
         self._home = home
         self._stuck = False
@@ -105,7 +107,13 @@ class _Server:
         """Serve until a signal; ends the process at once where a thread hangs in an engine."""
         with open_tracing(service.kind, os.environ) as tracer:
             app = build_app(
-                service, self.settings, self.metrics, options=options, keys=self._keys, tracer=tracer
+                service,
+                self.settings,
+                self.metrics,
+                options=options,
+                keys=self._keys,
+                tracer=tracer,
+                entrance=self.entrance,
             )
             _run(self._serve(service, app, tracer))
         if service.reloader.hangs or self._stuck:
@@ -176,7 +184,7 @@ class _Server:
             access = settings.log_format == "json"
             telemetry = TelemetryInterceptor(self.metrics, access=access, tracer=tracer)
             interceptors = (telemetry, *((KeyInterceptor(self._keys),) if self._keys else ()))
-            listener = grpc_listener(service, settings, settings.rpc_port, interceptors)
+            listener = grpc_listener(service, self.entrance, settings.rpc_port, interceptors)
             yield "rpc", f"gRPC on {host}:%d", listener
         if settings.prometheus_port is not None:
             yield "metrics", f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)

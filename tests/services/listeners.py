@@ -9,6 +9,7 @@ from typing import Any
 
 from pdserve.errors import DeadlineError, EngineError, PdserveError
 from pdserve.services.auth import KeyInterceptor, Keys
+from pdserve.services.budget import Entrance
 from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import build_app
 from pdserve.services.http.server import http_listener
@@ -61,10 +62,11 @@ def listeners(**settings: Any) -> Iterator[Listeners]:
     ports: list[int] = []
 
     async def serve() -> None:
-        app = build_app(service, server, service.metrics, keys=keys)
+        entrance = Entrance(server)
+        app = build_app(service, server, service.metrics, keys=keys, entrance=entrance)
         interceptors = (TelemetryInterceptor(service.metrics), *((KeyInterceptor(keys),) if keys else ()))
         async with http_listener(app, server, 0, asyncio.Event()) as http_port:
-            rpc, rpc_port = build_server(service, server, 0, interceptors, check_tls(server).credentials)
+            rpc, rpc_port = build_server(service, entrance, 0, interceptors, check_tls(server).credentials)
             await rpc.start()
             ports.extend((http_port, rpc_port))
             ready.set()

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pdserve.services.auth import Keys
+from pdserve.services.budget import Entrance
 from pdserve.services.http.app import build_app
 from pdserve.services.http.messages import json_response, operation
 from pdserve.services.protocols import PROTOCOLS, Context, Protocol, Route, grpc_protocol, resources
@@ -38,12 +39,13 @@ def test_every_entry_says_what_it_is_and_loads(name: str) -> None:
     assert callable(protocol.function())
     assert (protocol.transport == "grpc") == bool(protocol.grpc_service) == bool(protocol.grpc_methods)
     if protocol.transport == "grpc":
-        assert set(protocol.function()(FakeService(Metrics()))) == set(protocol.grpc_methods)
+        methods = protocol.function()(FakeService(Metrics()), Entrance(SETTINGS))
+        assert set(methods) == set(protocol.grpc_methods)
 
 
 def test_no_path_is_declared_twice() -> None:
     metrics = Metrics()
-    paths = [each.path for each in resources(Context(FakeService(metrics), SETTINGS, metrics))]
+    paths = [each.path for each in resources(Context(FakeService(metrics), Entrance(SETTINGS), metrics))]
     assert len(paths) == len(set(paths))
 
 

@@ -9,6 +9,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.service import Answering
 
 _POLL_S = 0.5
@@ -17,7 +18,7 @@ MAX_WATCHES = 100
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def methods(service: Answering) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
+def methods(service: Answering, entrance: Entrance) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
     """The handlers of the protocol's methods, by name; the status follows the service's readiness."""
 
     def status(name: str) -> Any:

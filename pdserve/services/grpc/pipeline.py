@@ -14,11 +14,12 @@ import grpc.aio
 
 from pdserve.errors import DeadlineError, OverloadedError
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.service import Answering
 
 
-def methods(service: Answering) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
+def methods(service: Answering, entrance: Entrance) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """The handlers of the protocol's methods, by name."""
     response_class = pipeline.response_class()
 

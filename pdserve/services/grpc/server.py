@@ -8,6 +8,7 @@ import grpc.aio
 
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.net import bind, bracketed, check_tls
 from pdserve.services.protocols import PROTOCOLS
 from pdserve.services.service import Answering
@@ -25,7 +26,7 @@ _STREAMS = 256
 @contextlib.asynccontextmanager
 async def grpc_listener(
     service: Answering,
-    settings: ServerSettings,
+    entrance: Entrance,
     port: int,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
 ) -> AsyncIterator[int]:
@@ -33,8 +34,9 @@ async def grpc_listener(
 
     Raises SettingsError for a port in use, or a certificate that cannot be read.
     """
+    settings = entrance.settings
     bind(settings.host, port).close()
-    server, bound = build_server(service, settings, port, interceptors, check_tls(settings).credentials)
+    server, bound = build_server(service, entrance, port, interceptors, check_tls(settings).credentials)
     await server.start()
     try:
         yield bound
@@ -44,7 +46,7 @@ async def grpc_listener(
 
 def build_server(
     service: Answering,
-    settings: ServerSettings,
+    entrance: Entrance,
     port: int,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     credentials: grpc.ServerCredentials | None = None,
@@ -53,10 +55,11 @@ def build_server(
 
     ``credentials`` make it speak TLS. Raises SettingsError where it cannot listen.
     """
+    settings = entrance.settings
     server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
     for protocol in PROTOCOLS.values():
         if protocol.transport == "grpc":
-            handlers = protocol.function()(service)
+            handlers = protocol.function()(service, entrance)
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
     address = f"{bracketed(settings.host)}:{port}"

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from pdserve.errors import BodyTooLargeError, ClosedError, PdserveError
 from pdserve.services.auth import Keys, require_key
-from pdserve.services.http.messages import SlowBodyError, error_response, log_failures, message
+from pdserve.services.budget import Entrance
+from pdserve.services.http.bodies import SlowBodyError, release
+from pdserve.services.http.messages import error_response, log_failures, message
 from pdserve.services.protocols import (
     PIPELINE_PATH,
     App,
@@ -41,12 +43,15 @@ def build_app(
     options: Any = None,
     keys: Keys | None = None,
     tracer: Tracer | None = None,
+    entrance: Entrance | None = None,
 ) -> App:
     """The ASGI application of a service: all HTTP protocols, behind CORS, keys and telemetry.
 
-    ``options``: the service's own settings. ``keys``: callers must show one of them.
+    ``options``: the service's own settings. ``keys``: callers must show one of them. ``entrance``: the
+    process's, where other doors share it.
     """
-    table = RouteTable(resources(Context(service, settings, metrics, options)))
+    context = Context(service, entrance or Entrance(settings), metrics, options)
+    table = RouteTable(resources(context))
     app: App = Dispatcher(table)
     if settings.cors_origins:
         app = _with_cors(app, settings.cors_origins)
@@ -98,6 +103,8 @@ class Dispatcher:
         except Exception:
             log.exception("%s failed", scope["path"])
             response = error_response(scope["path"], protocol, 500, "error", "internal error")
+        finally:
+            release(scope)  # before the answer is sent: nothing of the body is left then
         await response(scope, receive, send)
 
     async def _answer(self, resource: Resource | None, scope: Scope, receive: Receive) -> Response:

@@ -14,6 +14,7 @@ from pdserve.errors import PdserveError, RequestError
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.plan import Change
+from pdserve.services.http.bodies import read_body
 from pdserve.services.http.messages import (
     from_base64,
     json_object,
@@ -21,7 +22,6 @@ from pdserve.services.http.messages import (
     media_type,
     operation,
     parameter,
-    read_body,
     read_form,
     schema,
 )
@@ -102,7 +102,7 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def add(request: Request) -> Response:
         check_writes()
-        body = await read_body(request, settings)
+        body = await read_body(request, context.entrance)
         images = _labelled(request, body, settings)
         check_count(images, settings)
         return await change(

@@ -1,23 +1,19 @@
-"""Request bodies, read within limits and parsed by type; answers and errors as responses; OpenAPI of both.
+"""Request bodies, parsed by type; answers and errors as responses; OpenAPI of both."""
 
-Also what happens when the caller stops sending, or goes away while its request is worked on.
-"""
-
-import asyncio
 import base64
 import binascii
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pybase64
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from pydantic import TypeAdapter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
@@ -28,90 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdserve")
 
-Result = TypeVar("Result")
 
-# Who sends less than this within the time for a part is too slow.
-_PART_BYTES = 16 * 1024
 # Fields of a form beside the images, and what one may hold.
 _MAX_FIELDS = 16
 _MAX_FIELD_BYTES = 64 * 1024
 # What a line of a part's headers may have.
 _MAX_HEADER_BYTES = 8 * 1024
-
-
-class SlowBodyError(RequestError):
-    """The caller stopped sending in the middle of a body."""
-
-    code = "body_timeout"
-    http_status = 408
-    grpc_status = "DEADLINE_EXCEEDED"
-
-
-async def read_body(request: Request, limits: ServerSettings) -> bytes:
-    """The whole body.
-
-    Raises BodyTooLargeError as soon as more than ``max_body_bytes`` are announced or come, SlowBodyError
-    when the next 16 KiB, or what is left, take more than ``body_timeout_s``, ClientDisconnect.
-    """
-    announced = request.headers.get("content-length", "")
-    # Of a number with a thousand digits it is enough to know that it is large.
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limits.max_body_bytes):
-        raise _too_large(limits)
-    chunks: list[bytes] = []
-    size = timed = 0
-    try:
-        async with asyncio.timeout(limits.body_timeout_s) as timer:
-            more = True
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk = message.get("body", b"")
-                more = message.get("more_body", False)
-                size += len(chunk)
-                if size > limits.max_body_bytes:
-                    raise _too_large(limits)
-                chunks.append(chunk)
-                if more and size - timed >= _PART_BYTES:
-                    timer.reschedule(asyncio.get_running_loop().time() + limits.body_timeout_s)
-                    timed = size
-    except TimeoutError:
-        raise SlowBodyError(
-            f"The rest of the body did not come within {limits.body_timeout_s:g} s; send it again."
-        ) from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(limits: ServerSettings) -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"The body is larger than the limit of {limits.max_body_bytes} bytes; send less at once or raise "
-        "max_body_bytes."
-    )
-
-
-async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[Result]) -> Result:
-    """Do the work of a request whose body has been read; cancel it when the caller goes away meanwhile.
-
-    ``receive`` is ASGI's. Raises ClientDisconnect then, and what the work raises.
-    """
-    # A time-out without a time, which the watcher lets expire: cheaper than a task for the work.
-    interrupt = asyncio.timeout(None)
-    try:
-        async with interrupt:
-            watcher = asyncio.ensure_future(_watch(receive, interrupt))
-            try:
-                return await work
-            finally:
-                watcher.cancel()
-    except TimeoutError:
-        if interrupt.expired():
-            raise ClientDisconnect from None
-        raise
-
-
-async def _watch(receive: Callable[[], Awaitable[Any]], interrupt: asyncio.Timeout) -> None:
-    if (await receive())["type"] == "http.disconnect":
-        interrupt.reschedule(0)
 
 
 def read_images(request: Request, body: bytes, limits: ServerSettings) -> list[bytes | PdserveError]:

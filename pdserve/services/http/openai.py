@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pdserve.errors import PdserveError, RequestError
+from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
     from_base64,
     json_object,
@@ -25,8 +26,6 @@ from pdserve.services.http.messages import (
     log_failures,
     message,
     operation,
-    read_body,
-    unless_gone,
 )
 from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service, check_count
@@ -150,7 +149,7 @@ def embeddings(context: Context) -> Iterator[Route]:
 
     async def embed(request: Request) -> Response:
         try:
-            asked = _parse(await read_body(request, settings))
+            asked = _parse(await read_body(request, context.entrance))
             name = _served(service, asked.model)
             texts = [asked.input] if isinstance(asked.input, str) else asked.input
             check_count(texts, settings)  # before they are decoded

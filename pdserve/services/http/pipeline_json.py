@@ -16,13 +16,12 @@ from starlette.responses import Response
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
+from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
     GatewayError,
     gateway_json,
     operation,
     parameter,
-    read_body,
-    unless_gone,
 )
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from pdserve.services.protocols import PIPELINE_PATH, Context, Route
@@ -71,12 +70,12 @@ class PipelineAnswer:
 
 def routes(context: Context) -> Iterator[Route]:
     """The route of the pipeline protocol."""
-    service, settings = context.service, context.settings
+    service = context.service
 
     async def pipeline(request: Request) -> Response:
         # Any method will do; it is in the path because Paddle Serving's clients put it there.
         name = request.scope["path"].split("/", 2)[1]
-        asked = parse(name, await read_body(request, settings))
+        asked = parse(name, await read_body(request, context.entrance))
         got = await unless_gone(request.receive, answer(service, asked))
         return gateway_json(PipelineAnswer(got.err_no, got.err_msg, list(got.key), list(got.value), []))
 

@@ -10,16 +10,15 @@ from starlette.responses import Response
 
 from pdserve.errors import PdserveError, RequestError
 from pdserve.pipelines import SERVICES, ServiceEntry
+from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
     ErrorAnswer,
     json_response,
     log_failures,
     operation,
     parameter,
-    read_body,
     read_images,
     to_json,
-    unless_gone,
 )
 from pdserve.services.protocols import Context, Route
 
@@ -32,7 +31,7 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def v1(request: Request) -> Response:
         top_k = _top_k(request)
-        images = read_images(request, await read_body(request, settings), settings)
+        images = read_images(request, await read_body(request, context.entrance), settings)
         answers = await unless_gone(request.receive, service.answer(images, top_k))
         log_failures(answers, path)
         status = _status(answers)

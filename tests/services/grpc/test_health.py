@@ -13,6 +13,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from pdserve.formats.protos import pipeline
 from pdserve.services.auth import KeyInterceptor, Keys
+from pdserve.services.budget import Entrance
 from pdserve.services.grpc import health
 from pdserve.services.grpc.server import grpc_listener
 from pdserve.services.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ async def opened() -> AsyncIterator[Opened]:
     service = FakeService(metrics)
     interceptors = TelemetryInterceptor(metrics), KeyInterceptor(Keys("k" * 32, None))
     async with (
-        grpc_listener(service, SETTINGS, 0, interceptors) as port,
+        grpc_listener(service, Entrance(SETTINGS), 0, interceptors) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield Opened(channel, service, metrics)

@@ -10,6 +10,7 @@ import pytest
 
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.grpc.server import build_server
 from pdserve.settings import ServerSettings
 from tests.services.listeners import Listeners, RecordingService, listeners
@@ -183,7 +184,7 @@ def test_a_port_that_is_taken():
     import asyncio
 
     async def build() -> None:
-        build_server(RecordingService(), settings, port)
+        build_server(RecordingService(), Entrance(settings), port)
 
     settings = ServerSettings(name="imagenet", rpc_port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -12,6 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pdserve.answers import Detection, FoundMatch, FoundObject, Label, Labels, Objects
 from pdserve.errors import ImageError
 from pdserve.pipelines import SERVICES
+from pdserve.services.budget import Entrance
 from pdserve.services.http import about
 from pdserve.services.http.messages import encode, to_json
 from pdserve.services.protocols import Context
@@ -26,7 +27,7 @@ def document(kind: str, **settings: Any) -> dict[str, Any]:
     metrics = Metrics()
     service = FakeService(metrics)
     service.kind = kind
-    context = Context(service, ServerSettings(name="x", **settings), metrics)
+    context = Context(service, Entrance(ServerSettings(name="x", **settings)), metrics)
     content: dict[str, Any] = json.loads(encode(about.document(context)))
     return content
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import RouteTable, build_app
 from pdserve.services.protocols import Context, Resource, resources
@@ -32,7 +33,7 @@ OLD = "/{name}/{method}"
 
 def paths(metrics: Metrics) -> Callable[[str], Resource | None]:
     """The resources of a service by their paths."""
-    return RouteTable(resources(Context(FakeService(metrics), SETTINGS, metrics))).find
+    return RouteTable(resources(Context(FakeService(metrics), Entrance(SETTINGS), metrics))).find
 
 
 class Listener:
@@ -258,7 +259,7 @@ async def calls(access: bool = False) -> AsyncIterator[Calls]:
     metrics = Metrics()
     service = FakeService(metrics)
     interceptors = (TelemetryInterceptor(metrics, access=access), Refusing())
-    server, port = build_server(service, SETTINGS, 0, interceptors)
+    server, port = build_server(service, Entrance(SETTINGS), 0, interceptors)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Calls(channel, metrics, service)

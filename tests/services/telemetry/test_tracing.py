@@ -21,6 +21,7 @@ import pytest
 
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
+from pdserve.services.budget import Entrance
 from pdserve.services.grpc.server import build_server
 from pdserve.services.http.app import build_app
 from pdserve.services.telemetry.logs import JsonLines
@@ -178,7 +179,8 @@ def test_calls_over_grpc(collector: Collector) -> None:
         metrics = Metrics()
         service = FakeService(metrics)
         with open_tracing(service.kind, os.environ) as tracer:
-            server, port = build_server(service, SETTINGS, 0, (TelemetryInterceptor(metrics, tracer=tracer),))
+            interceptors = (TelemetryInterceptor(metrics, tracer=tracer),)
+            server, port = build_server(service, Entrance(SETTINGS), 0, interceptors)
             await server.start()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 ask = channel.unary_unary(
