@@ -366,6 +366,12 @@ def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(file.fileno())
 
 
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk. Raises OSError."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the system can. Raises OSError."""
     if sys.platform == "win32":

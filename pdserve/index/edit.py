@@ -247,7 +247,7 @@ def _require(snapshot: Snapshot, embedder: GalleryEmbedder) -> None:
 def _read_or_none(folder: Path) -> Snapshot | None:
     """The current version, None where there is none or it is broken: a new one can be built all the same."""
     try:
-        return store.read(folder)
+        return store.read(folder, plain=False)
     except IndexFolderError:
         return None
 

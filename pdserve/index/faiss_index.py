@@ -5,10 +5,11 @@ as PaddleClas does. An IVF keeps ids in its lists; wrapped like the others, it c
 removed (faiss's map expects vectors to move up, and the lists do not move), so it is not wrapped.
 
 faiss cannot take a vector out of an HNSW graph, whose other vectors are reached over it. A removed slot
-is therefore filled with the vector and the id of its nearest neighbour: nothing of the removed entry is
-left in the file, any reader gets true entries with true scores, and the graph keeps its links. What
-remains is an id that comes twice, which our search drops. When more than `COMPACT_SHARE` of the slots are
-such tombstones, or the graph is small enough to be built in seconds, it is rebuilt.
+is therefore filled with the vector of its nearest neighbour, under an id that stands for that entry once
+more (see id_map.py): nothing of the removed entry is left in the file, any reader gets true entries with
+true scores, the graph keeps its links, and PaddleClas, which counts, finds as many labels as vectors. Our
+search drops what comes twice. When more than `COMPACT_SHARE` of the slots are such tombstones, or the graph
+is small enough to be built in seconds, it is rebuilt.
 """
 
 import math
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import IndexFolderError, UsageError
-from pdserve.index import GRAPH, INDEX_TYPES, METRICS, IndexType
+from pdserve.index import GRAPH, INDEX_TYPES, METRICS, IndexType, id_map
 from pdserve.index.faiss_check import BrokenIndexError, faiss, load
 from pdserve.vision.types import Ids, Vectors
 
@@ -136,6 +137,17 @@ def form(index: Any) -> Form:
 
 def ids(index: Any) -> Ids:
     """The id in every slot; one comes more than once where others were removed from a graph."""
+    return id_map.originals(_stored_ids(index))
+
+
+def copies(index: Any) -> list[int]:
+    """The ids that stand for an entry once more, as they are in the file."""
+    stored = _stored_ids(index)
+    found: list[int] = stored[stored < id_map.COPIES_BELOW].tolist()
+    return found
+
+
+def _stored_ids(index: Any) -> Ids:
     f = faiss()
     if _is_map(index):
         found: Ids = f.vector_to_array(index.id_map)
@@ -184,7 +196,7 @@ def extract(index: Any) -> tuple[Ids, Vectors]:
 def search(index: Any, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
     """faiss's own search: scores and ids, n×k, the best first; -1 where there is nothing more."""
     scores, found = index.search(np.ascontiguousarray(queries, np.float32), k)
-    return scores, found
+    return scores, id_map.originals(found)
 
 
 def search_wider(index: Any) -> None:
@@ -242,8 +254,11 @@ def needs_rebuild(index: Any, gone: int, new: int, trained_on: int) -> bool:
     where a graph has too many tombstones.
     """
     graph = isinstance(_inner(index), faiss().IndexHNSW)
-    remaining = (len(np.unique(ids(index))) if graph else index.ntotal) - gone
+    there = ids(index)
+    remaining = (len(np.unique(there)) if graph else index.ntotal) - gone
     if index_type(form(index).type).trained and remaining + new > RETRAIN_FACTOR * max(trained_on, 1_000):
+        return True
+    if graph and gone and not id_map.may_repeat(there):
         return True
     if gone and graph:
         return remaining <= COMPACT_BELOW or index.ntotal - remaining > COMPACT_SHARE * index.ntotal
@@ -268,7 +283,7 @@ def _fill_slots(index: Any, gone: Ids) -> None:
         # Search first, then write: the next ones must still find their way.
         names[some] = names[successor]
         rows[some] = rows[successor]
-    f.copy_array_to_vector(names, index.id_map)
+    f.copy_array_to_vector(id_map.unique(names), index.id_map)
     index.construct_rev_map()
 
 

@@ -2,23 +2,68 @@
 
 PaddleClas pickles its ids as they come out of an array, as NumPy integers: a call of NumPy's ``scalar``
 with a type and eight bytes. That one call is understood (not made) and gives an int.
+
+PaddleClas goes on only with an index that has as many labels as vectors. Where an entry has more than one
+vector, as one beside a removed entry in a graph has, the others have ids of their own, *copies*, which are
+negative and say whose they are: ``-2**62 + copy * 2**40 + id``. In the file a copy has the label of its
+entry; what reads an id map here does not have it.
 """
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pdserve.errors import IndexFolderError
 from pdserve.formats.pickles import BadPickleError, Global, Unpickler, expect
+from pdserve.vision.types import Ids
 
 IdMap = dict[int, str]
 
 MAX_BYTES = 4 << 30
 
+_FIRST_COPY, _COPY = -(1 << 62), 1 << 40
+_MOST_COPIES = 1 << 20
+COPIES_BELOW = _FIRST_COPY + _MOST_COPIES * _COPY
+"""Ids below this are copies."""
+
+
+def originals(ids: Ids) -> Ids:
+    """Ids of any shape, in place of a copy's that of its entry."""
+    return np.where(ids < COPIES_BELOW, (ids - _FIRST_COPY) & (_COPY - 1), ids)
+
+
+def unique(ids: Ids) -> Ids:
+    """Ids (n) of which some come again: these become copies."""
+    order = np.argsort(ids, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(ids[order]) != 0])
+    times = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)]))
+    made = ids.copy()
+    made[order] = np.where(times > 0, _FIRST_COPY + times * _COPY + ids[order], ids[order])
+    return made
+
+
+def may_repeat(ids: Ids) -> bool:
+    """Whether each of the ids can be a copy's, and come so often as there are ids."""
+    return len(ids) < _MOST_COPIES and bool((ids >= 0).all() and (ids < _COPY).all())
+
+
+def with_copies(entries: Mapping[int, str], copies: Iterable[int]) -> IdMap:
+    """The entries, and the copies of them."""
+    names = [(i, (i - _FIRST_COPY) & (_COPY - 1)) for i in copies]
+    return dict(entries) | {i: entries[name] for i, name in names if name in entries}
+
 
 def read(path: Path, max_bytes: int = MAX_BYTES) -> IdMap:
+    """Read an id map without copies; see `read_all`."""
+    entries = read_all(path, max_bytes)
+    return {i: entry for i, entry in entries.items() if i >= COPIES_BELOW}
+
+
+def read_all(path: Path, max_bytes: int = MAX_BYTES) -> IdMap:
     """Read an id map, the entries in the order of the file. Nothing in the file is run.
 
     Raises IndexFolderError for a file of more than ``max_bytes``, a pickle of anything but a dict of

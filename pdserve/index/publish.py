@@ -30,6 +30,7 @@ from pdserve.files import (
     link_or_copy,
     replace_file,
     replace_folder,
+    sync_file,
     sync_folder,
     write_synced,
 )
@@ -99,10 +100,11 @@ def publish(folder: Path, draft: Draft, base: Snapshot | None) -> Manifest:
                 index = base.index
             else:
                 write_synced(new / VECTORS, lambda file: faiss_index.write(index, file))
-            write_synced(new / ID_MAP, lambda file: file.write(id_map.dumps(draft.id_map)))
+            labels = id_map.with_copies(draft.id_map, faiss_index.copies(index))
+            write_synced(new / ID_MAP, lambda file: file.write(id_map.dumps(labels)))
             write_synced(new / entry_files.FILE, lambda file: entry_files.write(file, draft.entries))
             made = _manifest(new, int(new.name), draft, faiss_index.form(index), base, digests)
-            _switch(folder, new, made, base.id_map if base else {}, draft.id_map)
+            _switch(folder, new, made, _labels_of(folder, base) if base else {}, labels)
     store.remove_versions(folder, {made.version, base.version if base else made.version})
     return made
 
@@ -120,9 +122,10 @@ def rollback(folder: Path, progress: Progress = SILENT) -> Manifest:
             raise IndexFolderError(
                 f"The index {folder} keeps no version before the current one; nothing was changed."
             )
-        snapshot = store.read_files(folder, before, old)
+        store.read_files(folder, before, old)
+        labels = id_map.read_all(before / ID_MAP)
         try:
-            current = id_map.read(version_folder(folder, known.version) / ID_MAP)
+            current = id_map.read_all(version_folder(folder, known.version) / ID_MAP)
         except (OSError, IndexFolderError):  # broken, which may be the reason for the rollback
             current = {}
         with disk_errors(folder), _new_version(folder) as new:
@@ -136,7 +139,7 @@ def rollback(folder: Path, progress: Progress = SILENT) -> Manifest:
                 next_id=max(old.next_id, known.next_id),
                 updated=_now(),
             )
-            _switch(folder, new, made, current, snapshot.id_map)
+            _switch(folder, new, made, current, labels)
         store.remove_versions(folder, {made.version, known.version})
         return made
 
@@ -165,6 +168,7 @@ def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) 
 
     Labels in another form, which an adopted index had, would be those of other vectors from then on.
     """
+    before = store.read_manifest(folder)
     store.write_manifest(source, made)
     sync_folder(source)
     if old.keys() <= new.keys():
@@ -184,15 +188,35 @@ def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) 
                 ID_MAP,
             )
     for name in (VECTORS, ID_MAP, entry_files.FILE):
+        if before and _is_kept(folder / name, before.files.get(name), made.files[name]):
+            continue  # vectors can take a gigabyte, and new labels leave them as they are
         _put(source, folder, name)
     store.write_manifest(folder, made)
     sync_folder(folder)
 
 
+def _is_kept(plain: Path, before: FileRecord | None, made: FileRecord) -> bool:
+    return before is not None and before.sha256 == made.sha256 and before.is_untouched(plain)
+
+
+def _labels_of(folder: Path, base: Snapshot) -> IdMap:
+    """The labels that the plain file has now, with those of copies, whose vectors may be changed by now."""
+    known = base.manifest
+    if known and known.slots == known.count:
+        return base.id_map
+    with suppress(OSError, IndexFolderError):
+        return id_map.read_all(version_folder(folder, base.version) / ID_MAP)
+    return base.id_map
+
+
 def _put(source: Path, folder: Path, name: str) -> None:
-    """Replace the file of a plain name by a version's."""
+    """Replace the file of a plain name by a copy of a version's.
+
+    No hard link: a program that writes the plain name in place would change the version with it.
+    """
     with replace_file(folder / name) as new:
-        link_or_copy(source / name, new)
+        shutil.copy2(source / name, new)
+        sync_file(new)
 
 
 def _adopt(folder: Path, base: Snapshot) -> None:
@@ -230,35 +254,17 @@ def _repair(folder: Path, known: Manifest) -> None:
         with disk_errors(folder), replace_folder(own) as part:
             for name, published in known.files.items():
                 store.check_file(folder / name, published)
-                link_or_copy(folder / name, part / name)
+                shutil.copy2(folder / name, part / name)
             store.write_manifest(part, known)
     for name, published in known.files.items():
         plain = folder / name
         if published.is_untouched(plain):
             continue
-        if name != entry_files.FILE and plain.is_file() and not _is_of_a_version(folder, name):
+        if name != entry_files.FILE and plain.is_file() and not store.is_of_a_version(folder, name):
             store.check_file(plain, published, full=True)  # raises, unless only the time differs
             continue
         with disk_errors(folder):
             _put(own, folder, name)
-
-
-def _is_of_a_version(folder: Path, name: str) -> bool:
-    """Whether a killed writer put a plain file there."""
-    plain = folder / name
-    owned = [version_folder(folder, version) for version in store.versions(folder)]
-    for own in owned:
-        left = store.read_manifest(own)
-        if left and name in left.files and left.files[name].is_untouched(plain):
-            return True
-    if name != ID_MAP:
-        return False
-    # The labels of two versions, which are there for a moment while entries are removed.
-    known: set[tuple[int, str]] = set()
-    for own in owned:
-        with suppress(OSError, IndexFolderError):
-            known |= set(id_map.read(own / ID_MAP).items())
-    return set(id_map.read(plain).items()) <= known
 
 
 def _manifest(

@@ -142,11 +142,11 @@ class LoadedIndex:
 
 def load(folder: Path) -> LoadedIndex:
     """Load the current version. Raises IndexFolderError, EngineMissingError."""
-    signatures = _signatures(folder)  # before reading, so that what is published meanwhile shows as changed
-    return of(store.read(folder), signatures)
+    found = signatures(folder)  # before reading, so that what is published meanwhile shows as changed
+    return of(store.read(folder), found)
 
 
-def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> LoadedIndex:
+def of(snapshot: Snapshot, found: tuple[Signature | None, ...] = ()) -> LoadedIndex:
     """Make a version that was read ready for searches. Raises IndexFolderError."""
     form = snapshot.form
     if form.metric not in METRICS:
@@ -165,24 +165,26 @@ def of(snapshot: Snapshot, signatures: tuple[Signature | None, ...] = ()) -> Loa
         snapshot.embedder,
         snapshot.index,
         snapshot.id_map,
-        signatures,
+        found,
     )
 
 
 def changed(folder: Path, loaded: LoadedIndex) -> bool:
-    """Whether another version than ``loaded`` is current now. Costs a `stat` call.
+    """Whether another version than ``loaded`` is current now. Costs a `stat` call for each file.
 
-    Raises IndexFolderError for a manifest that cannot be read.
+    Raises IndexFolderError for a manifest that cannot be read, and for files that another program wrote over
+    those of the version.
     """
-    if _signatures(folder) == loaded._signatures:
+    if signatures(folder) == loaded._signatures:
         return False
     known = store.read_manifest(folder)
-    return known is None or known.version != loaded.version
+    if known and known.version == loaded.version:
+        store.check_plain(folder, known)
+        return False
+    return True
 
 
-def _signatures(folder: Path) -> tuple[Signature | None, ...]:
-    with_manifest = signature(folder / store.MANIFEST)
-    if with_manifest:
-        return (with_manifest,)
+def signatures(folder: Path) -> tuple[Signature | None, ...]:
+    """What changes when a file of an index is written or replaced."""
     labels = (form.file for form in FORMS.values())
-    return tuple(signature(folder / name) for name in (store.VECTORS, *labels))
+    return tuple(signature(folder / name) for name in (store.MANIFEST, store.VECTORS, *labels))

@@ -4,8 +4,8 @@
 
     INDEX/
       index.json        the manifest; names the current version
-      vector.index      that version's files under the plain names that PaddleClas opens,
-      id_map.pkl        hard links where the file system has them
+      vector.index      copies of that version's files under the plain names that PaddleClas opens:
+      id_map.pkl        what it writes there in place does not change the version
       entries.npy
       .versions/7/      the same files: what pdserve itself reads, complete and never changed
       .versions/6/      the version before, for rollback
@@ -228,14 +228,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def read(folder: Path) -> Snapshot:
+def read(folder: Path, *, plain: bool = True) -> Snapshot:
     """Read the current version, all files from that version, even while others are published.
 
-    Raises IndexFolderError for files that are missing, changed, broken or do not belong together.
+    Raises IndexFolderError for files that are missing, changed, broken or do not belong together; if
+    ``plain``, for those that another program has put under the plain names, too.
     """
     for attempt in range(_ATTEMPTS):
         known = read_manifest(folder)
         try:
+            if known and plain:
+                check_plain(folder, known)
             return read_files(folder, current_folder(folder, known), known)
         except (IndexFolderError, OSError) as error:
             now = read_manifest(folder)
@@ -296,6 +299,39 @@ def check_file(path: Path, published: FileRecord, *, full: bool = False) -> None
             f"{path} is not as it was published; type `pdserve index rollback` for the version before, or "
             f"delete {MANIFEST} if another program changed the index on purpose."
         )
+
+
+def check_plain(folder: Path, known: Manifest) -> None:
+    """Raise IndexFolderError for a plain file that another program wrote. Costs a `stat` call for each.
+
+    One that is missing, or of a version that is being published, is none; FileNotFoundError if it went.
+    """
+    for name, published in known.files.items():
+        plain = folder / name
+        if name != entry_files.FILE and plain.is_file() and not published.is_untouched(plain):
+            if is_of_a_version(folder, name):
+                continue
+            check_file(plain, published, full=True)
+
+
+def is_of_a_version(folder: Path, name: str) -> bool:
+    """Whether a killed writer put a plain file there."""
+    plain = folder / name
+    owned = [version_folder(folder, version) for version in versions(folder)]
+    for own in owned:
+        left = read_manifest(own)
+        if left and name in left.files and left.files[name].is_untouched(plain):
+            return True
+    if name != ID_MAP:
+        return False
+    # The labels of two versions, which are there for a moment while entries are removed.
+    known: set[tuple[int, str]] = set()
+    for own in owned:
+        with suppress(OSError, IndexFolderError):
+            known |= set(id_map.read_all(own / ID_MAP).items())
+    with suppress(IndexFolderError):
+        return set(id_map.read_all(plain).items()) <= known
+    return False
 
 
 def _check_ids(file: Path, index: Any, labels: IdMap) -> None:

@@ -33,7 +33,7 @@ def verify(folder: Path) -> list[Finding]:
             else Finding("manifest", None, f"missing, as in an index of {_program(folder)}")
         )
         findings += _checksums(folder, known)
-        snapshot = store.read(folder)
+        snapshot = store.read(folder, plain=False)
         findings += _contents(snapshot)
     except (IndexFolderError, OSError) as error:
         detail = error.message if isinstance(error, IndexFolderError) else str(error)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from pdserve.errors import OtherEmbedderError, PdserveError
-from pdserve.index.search import LoadedIndex, changed
+from pdserve.errors import IndexFolderError, OtherEmbedderError, PdserveError
+from pdserve.index.search import LoadedIndex, changed, signatures
 from pdserve.pipelines.base import Pipeline
 from pdserve.services.telemetry.metrics import Metrics
 
@@ -65,6 +65,7 @@ class IndexWatch:
         self._on_other_embedder = on_other_embedder
         self._task: asyncio.Task[None] | None = None
         self._refused: object = None
+        self._looked_at: object = None
 
     @property
     def loaded(self) -> LoadedIndex:
@@ -101,7 +102,18 @@ class IndexWatch:
                     self._on_other_embedder()
 
     def _changed(self) -> bool:
-        return changed(self.folder, self.loaded)
+        found = signatures(self.folder)
+        if found == self._looked_at:
+            return False
+        try:
+            newer = changed(self.folder, self.loaded)
+        except FileNotFoundError:  # it is being replaced
+            return False
+        except IndexFolderError:
+            self._looked_at = found  # a look at a file that another program wrote reads the whole of it
+            raise
+        self._looked_at = None if newer else found
+        return newer
 
     def _report(self) -> None:
         self._metrics.index(self.folder.name, self.loaded.count, self.loaded.version)

@@ -1,5 +1,6 @@
 """Appending and removing, on every type."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pdserve.index import INDEX_TYPES, METRICS, faiss_index, id_map, store
 from pdserve.index.edit import append, build, remove
 from pdserve.index.gallery import GalleryImage
 from pdserve.index.search import load
+from pdserve.index.verify import verify
 from pdserve.vision.decode import decode
 from tests.index.galleries import GridEmbedder, clustered, draw, write_gallery
 from tests.index.test_build import all_good
@@ -248,11 +250,34 @@ def test_an_image_of_paddleclas_is_known_by_its_path_and_vector(tmp_path: Path) 
     assert (made.present, made.relabelled, made.added, made.same_path, made.count) == (19, 1, 1, 1, 21)
 
 
+def paddleclas_appends(folder: Path, rows: np.ndarray[Any, Any], label: str) -> None:
+    """What PaddleClas's build_gallery.py does, its check of the count included, in its order."""
+    import pickle
+
+    faiss = pytest.importorskip("faiss")
+    index = faiss.read_index(str(folder / "vector.index"))
+    ids = pickle.loads((folder / "id_map.pkl").read_bytes())
+    assert index.ntotal == len(ids)
+    start = max(ids.keys()) + 1
+    new = np.arange(len(rows)) + start
+    index.add_with_ids(rows, new)
+    ids |= {i: f"theirs/{i}.jpg {label}" for i in new}
+    faiss.write_index(index, str(folder / "vector.index"))
+    (folder / "id_map.pkl").write_bytes(pickle.dumps(ids))
+    assert {ids[i].split()[1] for i in index.search(rows, 1)[1].ravel().tolist()} == {label}
+
+
 @pytest.mark.full
 def test_a_big_graph_keeps_tombstones_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     rows = foreign(folder, count=6_000, wrapped=True)
     assert not remove(folder, ids=range(0, 600, 2)).compacted
+    theirs = Path(shutil.copytree(folder, tmp_path / "theirs"))
+    paddleclas_appends(theirs, clustered(5, EMBEDDER.dimension, seed=9), "new")
+    (theirs / "index.json").unlink()
+    assert load(theirs).count == 5_705
+    assert remove(theirs, labels=["new"]).count == 5_700
+    assert all(finding.good is not False for finding in verify(theirs))
     known = store.read_manifest(folder)
     assert known
     assert (known.count, known.slots) == (5_700, 6_000)

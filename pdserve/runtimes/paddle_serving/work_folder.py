@@ -291,7 +291,8 @@ def _index(settings: ServiceSettings, home: Home, embedder: Embedder, folder: Pa
     folder.mkdir()
     with (folder / index_folders.VECTORS).open("wb") as file:
         faiss_index.write(snapshot.index, file)
-    (folder / index_folders.ID_MAP).write_bytes(id_map.dumps(snapshot.id_map))
+    labels = id_map.with_copies(snapshot.id_map, faiss_index.copies(snapshot.index))
+    (folder / index_folders.ID_MAP).write_bytes(id_map.dumps(labels))
 
 
 def steps(ops: preprocess.TransformOps) -> list[dict[str, dict[str, Any]]]:
