@@ -3,24 +3,82 @@
 import os
 import sys
 
-from pdserve import console
-from pdserve.errors import PdserveError
+# Nothing else is imported here: what `main` imports, Ctrl-C may interrupt.
 
 
 def main() -> None:
-    """The ``pdserve`` command. Exit codes: 0 done, 1 the work failed, 2 the command line is wrong."""
+    """The ``pdserve`` command.
+
+    Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C has ended it.
+    """
+    try:
+        from pdserve import process
+
+        process.prepare()
+    except KeyboardInterrupt:
+        os.write(2, b"pdserve: Interrupted; nothing was done yet.\n")
+        os._exit(130)
+    try:
+        status = _run()
+    except BrokenPipeError:
+        status = 1
+    except KeyboardInterrupt:
+        process.end_interrupted()
+    process.end(status if _flushed() else status or 1)
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
+    from pdserve import console, process
+    from pdserve.errors import OutputError, PdserveError
+
     try:
         if (instruction := os.environ.get("_PDSERVE_COMPLETE")) and _completed(instruction):
-            return
+            return 0
         from pdserve.commands.table import app
 
         app()
+        status = 0
     except PdserveError as error:
-        sys.exit(console.failed(error))
+        process.conclude()
+        status = console.failed(error)
+        if isinstance(error, OutputError):
+            _discard()
+        return status
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            console.say(end.code)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        # An import that Ctrl-C has broken off fails with anything.
+        if not process.was_interrupted():
+            raise
+    if process.was_interrupted():
+        process.conclude()
+        console.say(f"pdserve: {process.interrupted_sentence()}")
+        return process.INTERRUPTED
+    return status
+
+
+def _flushed() -> bool:
+    """Whether the last of standard output could be written; a reader that has gone needs no words."""
+    from pdserve import console
+    from pdserve.errors import PdserveError
+
+    try:
+        sys.stdout.flush()
+        return True
     except BrokenPipeError:
-        # The reader has closed the pipe; Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        pass
+    except PdserveError as error:
+        console.failed(error)
+    _discard()
+    return False
+
+
+def _discard() -> None:
+    """Let what is left of standard output go: Python must not try to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _completed(instruction: str) -> bool:

@@ -3,6 +3,9 @@
 Answers (tables, ``--json`` lines) go to standard output; everything else that a person reads (progress,
 notes, errors) goes to standard error. A progress display is drawn on standard error alone and never stands
 in for standard output: only where both are the same terminal are answers printed above it.
+
+What a person reads may quote a stranger: a label, a file's name, a server's answer. `visible` escapes there
+what would break a line or drive a terminal; JSON means the same to a program, whatever is escaped in it.
 """
 
 import json
@@ -12,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pdserve.errors import PdserveError
+from pdserve.errors import PdserveError, unshown, visible
 from pdserve.progress import Progress
 
 if TYPE_CHECKING:
@@ -47,16 +50,22 @@ def _same_terminal() -> bool:
 def json_line(content: Mapping[str, Any]) -> None:
     """One JSON object on a line of standard output, flushed."""
     text = json.dumps(content, ensure_ascii=False)
+    if not text.isprintable():  # JSON itself escapes but those below a blank
+        text = text.translate({ord(c): f"\\u{ord(c):04x}" for c in unshown(text)})
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:  # a console's code page, or a file name that is no valid text
         text = json.dumps(content)
-    _write(sys.stdout, text)
-    sys.stdout.flush()
+    _write(sys.stdout, text, flush=True)
 
 
 def line(text: str) -> None:
     """A line of an answer, on standard output."""
+    _write(sys.stdout, visible(text))
+
+
+def verbatim(text: str) -> None:
+    """Lines for a program, on standard output as they are."""
     _write(sys.stdout, text)
 
 
@@ -70,10 +79,10 @@ def answer(content: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error."""
-    _write(sys.stderr, text)
+    _write(sys.stderr, visible(text))
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO, text: str, flush: bool = False) -> None:
     """A line, above the progress display if there is one; characters that the encoding lacks are escaped."""
     if _display and (stream is sys.stderr or _same_terminal()):
         _display.console.out(text, highlight=False)
@@ -82,6 +91,11 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text + "\n")
     except UnicodeEncodeError:
         stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
+    except OSError:
+        if stream is sys.stdout:
+            raise  # of what is said nobody could be told
+    if flush:
+        stream.flush()
 
 
 def table(
@@ -100,7 +114,8 @@ def table(
     body = [list(row) for row in rows]
     places = digits if isinstance(digits, Mapping) else dict.fromkeys(columns, digits)
     cells = [
-        [_cell(cell, places.get(key, 4)) for key, cell in zip(columns, row, strict=True)] for row in body
+        [visible(_cell(cell, places.get(key, 4))) for key, cell in zip(columns, row, strict=True)]
+        for row in body
     ]
     numeric = [
         bool(body) and all(isinstance(row[i], (int, float, type(None))) for row in body)
@@ -148,7 +163,7 @@ def _print_table(
     from rich.text import Text
 
     out = Table(
-        title=title and Text(title),
+        title=title and Text(visible(title)),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -239,7 +254,7 @@ class Bars(Progress):
 
     def _task(self, name: str) -> "TaskID":
         if name not in self._tasks:
-            self._tasks[name] = self._display.add_task(name, total=None, note="")
+            self._tasks[name] = self._display.add_task(visible(name), total=None, note="")
         return self._tasks[name]
 
     def start(self, name: str, total: int | None, completed: int) -> None:
@@ -257,7 +272,7 @@ class Bars(Progress):
         if self._display.disable:
             say(f"{name}: {text}")
         else:
-            self._display.update(self._task(name), note=text)
+            self._display.update(self._task(name), note=visible(text))
 
     def warn(self, name: str, text: str) -> None:
         say(f"{name}: {text}")
@@ -294,11 +309,11 @@ def _bars(*columns: Any, transient: bool, silent: bool = False) -> Iterator[Bars
 
     console = _console(stderr=True)
     display = Display(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=transient,
         redirect_stdout=False,

@@ -10,6 +10,8 @@
     │   ├── ChecksumError            a file is not the one expected
     │   ├── ArchiveError             an archive is broken, or refuses to be trusted
     │   └── DiskError                no space, or no permission to write
+    ├── InterruptError               Ctrl-C; says what is kept and how to go on
+    ├── OutputError                  standard output takes nothing more
     ├── InUseError                   what is to be removed is in use by a server, or being written
     ├── ModelError                   a model's files are missing or unreadable
     │   └── AliasError               a feed or fetch that is not there
@@ -51,17 +53,24 @@ from typing import Any
 _LONGEST = 2_000
 # Control characters, lone surrogates, separators of lines and of paragraphs.
 _UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+# What turns the direction of the text that follows: embeddings, overrides and isolates (Unicode, annex 9).
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def _shown(text: str) -> str:
-    text = _shortened(text)
+def visible(text: str) -> str:
+    """Text on one line, as it is, with what would break the line or drive a terminal escaped."""
     if text.isprintable():
         return text
-    odd = {c for c in text if unicodedata.category(c) in _UNSHOWN}
-    return _shortened(text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd}))
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in unshown(text)})
 
 
-def _shortened(text: str) -> str:
+def unshown(text: str) -> set[str]:
+    """The characters of a text that are not for eyes: controls, escapes, lone surrogates, turns."""
+    return {c for c in text if c in _TURNING or unicodedata.category(c) in _UNSHOWN}
+
+
+def shortened(text: str) -> str:
+    """A giant's beginning and end."""
     half = _LONGEST // 2 - 2
     return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
 
@@ -80,7 +89,7 @@ class PdserveError(Exception):
     err_no = 10000
 
     def __init__(self, message: str) -> None:
-        self.message = _shown(message)
+        self.message = shortened(visible(shortened(message)))
         super().__init__(self.message)
 
 
@@ -112,6 +121,15 @@ class ArchiveError(FetchError):
 
 class DiskError(FetchError):
     code = "disk"
+
+
+class InterruptError(PdserveError):
+    code = "interrupted"
+    exit_code = 130
+
+
+class OutputError(PdserveError):
+    code = "output"
 
 
 class InUseError(PdserveError):

@@ -130,3 +130,29 @@ def test_bars_are_silent_where_nobody_watches(capsys: Captured):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split() == ["a:", "again", "in", "2", "s"]
+
+
+HOSTILE = "\x1b]0;owned\x07a\x9b2Jb\nforged\u202egnp.exe\u2066\u2028\x7f\udce9"
+ESCAPED = r"\x1b]0;owned\x07a\x9b2Jb\nforged\u202egnp.exe\u2066\u2028\x7f\udce9"
+
+
+def test_what_drives_a_terminal_is_escaped(capsys: Captured):
+    """In lines, notes, errors, tables and their titles; joined emoji and marks of direction are left."""
+    console.line(f"  {HOSTILE}")
+    console.say(HOSTILE)
+    console.failed(UsageError(HOSTILE))
+    console.table(("label", "n"), [(HOSTILE, 1)], title=HOSTILE)
+    out, err = capsys.readouterr()
+    title, head, _, row = out.splitlines()[1:]
+    assert out.splitlines()[0] == f"  {ESCAPED}"
+    assert (title, head.split(), row.split()) == (ESCAPED, ["label", "n"], [ESCAPED, "1"])
+    assert err.splitlines() == [ESCAPED, f"pdserve: {ESCAPED}"]
+    console.line("👩‍🔬 א‏ 猫")
+    assert capsys.readouterr().out == "👩‍🔬 א‏ 猫\n"
+
+
+def test_json_means_the_same_whatever_is_escaped(capsys: Captured):
+    console.json_line({HOSTILE: [HOSTILE]})
+    out, _ = capsys.readouterr()
+    assert json.loads(out) == {HOSTILE: [HOSTILE]}
+    assert all(char.isprintable() for char in out.removesuffix("\n"))

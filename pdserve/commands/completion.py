@@ -184,7 +184,7 @@ def answer(instruction: str) -> bool:
         found = candidates(*given(os.environ))
         if found is None:
             return False
-        console.line(wanted(found, os.environ))
+        console.verbatim(wanted(found, os.environ))
     except Exception:  # a shell would show it in the middle of the line that is being typed
         return False
     return True

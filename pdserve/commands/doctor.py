@@ -1,6 +1,7 @@
 """``pdserve doctor``: check packages, engines, devices, ports and proxies, and say how to fix them."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from pdserve import __version__, console, engines
+from pdserve import __version__, console, engines, process
 from pdserve.commands.options import Json
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.engines.table import engine_info
@@ -69,17 +70,22 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine(environ: Mapping[str, str]) -> list[Check]:
-    """Check everything; nothing found here raises."""
-    return [
-        *_machine(environ),
-        *_packages(),
-        *_engines(),
-        *_runtimes(environ),
-        *_pipelines(),
-        *_servers(environ),
-        *_ports(),
-        *_proxies(environ),
-    ]
+    """Check everything; nothing found here raises but Ctrl-C."""
+    found = []
+    for check in itertools.chain(
+        _machine(environ),
+        _packages(),
+        _engines(),
+        _runtimes(environ),
+        _pipelines(),
+        _servers(environ),
+        _ports(),
+        _proxies(environ),
+    ):
+        if process.was_interrupted():  # an engine's import took it for a failure of its own
+            raise KeyboardInterrupt
+        found.append(check)
+    return found
 
 
 def _machine(environ: Mapping[str, str]) -> Iterator[Check]:

@@ -32,7 +32,7 @@ def find_sources(named: Sequence[str]) -> list[Source]:
     for name in named:
         path = Path(name)
         if name == STANDARD_INPUT:
-            sources.append(Source(name, sys.stdin.buffer.read))
+            sources.append(Source(name, _read_standard_input))
         elif name.lower().startswith(("http://", "https://")):
             sources.append(Source(name, _url_reader(name)))
         elif path.is_dir():
@@ -43,6 +43,15 @@ def find_sources(named: Sequence[str]) -> list[Source]:
         else:
             sources.append(Source(name, _file_reader(path)))
     return sources
+
+
+def _read_standard_input() -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ImageError(
+            f"Cannot read standard input: {error.strerror}; give a file, or pipe an image into it."
+        ) from error
 
 
 def _file_reader(path: Path) -> Callable[[], bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdserve import console
-from pdserve.errors import ModelError, PdserveError
+from pdserve.errors import InterruptError, ModelError, PdserveError
 from pdserve.models.home import Home, is_path
 from pdserve.progress import Progress
 
@@ -106,8 +106,8 @@ def downloading(home: Home) -> Iterator[Progress]:
         from pdserve.files import format_size
 
         kept = sum(path.stat().st_size for path in (home.root / "downloads").glob("*.part"))
-        if kept:
-            console.say(
-                f"Interrupted; the {format_size(kept)} that came are kept, and the same command goes on."
-            )
-        raise
+        if not kept:
+            raise
+        raise InterruptError(
+            f"Interrupted; the {format_size(kept)} that came are kept, and the same command goes on."
+        ) from None

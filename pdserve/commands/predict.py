@@ -4,7 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +19,20 @@ from pdserve.clients.discovery import find_server, find_service
 from pdserve.commands import options as o
 from pdserve.commands.images import Source, find_sources
 from pdserve.commands.missing import bring_service
-from pdserve.errors import ImageError, KeyRefusedError, PdserveError, UnreachableError, UsageError
+from pdserve.errors import (
+    ImageError,
+    InterruptError,
+    KeyRefusedError,
+    PdserveError,
+    UnreachableError,
+    UsageError,
+)
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.settings import describe
 
 _FEW = 5  # images for which no progress is shown
+_PATIENCE_S = 2  # for what is being asked when Ctrl-C is pressed
 _FIRST = 6  # numbers of an embedding that are printed
 
 Answer: TypeAlias = list[Any]  # the items of one image: labels, objects, numbers
@@ -114,14 +122,22 @@ def answer_all(
         from pdserve.vision.draw import load_font
 
         load_font()  # a wrong PDSERVE_FONT is reported now, not after a thousand answers
-    failed = 0
-    with asked as ask, console.image_bars(silent=len(sources) < _FEW) as bars:
-        bars.start("predicting", len(sources), 0)
-        for outcome in predict_all(sources, ask, jobs):
-            bars.advance("predicting")
-            picture = draw_answer(outcome, entry, draw) if draw else None
-            failed += isinstance(outcome.answer, PdserveError)
-            show(outcome, entry, picture, as_json)
+    failed = done = 0
+    try:
+        with asked as ask, console.image_bars(silent=len(sources) < _FEW) as bars:
+            bars.start("predicting", len(sources), 0)
+            for outcome in predict_all(sources, ask, jobs):
+                bars.advance("predicting")
+                picture = draw_answer(outcome, entry, draw) if draw else None
+                failed += isinstance(outcome.answer, PdserveError)
+                show(outcome, entry, picture, as_json)
+                done += 1
+    except KeyboardInterrupt:
+        rest = sources[done].name if done < len(sources) else None
+        raise InterruptError(
+            f"Interrupted after {done} of {len(sources)} images; their answers are whole."
+            + (f" Ask again for those from {rest} on." if rest else "")
+        ) from None
     return failed
 
 
@@ -170,16 +186,24 @@ def predict_all(sources: Sequence[Source], ask: Ask, jobs: int) -> Iterator[Outc
             return Outcome(source.name, data, error)
 
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="pdserve-predict")
+    ahead: deque[Future[Outcome]] = deque()
     try:
         # The pool is fed a few ahead, so that a long list does not keep all its images in memory.
-        ahead = deque(pool.submit(one, source) for source in sources[: 2 * jobs])
+        ahead.extend(pool.submit(one, source) for source in sources[: 2 * jobs])
         for source in [*sources[2 * jobs :], *[None] * len(ahead)]:
             outcome = ahead.popleft().result()
             if source is not None:
                 ahead.append(pool.submit(one, source))
             yield outcome
-    finally:
+    except (KeyboardInterrupt, GeneratorExit):
+        # A silent server is not waited for; a model of this process answers soon.
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([each for each in ahead if not each.cancelled()], _PATIENCE_S)
+        raise
+    except BaseException:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextmanager

@@ -8,37 +8,93 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from pdserve import __version__, console
+from pdserve import __version__, console, process
+
+_AGAIN = "the same command starts again"
+_GOES_ON = "the same command goes on"
+_READS = f"nothing was changed; {_AGAIN}."
 
 
 @dataclass(frozen=True)
 class Command:
-    """``target``: import string "module:name" of a function, or of a typer.Typer with commands of its own."""
+    """``target``: import string "module:name" of a function, or of a typer.Typer with commands of its own.
+
+    ``interrupted``: what Ctrl-C leaves, and how to go on, where the command itself does not say more.
+    """
 
     target: str
     help: str
+    interrupted: str = _READS
     panel: str = "Commands"
 
 
 COMMANDS: Mapping[str, Command] = {
-    "run": Command("pdserve.commands.run:run", "Fetch, convert and run a model on images."),
-    "fetch": Command("pdserve.commands.fetch:fetch", "Download models and data sets."),
-    "convert": Command("pdserve.commands.convert:convert", "Convert inference models to serving models."),
+    "run": Command(
+        "pdserve.commands.run:run",
+        "Fetch, convert and run a model on images.",
+        f"what was fetched and converted is kept, and {_GOES_ON}.",
+    ),
+    "fetch": Command(
+        "pdserve.commands.fetch:fetch",
+        "Download models and data sets.",
+        f"what has come is kept, and {_GOES_ON}.",
+    ),
+    "convert": Command(
+        "pdserve.commands.convert:convert",
+        "Convert inference models to serving models.",
+        f"what was converted is kept whole, and {_GOES_ON}.",
+    ),
     "alias": Command("pdserve.commands.alias:alias", "Show or change the feeds and fetches of a model."),
-    "serve": Command("pdserve.commands.serve:serve_app", "Start a server."),
-    "predict": Command("pdserve.commands.predict:predict", "Ask a server, or a local model, about images."),
-    "index": Command("pdserve.commands.index:index_app", "Build, change and examine a gallery's index."),
+    "serve": Command(
+        "pdserve.commands.serve:serve_app",
+        "Start a server.",
+        f"the server was not ready yet; what was fetched and converted is kept, and {_AGAIN}.",
+    ),
+    "predict": Command(
+        "pdserve.commands.predict:predict",
+        "Ask a server, or a local model, about images.",
+        f"answers that are printed are whole; {_AGAIN}.",
+    ),
+    "index": Command(
+        "pdserve.commands.index:index_app",
+        "Build, change and examine a gallery's index.",
+        f"the index is as it was, unless its new version was printed; {_AGAIN}.",
+    ),
     "doctor": Command("pdserve.commands.doctor:doctor", "Check packages, engines, devices and ports."),
     "list": Command("pdserve.commands.list:list_", "List the models and indexes that are here."),
     "show": Command("pdserve.commands.show:show", "Show a model or an index, and where it came from."),
-    "rm": Command("pdserve.commands.rm:rm", "Remove models and indexes."),
-    "bench": Command("pdserve.tools.bench.command:bench", "Measure a running service under load.", "Tools"),
-    "tune": Command("pdserve.tools.tune.command:tune", "Find the fastest settings on this machine.", "Tools"),
-    "optimize": Command(
-        "pdserve.tools.optimize.command:optimize", "Make a faster int8, bf16 or fp16 model.", "Tools"
+    "rm": Command(
+        "pdserve.commands.rm:rm",
+        "Remove models and indexes.",
+        f"what was not said to be removed is here; {_GOES_ON}.",
     ),
-    "export": Command("pdserve.runtimes.command:export_app", "Write a service for another runtime.", "Tools"),
-    "runtime": Command("pdserve.runtimes.command:runtime_app", "Install other runtimes.", "Tools"),
+    "bench": Command(
+        "pdserve.tools.bench.command:bench", "Measure a running service under load.", panel="Tools"
+    ),
+    "tune": Command(
+        "pdserve.tools.tune.command:tune",
+        "Find the fastest settings on this machine.",
+        f"nothing is decided, and nothing written; {_AGAIN}.",
+        "Tools",
+    ),
+    "optimize": Command(
+        "pdserve.tools.optimize.command:optimize",
+        "Make a faster int8, bf16 or fp16 model.",
+        f"nothing was published, unless that was printed; {_AGAIN}.",
+        "Tools",
+    ),
+    "export": Command(
+        "pdserve.runtimes.command:export_app",
+        "Write a service for another runtime.",
+        f"what was not said to be written is not there, or not whole; {_AGAIN}.",
+        "Tools",
+    ),
+    "runtime": Command(
+        "pdserve.runtimes.command:runtime_app",
+        "Install other runtimes.",
+        f"what was not said to be installed is not; {_AGAIN}.",
+        "Tools",
+    ),
 }
 
 
@@ -47,7 +103,7 @@ class LazyCommand(TyperCommand):
 
     def __init__(self, name: str, entry: Command) -> None:
         super().__init__(name, help=entry.help, rich_help_panel=entry.panel)
-        self._target = entry.target
+        self._target, self._interrupted = entry.target, entry.interrupted
 
     def load(self) -> Any:
         """Import the command, or the group of commands."""
@@ -60,7 +116,9 @@ class LazyCommand(TyperCommand):
         return plain(typer.main.get_command(target))
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.load().make_context(info_name, args, parent, **extra)
+        context = self.load().make_context(info_name, args, parent, **extra)
+        process.begin(self._interrupted)
+        return context
 
 
 class _Table(TyperGroup):

@@ -8,7 +8,7 @@ import typer
 
 from pdserve import console
 from pdserve.commands import options as o
-from pdserve.errors import UsageError
+from pdserve.errors import InterruptError, UsageError
 
 
 def bench(
@@ -141,9 +141,12 @@ def bench(
     if plot and runs:
         report.plot(runs, plot)
         console.say(f"{plot}: latency against load.")
-    if any(run.interrupted for run in runs):
-        console.say("Stopped; the figures are of what was measured until then.")
-    raise typer.Exit(0 if runs and all(run.answers and not run.interrupted for run in runs) else 1)
+    if len(runs) < len(chosen.targets) * len(plan.loads) or any(run.interrupted for run in runs):
+        raise InterruptError(
+            "Interrupted; the figures are of what was measured until then. "
+            "The same command measures from the start."
+        )
+    raise typer.Exit(0 if runs and all(run.answers for run in runs) else 1)
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:

@@ -11,7 +11,7 @@ import typer
 from pdserve import console
 from pdserve.commands import options as o
 from pdserve.commands.missing import bring_service
-from pdserve.errors import ImageError, UsageError
+from pdserve.errors import ImageError, InterruptError, UsageError
 from pdserve.pipelines import SERVICES
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def tune(
     outcome = tuning.tune(wanted, o.home(), files, goal, fixed=fixed, effort=effort, on_trial=on_trial)
     _report(outcome, as_json)
     if outcome.interrupted:
-        console.say("Stopped; nothing is decided, and nothing written.")
-        raise typer.Exit(1)
+        raise InterruptError(
+            "Interrupted; nothing is decided, and nothing written. The same command measures from the start."
+        )
     if outcome.best is None:
         nearest = min(trial.p99_ms for trial in outcome.trials if trial.rounds)
         raise UsageError(
@@ -210,7 +211,8 @@ def _hand_over(
     options = [f"--{name} {given[name]}" for name in named if given.get(name) is not None]
     if any(len({values[name] for values in best.values()}) > 1 for name in DEFAULTS):
         console.say(f"Best, in a config.yml, for {' '.join([serve, *options])} --config FILE:")
-        console.say(config_file.snippet(best, devices, wanted.kind).rstrip())
+        for text in config_file.snippet(best, devices, wanted.kind).rstrip().splitlines():
+            console.say(text)
         return
     options += [
         f"--{name.replace('_', '-')} {_cell(best, name)}"
