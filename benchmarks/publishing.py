@@ -69,7 +69,8 @@ def measure(url: str, searches: int, clients: int, changes: int) -> dict[str, ob
                 seen.append((result["index_version"], result["objects"][0]["label"] == "yellow"))
 
     def change() -> None:
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        headers = {"X-Pdserve-Write": "1"}
+        with httpx.Client(base_url=url, trust_env=False, timeout=60, headers=headers) as client:
             for i in range(changes):
                 if i % 2:
                     response = client.delete("/v1/gallery", params={"label": "yellow"})

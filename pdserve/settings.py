@@ -196,6 +196,9 @@ class ServerSettings(SettingsGroup):
     cors_origins: tuple[str, ...] = _security(
         (), "Origin of web pages that may call; * for any; repeatable.", "ORIGIN", flags=("--cors-origin",)
     )
+    allowed_hosts: tuple[str, ...] = _security(
+        (), "Host name that callers may use; * for any; repeatable.", "NAME", flags=("--allowed-host",)
+    )
     log_file: Path | None = _log(None, "Log to this file too, rotating.", "FILE")
     log_format: Literal["text", "json"] = _log("text", "text or json.", "NAME")
 

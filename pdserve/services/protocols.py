@@ -40,8 +40,8 @@ class Protocol:
     for gRPC it takes the service and the entrance, and gives handlers by the name of their method.
     ``open``: answered without a key (over HTTP: GET and HEAD). ``predicts``: its requests count as
     predictions. ``errors``: import string of the function that answers an HTTP request that failed (status,
-    code, text, headers), where the form is its own. ``grpc_service``, ``grpc_methods``: the gRPC service's
-    full name and its methods.
+    code, text, headers), where the form is its own. ``foreign``: its answers are another server's, headers
+    too (browsers.py). ``grpc_service``, ``grpc_methods``: the gRPC service's full name and its methods.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Protocol:
     open: bool = False
     predicts: bool = False
     errors: str = ""
+    foreign: bool = False
     grpc_service: str = ""
     grpc_methods: tuple[str, ...] = ()
 
@@ -83,13 +84,15 @@ class Route:
     """An HTTP route; a GET is answered to HEAD as well.
 
     ``path``: exact, or PIPELINE_PATH. ``operation``: its OpenAPI operation, as arguments of a FastAPI
-    route (summary, responses with models, openapi_extra); None leaves it out of the document.
+    route (summary, responses with models, openapi_extra); None leaves it out of the document. ``writes``:
+    it changes something, so that a stranger's page must not be able to ask for it (browsers.py).
     """
 
     method: str
     path: str
     endpoint: Endpoint
     operation: Mapping[str, Any] | None = None
+    writes: bool = False
 
 
 PIPELINE_PATH = "/{name}/{method}"
@@ -129,6 +132,7 @@ _ENTRIES = (
         f"{_HTTP}.pipeline_json:routes",
         "Paddle Serving's pipeline protocol",
         predicts=True,
+        foreign=True,
     ),
     Protocol("gallery", "http", f"{_HTTP}.gallery:routes", "the gallery of a service with an index"),
     Protocol("health", "http", f"{_HTTP}.about:health", "liveness and readiness, for probes", open=True),

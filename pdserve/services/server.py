@@ -18,6 +18,8 @@ from pdserve.services.auth import KeyInterceptor, Keys, open_access_warning
 from pdserve.services.budget import Entrance
 from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
+from pdserve.services.http.browsers import any_page_warning
+from pdserve.services.http.hosts import allowed_hosts
 from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import bind, bracketed, check_tls
@@ -83,11 +85,13 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> I
             log.warning("%s", note)
         keys = Keys.read(settings)
         check_tls(settings)
+        allowed_hosts(settings, keyed=keys is not None)
         for port in (settings.http_port, settings.rpc_port, settings.prometheus_port):
             if port:  # a taken port is an error now, not after a model has loaded
                 bind(settings.host, port).close()
-        if warning := open_access_warning(settings):
-            log.warning("%s", warning)
+        for warning in (open_access_warning(settings), any_page_warning(settings)):
+            if warning:
+                log.warning("%s", warning)
         keep_freed_memory()
         yield _Server(settings, keys, home)
 

@@ -166,12 +166,13 @@ class Chaos:
     async def gallery(self, chance: random.Random) -> None:
         """Yellow comes and goes, each time a published version."""
         url = f"{self.server.url}/v1/gallery"
+        headers = {"X-Pdserve-Write": "1"}
         form = aiohttp.FormData()
         form.add_field("label", "yellow")
         form.add_field("images", shade(YELLOW, chance), filename="x.png")
-        async with self.session.post(url, data=form) as answer:
+        async with self.session.post(url, data=form, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
-        async with self.session.delete(url, params={"label": "yellow"}) as answer:
+        async with self.session.delete(url, params={"label": "yellow"}, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
         self.counts["published indexes"] += 1
 

@@ -20,6 +20,7 @@ from pdserve.pipelines import SERVICES
 from pdserve.pipelines.options import SearchOptions
 from pdserve.pipelines.recognition import choose
 from pdserve.pipelines.regions import Region
+from pdserve.services.http.browsers import WRITE_HEADER
 from pdserve.vision.boxes import Box
 from tests.running import Server, pdserve, start
 from tests.services.http.described import check_response
@@ -74,7 +75,8 @@ def server(home: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    headers = {WRITE_HEADER: "1"}
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60, headers=headers) as client:
         yield client
 
 
@@ -92,7 +94,8 @@ def best(client: httpx.Client, data: bytes) -> str | None:
 
 def append(client: httpx.Client, label: str, *images: bytes) -> httpx.Response:
     files = [("images", (f"{i}.png", image)) for i, image in enumerate(images)]
-    return client.post("/v1/gallery", files=files, data={"label": label})
+    headers = {WRITE_HEADER: "1"}
+    return client.post("/v1/gallery", files=files, data={"label": label}, headers=headers)
 
 
 def test_what_is_recognised(client: httpx.Client) -> None:
@@ -215,7 +218,8 @@ def test_the_gallery_over_http(server: Server, client: httpx.Client, home: Path)
 def test_bad_changes_change_nothing(
     unchanged: Server, request_: Callable[[httpx.Client], httpx.Response], status: int
 ) -> None:
-    with httpx.Client(base_url=unchanged.url, trust_env=False, timeout=60) as client:
+    headers = {WRITE_HEADER: "1"}
+    with httpx.Client(base_url=unchanged.url, trust_env=False, timeout=60, headers=headers) as client:
         response = request_(client)
         shown = client.get("/v1/gallery").json()
     assert response.status_code == status, response.text

@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pdserve import __version__
-from pdserve.services.http.messages import encode, json_response, operation
+from pdserve.services.http.browsers import PAGE_POLICY, WRITE_HEADER, with_policy
+from pdserve.services.http.hosts import allowed_hosts, require_host
+from pdserve.services.http.messages import encode, json_response, operation, parameter
 from pdserve.services.http.server import http_listener
 from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
 from pdserve.services.telemetry.metrics import Metrics
@@ -62,7 +64,10 @@ def routes(context: Context) -> Iterator[Route]:
         return Response(await asyncio.to_thread(described), media_type="application/json")
 
     async def docs(_: Request) -> Response:
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    async def start(_: Request) -> Response:
+        return Response(_START, media_type="text/javascript")
 
     async def redoc(_: Request) -> Response:
         return RedirectResponse("docs")
@@ -72,6 +77,7 @@ def routes(context: Context) -> Iterator[Route]:
     yield Route("GET", "/openapi.json", openapi)
     yield Route("GET", "/docs", docs)
     yield Route("GET", "/redoc", redoc)
+    yield Route("GET", "/docs/start.js", start)
     for name in _PAGE_FILES:
         yield Route("GET", f"/docs/{name}", functools.partial(_page_file, name))
 
@@ -87,7 +93,8 @@ async def metrics_listener(
 ) -> AsyncIterator[int]:
     """Serve /metrics alone on ``settings.prometheus_port``; yields the port.
 
-    Without a key and without TLS, as Prometheus asks by default. Raises SettingsError for a port in use.
+    Without a key and without TLS, as Prometheus asks by default; for the hosts of the service's own port.
+    Raises SettingsError for a port in use.
     """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +108,8 @@ async def metrics_listener(
         await response(scope, receive, send)
 
     plain = settings.model_copy(update={"tls_cert": None, "tls_key": None})
-    async with http_listener(application, plain, settings.prometheus_port or 0, stop) as port:
+    app = require_host(application, allowed_hosts(settings, keyed=False), lambda path: None)
+    async with http_listener(with_policy(app), plain, settings.prometheus_port or 0, stop) as port:
         yield port
 
 
@@ -124,6 +132,11 @@ def document(context: Context) -> dict[str, Any]:
         routes=[route for _, route in described],
     )
     if context.settings.api_key is None and context.settings.api_key_file is None:
+        for resource, described_route in described:
+            for method in described_route.methods or ():
+                if resource.routes[method].writes:
+                    each = found["paths"][resource.path][method.lower()]
+                    each["parameters"] = [*each.get("parameters", ()), _WRITE_PARAMETER]
         return found
     found.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
@@ -139,6 +152,11 @@ def document(context: Context) -> dict[str, Any]:
     return found
 
 
+# With a default, so that Swagger UI sends it.
+_WRITE_PARAMETER = parameter(WRITE_HEADER, str, "no stranger's web page can send it", "header") | {
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "default": "1"},
+}
 _UNAUTHORIZED = {
     "description": "No key was sent, or a wrong one.",
     "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
@@ -157,15 +175,20 @@ _PAGE = """<!doctype html>
 <title>pdserve</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="service-desc" type="application/json" href="openapi.json">
 </head>
 <body>
 <div id="page"></div>
 <script src="docs/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({url: "openapi.json", dom_id: "#page", validatorUrl: null, deepLinking: true})
-</script>
+<script src="docs/start.js"></script>
 </body>
 </html>
+"""
+# A file, since the page's policy runs no script that stands in the page.
+_START = """SwaggerUIBundle({
+  url: document.querySelector("link[rel=service-desc]").href,
+  dom_id: "#page", validatorUrl: null, deepLinking: true
+})
 """
 
 

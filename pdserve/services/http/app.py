@@ -1,8 +1,9 @@
 """The HTTP application: each request to the endpoint of its route, each error to the form of its route."""
 
 import asyncio
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -14,6 +15,8 @@ from pdserve.errors import BodyTooLargeError, ClosedError, PdserveError
 from pdserve.services.auth import Keys, require_key
 from pdserve.services.budget import Entrance
 from pdserve.services.http.bodies import SlowBodyError, release
+from pdserve.services.http.browsers import check_write, with_policy
+from pdserve.services.http.hosts import allowed_hosts, require_host
 from pdserve.services.http.messages import error_response, log_failures, message
 from pdserve.services.protocols import (
     PIPELINE_PATH,
@@ -45,19 +48,23 @@ def build_app(
     tracer: Tracer | None = None,
     entrance: Entrance | None = None,
 ) -> App:
-    """The ASGI application of a service: all HTTP protocols, behind CORS, keys and telemetry.
+    """The ASGI application of a service: all HTTP protocols, behind CORS, keys, the
+    check of the host, telemetry and what browsers are told.
 
     ``options``: the service's own settings. ``keys``: callers must show one of them. ``entrance``: the
-    process's, where other doors share it.
+    process's, where other doors share it. Raises SettingsError for an allowed host that is no name.
     """
     context = Context(service, entrance or Entrance(settings), metrics, options)
     table = RouteTable(resources(context))
-    app: App = Dispatcher(table)
+    keyed = keys is not None
+    app: App = Dispatcher(table, functools.partial(check_write, keyed=keyed, origins=settings.cors_origins))
     if settings.cors_origins:
         app = _with_cors(app, settings.cors_origins)
     if keys:
         app = require_key(app, keys, table.find, settings.cors_origins)
-    return telemetry(app, table.find, metrics, access=settings.log_format == "json", tracer=tracer)
+    app = require_host(app, allowed_hosts(settings, keyed=keyed), table.find)
+    app = telemetry(app, table.find, metrics, access=settings.log_format == "json", tracer=tracer)
+    return with_policy(app, table.find)
 
 
 class RouteTable:
@@ -83,8 +90,10 @@ class Dispatcher:
     Starlette's and FastAPI's routers would take a request twice as long as all the rest of it.
     """
 
-    def __init__(self, table: RouteTable) -> None:
+    def __init__(self, table: RouteTable, check_write: Callable[[Scope], None] = lambda scope: None) -> None:
+        """``check_write`` raises RequestError for a request of a route that writes, and may not."""
         self._table = table
+        self._check_write = check_write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,6 +122,8 @@ class Dispatcher:
         route = resource.routes.get(scope["method"])
         if route is None:
             raise HTTPException(405, headers={"Allow": ", ".join(resource.routes)})
+        if route.writes:
+            self._check_write(scope)
         return await route.endpoint(Request(scope, receive))
 
 

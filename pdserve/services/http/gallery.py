@@ -129,10 +129,11 @@ def routes(context: Context) -> Iterator[Route]:
     failures = (400, 403, 404, 408, 413, 500, 503)
     yield Route("GET", _PATH, show, operation("gallery", "The index's version and size", Gallery))
     adding = operation("gallery", "Add images with their labels", dict[str, Any], failures, body=body)
-    yield Route("POST", _PATH, add, adding)
+    writes = options.gallery_writes  # else they are refused anyway, and say why
+    yield Route("POST", _PATH, add, adding, writes)
     text = "Remove entries by label, image or id"
     removing = operation("gallery", text, dict[str, Any], failures, parameters=which)
-    yield Route("DELETE", _PATH, drop, removing)
+    yield Route("DELETE", _PATH, drop, removing, writes)
 
 
 def described(change: Change) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pdserve.services.http.browsers import POLICY
 from pdserve.services.net import bind, check_tls
 from pdserve.services.protocols import App
 from pdserve.settings import ServerSettings
@@ -247,7 +248,7 @@ class LimitedProtocol(HttpToolsProtocol):
             body = _REASONS[status].format(self.settings).encode()
             lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
             lines += [name + b": " + value for name, value in self.server_state.default_headers]
-            lines += [b"content-type: text/plain; charset=utf-8", b"x-content-type-options: nosniff"]
+            lines += [b"content-type: text/plain; charset=utf-8", *(b": ".join(each) for each in POLICY)]
             lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
             self.transport.write(b"\r\n".join(lines))
         self._close()
