@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve import console
 from pdserve.clients.address import is_this_machine
 from pdserve.errors import ImageError, UsageError
 from pdserve.files import read_errors
-from pdserve.vision.image_files import SUFFIXES, find_images
+from pdserve.vision.image_files import SUFFIXES, find_images, summaries
 
 STANDARD_INPUT = "-"
 
@@ -36,10 +37,12 @@ def find_sources(named: Sequence[str]) -> list[Source]:
         elif name.lower().startswith(("http://", "https://")):
             sources.append(Source(name, _url_reader(name)))
         elif path.is_dir():
-            inside = find_images(path)
-            if not inside:
+            found = find_images(path)
+            for text in summaries(path, found.left_out):
+                console.say(text)
+            if not found.images:
                 raise UsageError(f"The folder {name} has no images ({', '.join(sorted(SUFFIXES))}).")
-            sources += [Source(str(p), _file_reader(p)) for p in inside]
+            sources += [Source(str(p), _file_reader(p)) for p in found.images]
         else:
             sources.append(Source(name, _file_reader(path)))
     return sources

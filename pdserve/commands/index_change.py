@@ -44,11 +44,11 @@ LabelsOption = Annotated[
     typer.Option("--labels", metavar="FILE", help="An image, a tab and a label per line, as in PaddleClas."),
 ]
 DelimiterOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--delimiter",
         metavar="TEXT",
-        help="Separates image and label in --labels; default: a tab.",
+        help="Separates image and label in --labels; default: a tab, in a .csv file its comma or semicolon.",
         show_default=False,
     ),
 ]
@@ -114,7 +114,7 @@ def embedder_of(
 def build(
     gallery: GalleryOption = None,
     labels: LabelsOption = None,
-    delimiter: DelimiterOption = "\t",
+    delimiter: DelimiterOption = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -171,7 +171,7 @@ def append(
     index: ChangedOption = None,
     gallery: GalleryOption = None,
     labels: LabelsOption = None,
-    delimiter: DelimiterOption = "\t",
+    delimiter: DelimiterOption = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Remove entries of another image under the path of one of these."),
@@ -260,14 +260,19 @@ def rollback(index: ChangedOption = None, as_json: Json = False) -> None:
 
 
 def _gallery(
-    gallery: Path | None, labels: Path | None, delimiter: str
+    gallery: Path | None, labels: Path | None, delimiter: str | None
 ) -> tuple[Sequence["GalleryImage"], Sequence["Skipped"]]:
-    from pdserve.index.gallery import read_list, scan
+    from pdserve.index.gallery import scan
+    from pdserve.index.label_list import read_list
+    from pdserve.vision.image_files import summaries
 
     if labels:
         return read_list(labels, gallery or labels.parent, delimiter), ()
     if gallery:
-        return scan(gallery)
+        found = scan(gallery)
+        for text in summaries(gallery, found.left_out):
+            console.say(text)
+        return found.images, found.skipped
     raise UsageError("Which images? Give --gallery DIR, and --labels FILE where its folders are no labels.")
 
 

@@ -1,11 +1,15 @@
-"""Reads a gallery: images with their labels, from a label list or from folders."""
+"""What a gallery is made of: images with their labels, found in folders; see label_list.py for lists."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pdserve.errors import GalleryError
-from pdserve.vision.image_files import SUFFIXES, find_images
+from pdserve.vision.image_files import SUFFIXES, LeftOut, find_images, shown_name
+
+MAX_TEXT = 4096
+"""Bytes of an image's path, or of a label: more of a label is no name, and every reader holds all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,65 +33,65 @@ class Skipped:
     reason: str
 
 
-def read_list(path: Path, root: Path, delimiter: str = "\t") -> list[GalleryImage]:
-    """Read a label list in PaddleClas's form: a line per image, path, delimiter, label; more is not read.
+@dataclass(frozen=True)
+class Scanned:
+    """The labelled images of a folder; ``skipped``: of what looks like images, ``left_out``: of the rest."""
 
-    Paths are relative to ``root``, the gallery's folder. Raises GalleryError with the line's number.
-    """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GalleryError(f"The label list {path} cannot be read: {error}.") from error
-    images = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        image, found, rest = line.strip().partition(delimiter)
-        label = rest.split(delimiter)[0].strip()
-        if not found or not image or not label:
-            raise GalleryError(
-                f"{path}, line {number}: {line[:80]!r} is not an image, {_shown(delimiter)} and a label; "
-                "correct it, or give the separator with --delimiter."
-            )
-        images.append(GalleryImage(image.strip(), label, root / image.strip()))
-    if not images:
-        raise GalleryError(f"The label list {path} names no image.")
-    return images
+    images: list[GalleryImage]
+    skipped: list[Skipped]
+    left_out: list[LeftOut]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Images, and what was skipped."""
+        return iter((self.images, self.skipped))
 
 
-def scan(root: Path) -> tuple[list[GalleryImage], list[Skipped]]:
+def scan(root: Path) -> Scanned:
     """Find images in folders that are named after their labels, sorted; others are skipped.
 
     Raises GalleryError for a folder without labelled images.
     """
     if not root.is_dir():
         raise GalleryError(f"There is no gallery folder {root}.")
+    found = find_images(root)
     images, skipped = [], []
-    for path in find_images(root):
+    for path in found.images:
         parts = path.relative_to(root).parts
-        if len(parts) > 1:
-            images.append(GalleryImage("/".join(parts), parts[0], path))
+        name = "/".join(parts)
+        if len(parts) == 1:
+            skipped.append(Skipped(shown_name(name), "is in no folder named after a label"))
+        elif problem := unfit(name) or unfit(parts[0]):
+            skipped.append(Skipped(shown_name(name), f"has a name that {problem}; rename it"))
         else:
-            skipped.append(Skipped(path.name, "is in no folder named after a label"))
+            images.append(GalleryImage(name, parts[0], path))
+    for each in found.left_out:
+        if each.meant:
+            skipped.append(Skipped(shown_name(each.path.relative_to(root)), each.reason))
     if not images:
+        first = f"; {skipped[0].image} {skipped[0].reason}" if skipped else ""
         raise GalleryError(
             f"{root} has no images in folders named after their labels "
-            f"({', '.join(sorted(SUFFIXES))}); give a label list with --labels."
+            f"({', '.join(sorted(SUFFIXES))}){first}; give a label list with --labels."
         )
-    return images, skipped
+    return Scanned(images, skipped, [each for each in found.left_out if not each.meant])
 
 
 def check(images: Sequence[GalleryImage]) -> None:
     """Raise GalleryError for an image or label that an id map cannot represent."""
     for each in images:
         for what, text in (("image", each.image), ("label", each.label)):
-            if not text.strip() or any(c in text for c in "\t\r\n\0"):
-                raise GalleryError(f"The {what} {text[:80]!r} is empty or has a tab or a line break in it.")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise GalleryError(f"The {what} {text!r} is not valid Unicode; rename it.") from error
+            if problem := unfit(text):
+                raise GalleryError(f"The {what} {text[:80]!r} {problem}; rename it.")
 
 
-def _shown(delimiter: str) -> str:
-    return {"\t": "a tab", " ": "a blank"}.get(delimiter, repr(delimiter))
+def unfit(text: str) -> str | None:
+    """Why an id map cannot hold an image's path or a label: the end of a sentence; None where it can."""
+    if not text.strip():
+        return "is empty"
+    if any(c in text for c in "\t\r\n\0"):
+        return "has a tab or a line break in it"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "is no text (UTF-8)"
+    return f"is longer than {MAX_TEXT} bytes" if size > MAX_TEXT else None

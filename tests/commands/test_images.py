@@ -1,6 +1,9 @@
 """The images that a command line names."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from pdserve.commands.images import find_sources
 from pdserve.errors import ImageError, UsageError
 from tests.file_server import Fault, FileServer, serve
+from tests.tiny import picture
 
 
 @pytest.fixture
@@ -40,9 +44,63 @@ def test_a_file_is_taken_whatever_its_suffix(tmp_path: Path):
     assert source.read() == b"bytes"
 
 
+def test_a_file_in_a_folder_is_known_by_its_suffix_or_its_first_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("a.jfif", "b.JP2", "c.avif", "d.tif", "e.pgm", "f.j2k", "g.jpe"):
+        (tmp_path / name).write_bytes(b"")
+    for name, data in {
+        "from_a_camera": picture((1, 2, 3)),
+        "film.mp4": b"\0\0\0\x18ftypmp42",
+        "notes": b"BMW and P6",
+        ".DS_Store": b"",
+        ".hidden/x.jpg": b"",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    found = [Path(name).name for name in names([str(tmp_path)])]
+    assert found == ["a.jfif", "b.JP2", "c.avif", "d.tif", "e.pgm", "f.j2k", "from_a_camera", "g.jpe"]
+    said = capsys.readouterr().err
+    assert "film.mp4, notes (is no image)" in said
+    assert ".DS_Store, .hidden (is hidden, or a system's own)" in said
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path):
+    (tmp_path / "pool" / "in").mkdir(parents=True)
+    (tmp_path / "pool" / "in" / "1.jpg").write_bytes(b"")
+    root = tmp_path / "root"
+    (root / "real").mkdir(parents=True)
+    (root / "real" / "2.jpg").write_bytes(b"")
+    (root / "again").symlink_to("real")
+    (root / "linked").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool" / "in" / "back").symlink_to("..")
+    (root / "top").symlink_to("/")
+    found = [str(Path(name).relative_to(root)) for name in names([str(root)])]
+    assert found == ["linked/in/1.jpg", "real/2.jpg"]
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="needs the superuser, to be another")
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    (tmp_path / "1.jpg").write_bytes(b"")
+    tmp_path.chmod(0o755)
+    code = "import sys; from pdserve.vision.image_files import find_images; from pathlib import Path\n"
+    code += (
+        "found = find_images(Path('.')); print(found.images, [(e.reason, e.meant) for e in found.left_out])"
+    )
+    handle = os.open(tmp_path, os.O_RDONLY)
+    first = f"import os; os.fchdir({handle}); import pdserve.vision.image_files"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{first}; os.setuid(65534)\n{code}"],
+        capture_output=True, text=True, check=True, pass_fds=[handle], cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    os.close(handle)
+    assert done.stdout == "[PosixPath('1.jpg')] [('cannot be read: Permission denied', True)]\n"
+
+
 def test_a_folder_without_images(tmp_path: Path):
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"has no images \(\.bmp, "):
+    with pytest.raises(UsageError, match=r"has no images \(\.apng, "):
         find_sources([str(tmp_path)])
 
 

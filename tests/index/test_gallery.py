@@ -1,49 +1,13 @@
-"""Label lists and folders as galleries."""
+"""Folders as galleries."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pdserve.errors import GalleryError
-from pdserve.index.gallery import GalleryImage, check, read_list, scan
+from pdserve.index.gallery import MAX_TEXT, GalleryImage, check, scan
 from tests.index.galleries import draw, write_gallery
-
-
-def test_a_label_list(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_bytes("\ufefftea/0.jpg\tgreen tea\r\n\n cola/1.jpg\t可口可乐\t7\n".encode())
-    assert read_list(path, tmp_path) == [
-        GalleryImage("tea/0.jpg", "green tea", tmp_path / "tea/0.jpg"),
-        GalleryImage("cola/1.jpg", "可口可乐", tmp_path / "cola/1.jpg"),
-    ]
-
-
-def test_another_delimiter(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text("tea/0.jpg 5\n")
-    assert read_list(path, tmp_path, " ")[0].label == "5"
-    with pytest.raises(GalleryError, match=r"line 1: 'tea/0.jpg 5' is not an image, a tab and a label"):
-        read_list(path, tmp_path)
-
-
-@pytest.mark.parametrize("line", ["tea/0.jpg", "tea/0.jpg\t", "\ttea", "tea/0.jpg\t\tx"])
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text(f"a.jpg\tb\n{line}\n")
-    with pytest.raises(GalleryError, match="line 2"):
-        read_list(path, tmp_path)
-
-
-def test_a_list_that_is_missing_empty_or_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    with pytest.raises(GalleryError, match="cannot be read"):
-        read_list(path, tmp_path)
-    path.write_text("\n\n")
-    with pytest.raises(GalleryError, match="names no image"):
-        read_list(path, tmp_path)
-    path.write_bytes(b"a.jpg\t\xff\xfe\n")
-    with pytest.raises(GalleryError, match="cannot be read"):
-        read_list(path, tmp_path)
 
 
 def test_folders_are_labels(tmp_path: Path) -> None:
@@ -70,9 +34,55 @@ def test_an_empty_gallery_and_none(tmp_path: Path) -> None:
         scan(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("text", ["", " ", "a\tb", "a\nb", "a\rb", "\udc80"])
+@pytest.mark.parametrize("text", ["", " ", "a\tb", "a\nb", "a\rb", "\udc80", "x" * (MAX_TEXT + 1)])
 def test_what_an_entry_cannot_hold(text: str) -> None:
     with pytest.raises(GalleryError):
         check([GalleryImage("a.jpg", text, b"")])
     with pytest.raises(GalleryError):
         check([GalleryImage(text, "label", b"")])
+
+
+def test_what_a_gallery_has_beside_its_pictures(tmp_path: Path) -> None:
+    """Linked label folders are labels; what is skipped has a name; no name stops the rest."""
+    cola, tea = draw(1, 0), draw(0, 0)
+    for name, data in {
+        "gallery/tea/1.jfif": tea,
+        "gallery/tea/.ipynb_checkpoints/1-checkpoint.jpg": tea,
+        "gallery/.ipynb_checkpoints/x-checkpoint.jpg": cola,
+        "gallery/@eaDir/1.jpg/SYNOPHOTO_THUMB.jpg": cola,
+        "gallery/tea/Thumbs.db": b"thumbs",
+        "gallery/tea/2.heic": b"....ftypheic",
+        "gallery/loose.png": tea,
+        "pool/cola/1.jpg": cola,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    root = tmp_path / "gallery"
+    (root / "cola").symlink_to("../pool/cola")
+    (root / "gone").symlink_to("../pool/gone")
+    (root / "tea" / "around").symlink_to("..")
+    bad = bytes(root) + b"/caf\xe9"
+    try:
+        Path(os.fsdecode(bad)).mkdir()
+        Path(os.fsdecode(bad), "1.png").write_bytes(tea)
+    except OSError:
+        bad = b""  # a file system whose names are text
+    (root / "tea" / "two\nlines.png").write_bytes(tea)
+    found = scan(root)
+    assert [(each.image, each.label) for each in found.images] == [
+        ("cola/1.jpg", "cola"),
+        ("tea/1.jfif", "tea"),
+    ]
+    skipped = {each.image: each.reason for each in found.skipped}
+    assert "cannot be read; convert it to JPEG or PNG" in skipped.pop("tea/2.heic")
+    assert skipped.pop("tea/two\nlines.png").startswith("has a name that has a tab or a line break")
+    assert skipped.pop("loose.png") == "is in no folder named after a label"
+    if bad:
+        assert skipped.pop("caf\\xe9/1.png") == "has a name that is no text (UTF-8); rename it"
+    assert not skipped
+    left_out = {each.path.relative_to(root).as_posix(): each.reason for each in found.left_out}
+    assert {name for name, reason in left_out.items() if reason == "is hidden, or a system's own"} == {
+        ".ipynb_checkpoints", "tea/.ipynb_checkpoints", "@eaDir", "tea/Thumbs.db",
+    }  # fmt: skip
+    assert left_out["gone"] == "is a link that leads nowhere"
+    assert left_out["tea/around"] == "is a link to a folder that it is in"

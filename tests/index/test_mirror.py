@@ -11,7 +11,7 @@ import pytest
 
 from pdserve.index import INDEX_TYPES, faiss_index, id_map, store
 from pdserve.index.edit import append, merge, remove
-from pdserve.index.gallery import read_list
+from pdserve.index.label_list import read_list
 from pdserve.index.search import load
 from pdserve.index.verify import verify
 from tests.index.galleries import GridEmbedder

@@ -51,7 +51,7 @@ def find(given: Sequence[Path], option: str) -> list[Path]:
     found = []
     for path in given:
         if path.is_dir():
-            inside = find_images(path)
+            inside = find_images(path).images
             if not inside:
                 raise UsageError(f"{option}: the folder {path} has no images.")
             found += inside
