@@ -23,8 +23,18 @@ from pdserve.errors import PdserveError
 # Bytes of a result; what is longer is no result of ours.
 _LONGEST = 1 << 20
 
+# Bytes, beside so many times those of the files: a library, its threads, what it computes on the way.
+_ROOM, _COPIES = 6 << 30, 16
+
 # What libraries say where an allocation fails.
-_NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "MemoryError", "Failed to allocate", "ResourceExhausted")
+_NO_MEMORY = (
+    "bad_alloc",
+    "Cannot allocate memory",
+    "MemoryError",
+    "Failed to allocate",
+    "ResourceExhausted",
+    "memory allocation of",  # Rust
+)
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pdserve.child_process as c; c.main()"
@@ -41,6 +51,18 @@ class Limits:
 
     timeout_s: float
     memory: int | None = None
+
+
+def memory_limit(size: int) -> int:
+    """Bytes that native code may take for files of ``size`` bytes: no more than the machine has."""
+    return min(_ROOM + _COPIES * size, _physical())
+
+
+def _physical() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
 
 
 class ChildError(Exception):
@@ -84,7 +106,7 @@ def call(function: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
     try:
         return _result(json.loads(written), limits)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ChildError(_ended(status, limits)) from None
+        raise ChildError(ended(status)) from None
 
 
 def _answer(child: "subprocess.Popen[bytes]", message: bytes) -> bytes:
@@ -103,9 +125,7 @@ def _result(answer: Mapping[str, Any], limits: Limits) -> Any:
         raise kinds.get(answer["error"], PdserveError)(answer["message"])
     if "failure" in answer:
         text = str(answer["failure"])
-        if any(word in text for word in _NO_MEMORY):
-            raise ChildError(_too_much(limits))
-        raise ChildError(f"it failed: {text}")
+        raise ChildError(too_much(limits) if wants_memory(text) else f"it failed: {text}")
     return answer["result"]
 
 
@@ -115,7 +135,8 @@ def _kinds(kind: type[PdserveError]) -> Iterator[type[PdserveError]]:
         yield from _kinds(each)
 
 
-def _ended(status: int, limits: Limits) -> str:
+def ended(status: int) -> str:
+    """How a process ended, as ``it …``: its status, or the signal that ended it."""
     if status >= 0:
         return f"it ended with status {status}"
     try:
@@ -124,12 +145,18 @@ def _ended(status: int, limits: Limits) -> str:
         name = ""
     why = {
         "SIGKILL": ", as the system does for want of memory",
-        "SIGXCPU": f", after {limits.timeout_s:.0f} s of every core",
+        "SIGXCPU": ", as its time on the CPU was over",
     }
     return f"it was ended by signal {-status}{name}{why.get(name[2:-1], '')}"
 
 
-def _too_much(limits: Limits) -> str:
+def wants_memory(text: str) -> bool:
+    """Whether it was for want of memory that a library failed, by what it says."""
+    return any(word in text for word in _NO_MEMORY)
+
+
+def too_much(limits: Limits) -> str:
+    """What is said of a process that hit its limit of memory, as ``it …``."""
     return "it wanted more memory than " + (
         f"the {limits.memory / 1e9:.1f} GB that it may have" if limits.memory else "there is"
     )
@@ -141,7 +168,7 @@ def main() -> None:
     os.dup2(2, 1)  # libraries print on standard output
     message = json.loads(_line(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _limit(Limits(**message["limits"]))
+    limit(0, Limits(**message["limits"]))
     try:
         module, _, name = message["function"].partition(":")
         answer = {"result": getattr(import_module(module), name)(**message["arguments"])}
@@ -173,19 +200,22 @@ def _end_with_parent() -> NoReturn:
     os._exit(0)
 
 
-def _limit(limits: Limits) -> None:
-    if sys.platform == "win32":
+def limit(pid: int, limits: Limits) -> None:
+    """Limit a process of ours, 0 for this one, where the system can; on Linux also another than this."""
+    if sys.platform == "win32" or (pid and sys.platform != "linux"):
         return
     import resource
 
     seconds = int(limits.timeout_s + 1) * (os.cpu_count() or 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError, OSError):  # there is a lower one already
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    if sys.platform == "linux":
-        if limits.memory is not None:
-            with suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
-        # Where the machine's memory runs out, the system is to choose this process, not who started it.
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    wanted = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds)]
+    if limits.memory is not None and sys.platform == "linux":
+        wanted.append((resource.RLIMIT_DATA, limits.memory))
+    for kind, number in wanted:
+        with suppress(ValueError, OSError):  # there is a lower one already, or the process has ended
+            if sys.platform == "linux":
+                resource.prlimit(pid, kind, (number, number))
+            else:
+                resource.setrlimit(kind, (number, number))
+    # Where the machine's memory runs out, the system is to choose this process, not who started it.
+    with suppress(OSError):
+        Path(f"/proc/{pid or 'self'}/oom_score_adj").write_text("1000", "ascii")

@@ -7,16 +7,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from pdserve.engines import table
+from pdserve.engines import table, trial
 from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device, gpu_problem
-from pdserve.engines.runner import Engine, check_config, summary
+from pdserve.engines.runner import Engine, check_config
 from pdserve.engines.table import ENGINES, EngineInfo
+from pdserve.engines.trial import resolved
 from pdserve.errors import (
     DeviceError,
     EngineError,
@@ -76,6 +76,8 @@ def load(
     precision: str = "fp32",
     options: Options | None = None,
     optimized: Path | None = None,
+    size: tuple[int, int] | None = None,
+    tried: bool = False,
 ) -> Engine:
     """Load a serving model with the named engine, or with the best one that is installed and can run it.
 
@@ -83,6 +85,9 @@ def load(
     (None: what suits the engine), ``precision`` is ``fp32``, ``fp16``, ``bf16`` or ``int8``.
     Device and precision are those asked for or an error, never others. int8 runs the form of the model that
     ``pdserve optimize`` published beside it, or the one in the folder ``optimized``.
+
+    A model that is new here is first loaded and run in a child process (`trial`), on an image of ``size``
+    (height, width) where the model leaves that free; ``tried`` says that it need not be.
 
     Raises ModelError for files that are missing, broken or at odds with the prototxt, and for an int8 form
     that is missing or is of another state of the model; EngineMissingError for a package that is not
@@ -96,14 +101,16 @@ def load(
     _require_device(device, engine)
     candidates = [name for name, entry in ENGINES.items() if device.kind in entry.precisions]
     request = LoadRequest(
-        model, program, device, threads, instances, precision, options or Options(), optimized
+        model, program, device, threads, instances, precision, options or Options(), optimized, size
     )
+    # What `optimize` asks for has come out of this very engine.
+    tried = tried or optimized is not None
     if engine != "auto":
-        return Engine(engine, request, _open(engine, request), "asked for")
+        return Engine(engine, request, _open(engine, request, tried), "asked for")
     refusals: dict[str, PdserveError] = {}
     for name in candidates:
         try:
-            loaded = _open(name, request)
+            loaded = _open(name, request, tried)
         except _NEXT as error:
             refusals[name] = error
             continue
@@ -135,18 +142,14 @@ def _require_known(engine: str) -> None:
         raise UsageError(f"There is no engine {engine!r}; there are auto, {', '.join(ENGINES)}.")
 
 
-def _open(name: str, request: LoadRequest) -> LoadedModel:
+def _open(name: str, request: LoadRequest, tried: bool) -> LoadedModel:
     entry = ENGINES[name]
     table.require(name, next(iter(entry.packages)))
     _check_options(name, request)
-    module, _, function = entry.open.partition(":")
-    try:
-        loaded: LoadedModel = getattr(import_module(module), function)(request)
-    except PdserveError:
-        raise
-    except Exception as error:  # each engine has its own kinds; the files are known to be whole
-        raise UnsupportedModelError(f"{name} cannot run {request.model.name}: {summary(error)}.") from error
-    return loaded
+    if not tried:
+        derived = resolved(entry.derived)(request) if entry.derived else ()
+        trial.require(name, entry.open, request, derived)
+    return trial.open_model(name, entry.open, request)
 
 
 def _check_options(name: str, request: LoadRequest) -> None:
@@ -206,7 +209,8 @@ def probe(engine: str, device: Device, form: str = "Paddle 2") -> str:
     with tempfile.TemporaryDirectory(prefix="pdserve-") as scratch:
         # A copy, as a model's ONNX form is kept beside it.
         folder = Path(shutil.copytree(PROBES[form], Path(scratch) / "probe_serving"))
-        loaded = load(open_serving_model(folder), engine=engine, device=device)
+        # It comes with pdserve: nothing about it is new.
+        loaded = load(open_serving_model(folder), engine=engine, device=device, tried=True)
         feeds = {"image": probe_input(), "scale_factor": np.array([[1, 1], [0.5, 2]], np.float32)}
         try:
             found = loaded.run({feed.alias: feeds[feed.alias] for feed in loaded.feeds})

@@ -30,7 +30,8 @@ class LoadRequest:
 
     ``threads``: CPU threads of one instance, and ``instances``: None for what suits engine and machine.
     ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``. ``optimized``: folder of an optimised form that
-    is not published yet; None for the published one, where the precision needs one.
+    is not published yet; None for the published one, where the precision needs one. ``size``: height and
+    width of the images that it will get, where the model leaves them free and somebody knows.
     """
 
     model: ServingModel
@@ -41,6 +42,7 @@ class LoadRequest:
     precision: str
     options: Options
     optimized: Path | None = None
+    size: tuple[int, int] | None = None
 
     def cpu_shares(self, best: int) -> tuple[int, int]:
         """Threads of an instance, and instances, on the CPU; ``best`` is the engine's number of instances.

@@ -81,6 +81,12 @@ def read(request: LoadRequest) -> Optimized:
     return Optimized(found[PROGRAM], found[WEIGHTS], note)
 
 
+def files(request: LoadRequest) -> list[Path]:
+    """The files of the form that `read` reads."""
+    place = request.optimized or folder(request.model, request.precision)
+    return [place / PROGRAM, place / WEIGHTS]
+
+
 def _bytes(path: Path) -> bytes:
     with read_errors(ModelError, path):
         return path.read_bytes()

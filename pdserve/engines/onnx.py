@@ -5,11 +5,12 @@ One session for all instances: its ``run`` may be called from several threads at
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pdserve.engines import detector_nms, table
 from pdserve.engines.base import Instance, LoadedModel, LoadRequest, thread_text
-from pdserve.engines.graph import read_graph
+from pdserve.engines.graph import Graph, read_graph
 from pdserve.engines.onnx_export import OnnxForm, onnx_form
 from pdserve.errors import DeviceError
 from pdserve.vision.types import Array
@@ -38,9 +39,7 @@ def open_model(request: LoadRequest) -> LoadedModel:
     if request.device.kind == "gpu":
         # Two runs at once: the copies of one go on beside the kernels of the other.
         instances = request.instances or 2
-    # What paddle2onnx gets of a Paddle 2 model is the model.
-    graph = read_graph(request, "ONNX Runtime") if request.model.files.kind == "PIR" else None
-    form = onnx_form(request, graph, half=request.precision == "fp16")
+    graph, form = _form(request)
     session = ort.InferenceSession(
         str(form.path), _session_options(ort, threads), [(provider, provider_options)]
     )
@@ -56,6 +55,20 @@ def open_model(request: LoadRequest) -> LoadedModel:
         where = f"GPU {request.device.index}, {request.precision}"
     run = _instance(session, form, graph.cut if graph else None)
     return LoadedModel([run] * instances, f"ONNX Runtime {ort.__version__} on {where}")
+
+
+def derived_files(request: LoadRequest) -> list[Path]:
+    """What is loaded in place of the model's own files: its ONNX form, made here if there is none.
+
+    Raises UnsupportedModelError, EngineMissingError, DiskError.
+    """
+    return [_form(request)[1].path]
+
+
+def _form(request: LoadRequest) -> tuple[Graph | None, OnnxForm]:
+    # What paddle2onnx gets of a Paddle 2 model is the model.
+    graph = read_graph(request, "ONNX Runtime") if request.model.files.kind == "PIR" else None
+    return graph, onnx_form(request, graph, half=request.precision == "fp16")
 
 
 def _instance(session: Any, form: OnnxForm, cut: detector_nms.Cut | None) -> Instance:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.child_process import Limits, ended, limit, memory_limit, too_much, wants_memory
 from pdserve.engines import pir_rewrites
 from pdserve.errors import DiskError, ModelError
 from pdserve.files import disk_errors
@@ -80,7 +81,8 @@ def _p2o(source: Source, out: Path) -> str | None:
                 scratch.write_bytes(rewritten)
             model = scratch
     paths = [str(path.absolute()) for path in (model, _parameters(source), out)]
-    return _run([str(program), *paths, "--opset", str(OPSET), "--strict"], out)
+    size = sum(Path(path).stat().st_size for path in paths[:2])
+    return _run([str(program), *paths, "--opset", str(OPSET), "--strict"], out, size)
 
 
 # paddle2onnx loads all of Paddle, writes on standard output, and dies of some models. "none" keeps it from
@@ -194,12 +196,17 @@ def _parameters(source: Source) -> Path:
 
 
 def run_python(code: str, out: Path, *arguments: str) -> str | None:
-    """Run Python code that is to write ``out``; what went wrong, or None."""
-    return _run([sys.executable, "-c", code, *arguments], out)
+    """Run Python code that is to write ``out``; what went wrong, or None.
+
+    Those of the arguments that are files are what it reads.
+    """
+    size = sum(Path(each).stat().st_size for each in arguments if Path(each).is_file())
+    return _run([sys.executable, "-c", code, *arguments], out, size)
 
 
-def _run(command: Sequence[str], out: Path, timeout_s: float = TIMEOUT_S) -> str | None:
-    """Run a converter that is to write ``out``; what went wrong, or None."""
+def _run(command: Sequence[str], out: Path, size: int = 0, timeout_s: float = TIMEOUT_S) -> str | None:
+    """Run a converter of ``size`` bytes that is to write ``out``; what went wrong, or None."""
+    limits = Limits(timeout_s, memory_limit(size))
     try:
         process = subprocess.Popen(
             command,
@@ -212,6 +219,7 @@ def _run(command: Sequence[str], out: Path, timeout_s: float = TIMEOUT_S) -> str
         )
     except OSError as error:
         return f"it does not start: {error.strerror}"
+    limit(process.pid, limits)
     printed = bytearray()
     reader = threading.Thread(target=_keep_end, args=(process.stdout, printed), daemon=True)
     reader.start()
@@ -226,10 +234,10 @@ def _run(command: Sequence[str], out: Path, timeout_s: float = TIMEOUT_S) -> str
         reader.join(5)  # a process of its own may hold the pipe open
     if status == 0 and out.is_file() and out.stat().st_size > 0:
         return None
-    text = printed.decode("utf-8", "replace")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed.decode("utf-8", "replace"))  # colours
     if "No space left on device" in text:
         raise DiskError(f"Cannot write {out}: no space is left; free some, or set TMPDIR to another disk.")
-    return _why(text, status)
+    return too_much(limits) if wants_memory(text) else _why(text, status)
 
 
 def _keep_end(pipe: object, printed: bytearray) -> None:
@@ -246,4 +254,4 @@ def _why(output: str, status: int) -> str:
     if match := re.search(pattern, output, re.MULTILINE):
         return (match[1] or match[2] or match[3]).strip().rstrip(". ")[:300]
     lines = [line.strip() for line in output.splitlines() if re.search(r"\w", line)]
-    return lines[-1][:300] if lines and status >= 0 else f"it ended with status {status}"
+    return lines[-1][:300] if lines and status >= 0 else ended(status)

@@ -7,6 +7,7 @@ OpenVINO, which rounds the boxes and scores of Paddle 2's to two decimals; see p
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pdserve.engines import detector_nms, int8, table
@@ -51,6 +52,18 @@ def open_model(request: LoadRequest) -> LoadedModel:
     return LoadedModel(
         instances, f"OpenVINO {table.version('openvino')} on CPU, {request.precision}{note}, {shared}"
     )
+
+
+def derived_files(request: LoadRequest) -> list[Path]:
+    """What is loaded in place of the model's own files: an int8 form, or Paddle 3's ONNX form, made here.
+
+    Raises what `open_model` raises for them.
+    """
+    graph = read_graph(request, "OpenVINO")
+    if request.precision == "int8":
+        int8.read(request)
+        return int8.files(request)
+    return [onnx_form(request, graph).path] if request.model.files.kind == "PIR" else []
 
 
 class RunCount:

@@ -13,7 +13,9 @@ from pdserve.errors import DeviceError, EngineMissingError
 class EngineEntry:
     """One engine.
 
-    ``open``: "module:function"; the function takes a LoadRequest and returns a LoadedModel. ``precisions``:
+    ``open``: "module:function"; the function takes a LoadRequest and returns a LoadedModel. ``derived``:
+    another that returns the files which are loaded beside or in place of the model's own, and makes those
+    that can be made; "" for an engine that loads the model's own alone. ``precisions``:
     what it runs, by kind of device. ``packages``: module that it imports -> distributions that bring it, the
     CPU's first; the first module is the engine itself. ``install``: the pip line by kind of device.
     ``paddle_options``: whether it has Paddle's switches (base.Options).
@@ -25,6 +27,7 @@ class EngineEntry:
     packages: Mapping[str, Sequence[str]]
     install: Mapping[str, str]
     paddle_options: bool = False
+    derived: str = ""
 
 
 _PADDLE = {"paddle": ("paddlepaddle", "paddlepaddle-gpu")}
@@ -38,6 +41,7 @@ ENGINES: dict[str, EngineEntry] = {
         {"cpu": ("fp32", "fp16", "bf16", "int8")},
         {"openvino": ("openvino",)},
         {"cpu": "pip install openvino"},
+        derived="pdserve.engines.openvino:derived_files",
     ),
     "paddle": EngineEntry(
         "pdserve.engines.paddle:open_model",
@@ -53,6 +57,7 @@ ENGINES: dict[str, EngineEntry] = {
         _FLOAT,
         {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")},
         {"cpu": 'pip install "pdserve[onnx]"', "gpu": 'pip install "pdserve[gpu]"'},
+        derived="pdserve.engines.onnx:derived_files",
     ),
 }
 

@@ -204,7 +204,13 @@ def open_classifier(
     config = classifier_config(model, options)
     check_size(model, config)
     pipeline = ClassificationPipeline(
-        model, load_engines(model, wanted), config, wanted, fetch, settings.server.max_pixels, loaded
+        model,
+        load_engines(model, wanted, config.chain.size),
+        config,
+        wanted,
+        fetch,
+        settings.server.max_pixels,
+        loaded,
     )
     log.info("preprocessing of %s from %s", model.name, config.origin)
     return pipeline

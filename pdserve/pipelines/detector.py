@@ -199,7 +199,8 @@ def open_detectors(
     if settings.fetch_list:
         log.warning("the detector's fetch_list has no effect: its outputs are recognised by their shapes")
     wanted = describe_detector(model, threshold, max_results)
-    engines = load_engines(model, settings)
+    chain = wanted.chain.size if wanted.chain else None
+    engines = load_engines(model, settings, chain or wanted.size)
     try:
         return tuple(open_detector(engine, wanted) for engine in engines)
     except BaseException:

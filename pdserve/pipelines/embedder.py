@@ -144,7 +144,7 @@ def open_embedder(settings: ModelSettings, home: Home, base: Path = Path()) -> E
     """Find, check and load an embedder. Raises ModelError, AliasError, SettingsError, DeviceError."""
     model = find.open_model(settings.model, home, base)
     chain, fetch = describe_embedder(model, settings)
-    engines = load_engines(model, settings)
+    engines = load_engines(model, settings, chain.size)
     batch_size = 8 if settings.max_batch_size == "auto" else settings.max_batch_size
     own = home.serving_model(model.name)
     path = None if model.path == own else str(model.path.absolute())

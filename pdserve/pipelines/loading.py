@@ -67,9 +67,12 @@ def open_model(
     return model, models_signature([model])
 
 
-def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, ...]:
+def load_engines(
+    model: ServingModel, settings: ModelSettings, size: tuple[int, int] | None = None
+) -> tuple[Engine, ...]:
     """One engine per device, each with its instances; the log says which and why.
 
+    ``size``: height and width of the images that it will get, where that is known.
     Raises ModelError, EngineMissingError, DeviceError, UnsupportedModelError, SettingsError.
     """
     loaded: list[Engine] = []
@@ -84,6 +87,7 @@ def load_engines(model: ServingModel, settings: ModelSettings) -> tuple[Engine, 
                     instances=_number(settings.instances),
                     precision=settings.precision,
                     options=engines.Options(settings.ir_optim, settings.use_mkldnn, settings.tensorrt),
+                    size=size,
                 )
             )
             log.info("%s on %s (%s)", model.name, loaded[-1].description, loaded[-1].reason)
