@@ -9,6 +9,7 @@
     pipelines/NAME.yml      a user's own kind of service
     runtimes/NAME/          the Python environment of another runtime
     run/PID.json            a running server; see servers.py
+    trials/HASH             a model that an engine has loaded and run; see engines/trial.py
 """
 
 import os
