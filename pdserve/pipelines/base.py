@@ -4,14 +4,17 @@ A pipeline says in `Pipeline.answer` which steps an image takes; how a step is r
 it is given: a server's, with threads and batches across requests, or `Direct`, one step after the other.
 """
 
+import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from pdserve.engines import Engine
-from pdserve.errors import PdserveError
+from pdserve.errors import ImageError, PdserveError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.loading import models_signature
 from pdserve.settings import ModelSettings
@@ -47,6 +50,20 @@ class PipelineModel:
 
 class Steps(Protocol):
     """How a pipeline's steps are run."""
+
+    async def decoded(
+        self, data: bytes | PdserveError, function: Callable[[Image8, float], Result]
+    ) -> Result | PdserveError:
+        """Decode an image file and run a function on it, away from the event loop.
+
+        ``function`` is given H×W×3 uint8 RGB and the seconds that decoding took; it is not to keep the
+        pixels. Returns what it returns, or what is wrong with the image. Raises DeadlineError and whatever
+        else concerns the whole request.
+        """
+
+    def pixels(self, data: bytes | PdserveError) -> AbstractAsyncContextManager[Image8 | PdserveError]:
+        """``async with steps.pixels(data) as image``: as `decoded`, for pixels that live as long as that."""
+        raise NotImplementedError
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function away from the event loop. Raises DeadlineError, and what the function raises."""
@@ -96,15 +113,6 @@ class Pipeline(ABC, Generic[Answer]):
         """An image file's bytes -> H×W×3 uint8 RGB. Raises ImageError."""
         return decode(data, self.max_pixels)
 
-    def try_decode(self, data: bytes | PdserveError) -> Image8 | PdserveError:
-        """As `decode`, but an error is returned: it is the answer for that image."""
-        if isinstance(data, PdserveError):
-            return data
-        try:
-            return decode(data, self.max_pixels)
-        except PdserveError as error:
-            return error
-
     @abstractmethod
     def fields(self, answers: Sequence[Answer]) -> Mapping[str, str]:
         """All images' answers as keys and values of Paddle Serving's pipeline protocol."""
@@ -140,7 +148,7 @@ class Pipeline(ABC, Generic[Answer]):
         """Answer image files in this thread, one after the other; see `answer`."""
         answers: list[Answer | PdserveError] = []
         for image in images:
-            way = self.answer([image], Direct(self.models), top_k)
+            way = self.answer([image], Direct(self.models, self.decode), top_k)
             try:
                 way.send(None)  # nothing in it waits for anything
             except StopIteration as done:
@@ -153,8 +161,35 @@ class Pipeline(ABC, Generic[Answer]):
 class Direct:
     """Runs steps at once, in the calling thread, on each model's first engine."""
 
-    def __init__(self, models: Mapping[str, PipelineModel]) -> None:
+    def __init__(
+        self, models: Mapping[str, PipelineModel], decode: Callable[[bytes], Image8] = decode
+    ) -> None:
         self._models = models
+        self._decode = decode
+
+    async def decoded(
+        self, data: bytes | PdserveError, function: Callable[[Image8, float], Result]
+    ) -> Result | PdserveError:
+        started = time.perf_counter()
+        image = self._try_decode(data)
+        if isinstance(image, PdserveError):
+            return image
+        try:
+            return function(image, time.perf_counter() - started)
+        except ImageError as error:
+            return error
+
+    @contextlib.asynccontextmanager
+    async def pixels(self, data: bytes | PdserveError) -> AsyncIterator[Image8 | PdserveError]:
+        yield self._try_decode(data)
+
+    def _try_decode(self, data: bytes | PdserveError) -> Image8 | PdserveError:
+        if isinstance(data, PdserveError):
+            return data
+        try:
+            return self._decode(data)
+        except ImageError as error:
+            return error
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(*arguments)
@@ -164,6 +199,18 @@ class Direct:
 
     def record(self, stage: str, seconds: float, model: str = "", ended: float | None = None) -> None:
         pass
+
+
+async def together(ways: Sequence[Awaitable[Result]]) -> list[Result]:
+    """The results of several ways, in order. Where one fails for all the others are cancelled."""
+    if len(ways) == 1:  # a gather would make a task of it
+        return [await ways[0]]
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Clock:

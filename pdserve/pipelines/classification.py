@@ -1,6 +1,5 @@
 """Classification: image files in, labels out."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,11 +15,11 @@ from pdserve.engines.runner import as_batch
 from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Pipeline, PipelineModel, Steps
+from pdserve.pipelines.base import Pipeline, PipelineModel, Steps, together
 from pdserve.pipelines.loading import load_engines, open_model
 from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
 from pdserve.settings import ClassificationOptions, ModelSettings, ServiceSettings
-from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")
@@ -96,10 +95,7 @@ class ClassificationPipeline(Pipeline[Labels]):
     async def answer(
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Labels | PdserveError]:
-        if len(images) == 1:  # a gather would make a task of it
-            prepared = [await steps.work(self._prepare, images[0])]
-        else:
-            prepared = await asyncio.gather(*(steps.work(self._prepare, image) for image in images))
+        prepared = await together([steps.decoded(image, self._prepare) for image in images])
         name = self.model.name
         for each in prepared:
             if not isinstance(each, PdserveError):
@@ -115,18 +111,11 @@ class ClassificationPipeline(Pipeline[Labels]):
         steps.record("postprocess", time.perf_counter() - started, name)
         return answers
 
-    def _prepare(self, data: bytes | PdserveError) -> _Prepared | PdserveError:
-        if isinstance(data, PdserveError):
-            return data
+    def _prepare(self, image: Image8, decode_s: float) -> _Prepared:
         started = time.perf_counter()
-        try:
-            image = decode(data, self.max_pixels)
-            decoded = time.perf_counter()
-            tensor = self.config.chain(image)
-        except PdserveError as error:
-            return error
+        tensor = self.config.chain(image)
         ended = time.perf_counter()
-        return _Prepared(tensor, decoded - started, ended - decoded, ended)
+        return _Prepared(tensor, decode_s, ended - started, ended)
 
     def fields(self, answers: Sequence[Labels]) -> Mapping[str, str]:
         """``label`` and ``prob``, each the repr of a list with an entry per image."""

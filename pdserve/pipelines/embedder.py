@@ -1,8 +1,7 @@
 """Run an embedder: crops of images in, L2-normalised feature vectors out."""
 
-import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models import catalog, find
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Clock, Steps, record_laps
+from pdserve.pipelines.base import Clock, Steps, record_laps, together
 from pdserve.pipelines.loading import load_engines
 from pdserve.pipelines.model_config import build_chain
 from pdserve.settings import ModelSettings
@@ -99,31 +98,18 @@ async def embed_images(
     embedder: Embedder,
     role: str,
     images: Sequence[bytes | PdserveError],
-    decode: Callable[[bytes | PdserveError], Image8 | PdserveError],
     steps: Steps,
 ) -> list[Tensor | PdserveError]:
-    """Embed whole image files by a request's steps, under a pipeline's ``role``: see `Pipeline.embed`.
+    """Embed whole image files by a request's steps, under a pipeline's ``role``: see `Pipeline.embed`."""
 
-    ``decode`` as `Pipeline.try_decode`.
-    """
-
-    def prepare(data: bytes | PdserveError) -> tuple[Tensor, Clock] | PdserveError:
+    def prepare(image: Image8, decode_s: float) -> tuple[Tensor, Clock]:
         clock = Clock()
-        image = decode(data)
-        if isinstance(image, PdserveError):
-            return image
-        clock.lap("decode")
-        try:
-            tensor = embedder.prepare(image)
-        except PdserveError as error:
-            return error
+        clock.laps["decode"] = decode_s * 1000
+        tensor = embedder.prepare(image)
         clock.lap("preprocess")
         return tensor, clock
 
-    if len(images) == 1:  # a gather would make a task of it
-        prepared = [await steps.work(prepare, images[0])]
-    else:
-        prepared = await asyncio.gather(*(steps.work(prepare, image) for image in images))
+    prepared = await together([steps.decoded(image, prepare) for image in images])
     tensors: list[Tensor] = []
     for each in prepared:
         if not isinstance(each, PdserveError):

@@ -5,7 +5,6 @@ in a gallery, labels, features, or nothing more. Which parts a kind of service h
 ``kinds/``, or by a user's own (`pdserve.pipelines.definition`).
 """
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.index.search import LoadedIndex
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps, record_laps
+from pdserve.pipelines.base import Clock, Pipeline, PipelineModel, Steps, record_laps, together
 from pdserve.pipelines.detector import Detector, find_boxes, open_detectors
 from pdserve.pipelines.embedder import Embedder, embed_images
 from pdserve.pipelines.entry import RESULTS
@@ -161,20 +160,13 @@ class RegionsPipeline(Pipeline[Any]):
         """See `Pipeline.embed`."""
         if self.stage.embedder is None:
             return await super().embed(images, steps)
-        return await embed_images(self.stage.embedder, self.stage.role, images, self.try_decode, steps)
+        return await embed_images(self.stage.embedder, self.stage.role, images, steps)
 
     async def answer(
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Any]:
         """See `Pipeline.answer`. Each image goes its own way; the batches bring them together again."""
-        if len(images) == 1:
-            return [await self._one(images[0], steps, top_k)]
-        tasks = [asyncio.ensure_future(self._one(image, steps, top_k)) for image in images]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # where one has failed for all
-                task.cancel()
+        return await together([self._one(image, steps, top_k) for image in images])
 
     async def _one(self, data: bytes | PdserveError, steps: Steps, top_k: int | None) -> Any:
         cut = await (self._detected(data, steps) if self.detectors else self._whole(data, steps))
@@ -191,10 +183,14 @@ class RegionsPipeline(Pipeline[Any]):
 
     async def _detected(self, data: bytes | PdserveError, steps: Steps) -> Cut | PdserveError:
         """Decode an image, detect in it, and cut out what the stage's model looks at."""
-        clock, name = Clock(), self.models[DETECTOR].name
-        image = await steps.work(self.try_decode, data)
-        if isinstance(image, PdserveError):
-            return image
+        clock = Clock()
+        async with steps.pixels(data) as image:
+            if isinstance(image, PdserveError):
+                return image
+            return await self._cut_out(image, clock, steps)
+
+    async def _cut_out(self, image: Image8, clock: Clock, steps: Steps) -> Cut | PdserveError:
+        name = self.models[DETECTOR].name
         steps.record("decode", clock.lap("decode"), name if self.alone else "")
         try:
             boxes = await find_boxes(self.detectors[0], name, image, steps, clock)
@@ -213,21 +209,20 @@ class RegionsPipeline(Pipeline[Any]):
 
     async def _whole(self, data: bytes | PdserveError, steps: Steps) -> Cut | PdserveError:
         """Decode an image for the stage's model, in one piece of work."""
-        cut = await steps.work(self._cut_whole, data, Clock())
+        clock = Clock()
+
+        def cut_whole(image: Image8, decode_s: float) -> Cut:
+            clock.lap("decode")
+            found = regions(image, (), "image")
+            tensors = self.crops(image, found)
+            clock.lap("preprocess")
+            return Cut(found, tensors, clock)
+
+        cut = await steps.decoded(data, cut_whole)
         if not isinstance(cut, PdserveError) and self.stage.model:
             name = self.stage.model.name
             record_laps(steps, cut.clock, name if self.alone else "", name)
         return cut
-
-    def _cut_whole(self, data: bytes | PdserveError, clock: Clock) -> Cut | PdserveError:
-        image = self.try_decode(data)
-        if isinstance(image, PdserveError):
-            return image
-        clock.lap("decode")
-        found = regions(image, (), "image")
-        tensors = self._try_crops(image, found)
-        clock.lap("preprocess")
-        return tensors if isinstance(tensors, PdserveError) else Cut(found, tensors, clock)
 
     def _try_crops(self, image: Image8, found: Sequence[Region]) -> list[Tensor] | PdserveError:
         try:

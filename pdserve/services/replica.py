@@ -11,22 +11,27 @@ left to a thread that hangs in them.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from pdserve.engines.device import cores
-from pdserve.errors import DeadlineError, PdserveError
+from pdserve.errors import BodyTooLargeError, DeadlineError, ImageError, PdserveError
 from pdserve.pipelines.base import Pipeline
 from pdserve.services.batcher import Batcher, for_engines
-from pdserve.services.budget import Entrance
+from pdserve.services.budget import Entrance, Reservation
 from pdserve.services.telemetry.metrics import Metrics, Stages
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServiceSettings
-from pdserve.vision.types import Tensor
+from pdserve.vision.decode import decode_plain, plain
+from pdserve.vision.decoder import shared
+from pdserve.vision.header import Header, read_header
+from pdserve.vision.types import Image8, Tensor
 
 Result = TypeVar("Result")
 
@@ -77,6 +82,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="pdserve-image")
+        self.decoder = shared()
 
     async def run(self, deadline: float | None, work: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in one of the threads, unless its deadline has passed when its turn comes.
@@ -144,6 +150,7 @@ class Replica:
             self._metrics.model(model.role, model.name, model.engines[0].name, devices, settings.precision)
         if self.index:
             self.index.start()
+        self._pool.decoder.start(self.pipeline.max_pixels)
 
     async def answer(
         self, images: Sequence[bytes | PdserveError], top_k: int | None, deadline: float | None
@@ -194,17 +201,87 @@ class Replica:
 
 
 class _Steps:
-    """Runs one request's steps: work in the pool's threads, models in batches across requests."""
+    """Runs one request's steps: work in the pool's threads, models in batches across requests.
 
-    __slots__ = ("_deadline", "_replica", "record")
+    An image's memory, as its header says, is reserved before it is decoded, and held as long as its pixels.
+    One image of the request at a time waits for that, so that many do not keep others from their turn.
+    """
+
+    __slots__ = ("_count", "_deadline", "_replica", "_turn", "record")
 
     def __init__(self, replica: Replica, deadline: float | None) -> None:
         self._replica = replica
         self._deadline = deadline
+        self._count = replica.entrance.pixel_count()
+        self._turn = asyncio.Lock()
         self.record = replica._stages.record
+
+    async def decoded(
+        self, data: bytes | PdserveError, function: Callable[[Image8, float], Result]
+    ) -> Result | PdserveError:
+        if isinstance(data, PdserveError):
+            return data
+        try:
+            header, reservation = await self._admit(data)
+            try:
+                return await self._decode(data, header, function)
+            finally:
+                reservation.release()
+        except (ImageError, BodyTooLargeError) as error:
+            return error
+
+    @contextlib.asynccontextmanager
+    async def pixels(self, data: bytes | PdserveError) -> AsyncIterator[Image8 | PdserveError]:
+        reservation = None
+        try:
+            image: Image8 | PdserveError
+            if isinstance(data, PdserveError):
+                image = data
+            else:
+                try:
+                    header, reservation = await self._admit(data)
+                    image = await self._decode(data, header, lambda image, _: image)
+                except (ImageError, BodyTooLargeError) as error:
+                    image = error
+            yield image
+        finally:
+            if reservation:
+                reservation.release()
+
+    async def _admit(self, data: bytes) -> tuple[Header, Reservation]:
+        """Read the header, whose readers are bounded, and wait until there is memory for the image."""
+        header = read_header(data, self._replica.pipeline.max_pixels)
+        self._count.add(header.pixels)
+        async with self._turn:
+            budget = self._replica.entrance.pixels
+            return header, await budget.reserve(header.bytes_needed, self._deadline)
+
+    async def _decode(
+        self, data: bytes, header: Header, function: Callable[[Image8, float], Result]
+    ) -> Result:
+        """A plain image and the function in one piece of work, any other in a process first."""
+        pool = self._replica._pool
+        if plain(header):
+            done: tuple[Result] | None
+            done = await pool.run(self._deadline, _decode_plain, data, header, function)
+            if done is not None:
+                return done[0]
+        started = time.perf_counter()
+        limit = self._replica.pipeline.max_pixels
+        image = await pool.decoder.run(data, header, limit, self._deadline)
+        return await pool.run(self._deadline, function, image, time.perf_counter() - started)
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await self._replica._pool.run(self._deadline, function, *arguments)
 
     async def infer(self, role: str, items: Sequence[Any]) -> list[Any]:
         return await self._replica._batchers[role].submit(items, self._deadline)
+
+
+def _decode_plain(
+    data: bytes, header: Header, function: Callable[[Image8, float], Result]
+) -> tuple[Result] | None:
+    """Decode a plainly ordinary image and run a function on it; None for one that needs a process."""
+    started = time.perf_counter()
+    image = decode_plain(data, header)
+    return None if image is None else (function(image, time.perf_counter() - started),)

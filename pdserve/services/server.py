@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from pdserve.engines.device import cores
 from pdserve.errors import EngineError, PdserveError
 from pdserve.models.home import Home
 from pdserve.models.servers import RunningServer, registration, usable
@@ -92,7 +93,7 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> I
         for warning in (open_access_warning(settings), any_page_warning(settings)):
             if warning:
                 log.warning("%s", warning)
-        keep_freed_memory()
+        keep_freed_memory(cores())
         yield _Server(settings, keys, home)
 
 

@@ -42,25 +42,21 @@ Filled = TypeVar("Filled", bytearray, Image8)
 
 
 class Decoder:
-    """Up to ``processes`` decoder processes, started when first needed. Thread-safe.
+    """Up to ``processes`` decoder processes, started when first needed. Thread-safe."""
 
-    ``max_pixels``: the most that is asked for as a rule; a process is started anew for more.
-    """
-
-    def __init__(self, max_pixels: int = MAX_PIXELS, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None) -> None:
         count = processes or min(_cores(), MAX_PROCESSES)
-        self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="pdserve-decoder")
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._tasks: set[_Task] = set()
         self._closed = False
 
-    def start(self) -> None:
+    def start(self, max_pixels: int = MAX_PIXELS) -> None:
         """Have a process ready for the first image that needs one. Waits for nothing."""
         with self._lock:
             if not self._idle and not self._closed:
-                self._idle.append(_Process(self._max_pixels))
+                self._idle.append(_Process(max_pixels))
 
     def decode(self, data: Buffer, max_pixels: int = MAX_PIXELS, timeout_s: float | None = None) -> Image8:
         """An image file's bytes -> H×W×3 uint8 RGB, C-contiguous; waits for it.
@@ -114,7 +110,7 @@ class Decoder:
 
     def _run(self, task: "_Task", data: Buffer, header: Header, max_pixels: int) -> Image8:
         """Decode one image, in a thread that waits for its process."""
-        process = self._process(max(max_pixels, self._max_pixels))
+        process = self._process(max_pixels)
         self._tasks.add(task)
         try:
             if not task.begin(process):
@@ -130,6 +126,7 @@ class Decoder:
             if self._closed:
                 raise ImageError("The image is not decoded, since the program is stopping.")
             process = self._idle.pop() if self._idle else None
+        # One that was started for more pixels looks at the number of each image too.
         if process and (process.max_pixels < max_pixels or process.ended):
             process.close()
             process = None
@@ -296,9 +293,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.cache
+_creating = threading.Lock()
+
+
 def shared() -> Decoder:
     """The decoder of this process, for all that has none of its own; its processes end with this one."""
+    with _creating:
+        return _shared()
+
+
+@functools.cache
+def _shared() -> Decoder:
     decoder = Decoder()
     atexit.register(decoder.close)
     return decoder

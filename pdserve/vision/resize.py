@@ -53,8 +53,10 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-# In pixels. The memory that a thread keeps for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080.
+# In pixels. Memory for whole planes is 7 bytes for each, 15 MB: enough for 1920×1080. A thread keeps it, as
+# far as that comes to no more than so much in as many threads as there are cores.
 _WHOLE = 1 << 21
+_KEPT = (192 << 20) // (7 * (os.cpu_count() or 1))
 _BAND = 1 << 18
 
 # In the order of each library's own numbers, which a chain may give instead of the name.
@@ -138,10 +140,11 @@ def _resize_whole(image: Image8, out: Floats) -> None:
     cv2 = opencv()
     height, width = image.shape[:2]
     size = height * width
-    if size > len(_scratch.floats):
-        _scratch.bytes, _scratch.floats = np.empty(3 * size, np.uint8), np.empty(size, np.float32)
-    planes = _scratch.bytes[: 3 * size].reshape(3, height, width)
-    floats = _scratch.floats[:size].reshape(height, width)
+    scratch = _scratch if size <= _KEPT else _Scratch()
+    if size > len(scratch.floats):
+        scratch.bytes, scratch.floats = np.empty(3 * size, np.uint8), np.empty(size, np.float32)
+    planes = scratch.bytes[: 3 * size].reshape(3, height, width)
+    floats = scratch.floats[:size].reshape(height, width)
     cv2.split(image, list(planes))
     for plane, made in zip(planes, out, strict=True):
         np.copyto(floats, plane)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.services.memory import memory_limit
+from pdserve.services.memory import kept_bytes, memory_limit
 
 glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="for glibc, which Linux has")
 
@@ -18,7 +18,7 @@ import numpy as np
 from pdserve.services.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    keep_freed_memory(2)
 
 def work():
     np.ones(20 << 20, np.uint8)
@@ -98,3 +98,11 @@ def test_a_containers_limit(groups: str, files: Mapping[str, str], limit: int | 
 
 def test_the_machines_memory() -> None:
     assert memory_limit() > 100 << 20
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 9, 64, 1000])
+def test_what_is_kept_is_bounded_whatever_the_number_of_cores(threads):
+    largest, each = kept_bytes(threads)
+    assert threads * each <= 512 << 20
+    assert largest == each // 2
+    assert each == (64 << 20 if threads <= 8 else (512 << 20) // threads)
