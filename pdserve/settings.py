@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from pdserve.environment import in_environment
 from pdserve.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -330,16 +331,14 @@ class _Merged:
         self._service = service
         self._in_file = dict(read.settings) if read else {}
         self._models = read.models if read else {}
-        in_environment = {
-            name: _from_text(each, text)
-            for name, each in settings.items()
-            if (text := environ.get(each.variable))  # empty counts as absent
-        }
+        texts, passed_over = in_environment(settings, environ)
+        self.notes += passed_over
+        in_environ = {name: _from_text(settings[name], text) for name, text in texts.items()}
         in_flags = {
             name: _from_text(settings.get(name), value) for name, value in flags.items() if value is not None
         }
-        self._given = in_environment | in_flags
-        self._origin = {name: settings[name].variable for name in in_environment} | {
+        self._given = in_environ | in_flags
+        self._origin = {name: settings[name].variable for name in in_environ} | {
             name: settings[name].flags[0] if name in settings and settings[name].flags else f"--{name}"
             for name in in_flags
         }

@@ -18,6 +18,7 @@ from pdserve.commands.options import Json
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.engines.table import engine_info
 from pdserve.errors import PdserveError
+from pdserve.machine import cores
 from pdserve.models import servers
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
@@ -92,9 +93,19 @@ def _machine(environ: Mapping[str, str]) -> Iterator[Check]:
     python = f"{platform.python_version()} at {sys.executable}"
     yield Check("machine", "pdserve", "ok", f"{__version__} at {Path(__file__).parents[1]}")
     yield Check("machine", "Python", "ok", python)
-    yield Check("machine", "system", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
+    yield Check("machine", "system", "ok", f"{platform.platform()}, {_cores()}")
     yield _memory()
     yield _home(Home.from_environ(environ).root)
+
+
+def _cores() -> str:
+    """The cores that may be used, and the machine's where those are more."""
+    usable, all_ = cores(), os.cpu_count()
+    return (
+        f"{usable} cores"
+        if usable == all_
+        else f"{usable} of {all_} cores (affinity or the container's quota)"
+    )
 
 
 def _memory() -> Check:

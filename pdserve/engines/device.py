@@ -1,13 +1,13 @@
 """Devices: the CPU, or a CUDA GPU by its number."""
 
 import ctypes
-import os
 import re
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from pdserve.errors import UsageError
+from pdserve.machine import cores as cores  # as the device CPU has them
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,6 @@ class Device:
 
     def __str__(self) -> str:
         return "cpu" if self.kind == "cpu" else f"gpu:{self.index}"
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpu_problem(index: int) -> str | None:

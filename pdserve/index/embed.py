@@ -8,7 +8,6 @@ their images, 32 bytes each. Vectors are written first: one without a digest yet
 import contextlib
 import hashlib
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from pdserve.errors import EngineError, GalleryError, ImageError, OtherEmbedderError
 from pdserve.files import disk_errors, try_file_lock
 from pdserve.index.gallery import GalleryImage, Skipped
+from pdserve.machine import cores
 from pdserve.progress import Progress
 from pdserve.vision.decode import MAX_PIXELS, decode
 from pdserve.vision.types import Image8, Vectors
@@ -150,7 +150,7 @@ def embed_gallery(
         skipped.append(_skipped(image, reason, strict, cause))
 
     progress.start(TASK, len(images), 0)
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     ahead = _prepare_ahead(prepare, images, threads, threads + embedder.batch_size)
     with contextlib.closing(ahead):
         for image, future in ahead:

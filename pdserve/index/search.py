@@ -17,6 +17,7 @@ from pdserve.index.faiss_check import faiss
 from pdserve.index.forms import FORMS
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import Snapshot
+from pdserve.machine import cores
 from pdserve.vision.types import Vectors
 
 log = logging.getLogger("pdserve")
@@ -98,8 +99,9 @@ class LoadedIndex:
         """
         f = faiss()
         usual = f.omp_get_max_threads()
+        several = min(usual, cores())
         compared = self.count if is_exact(self.type) else min(self.count, _COMPARED)
-        f.omp_set_num_threads(1 if queries * compared * self.dimension <= _ONE_THREAD else usual)
+        f.omp_set_num_threads(1 if queries * compared * self.dimension <= _ONE_THREAD else several)
         try:
             yield
         finally:

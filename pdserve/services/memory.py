@@ -6,9 +6,10 @@ Freed memory is kept for the next image, and returned after loading a model.
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pdserve.machine import control_files
 
 # glibc's names and numbers (malloc.h, mallopt(3)).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -57,7 +58,7 @@ def memory_limit(root: Path = Path("/")) -> int:
     one above it; the smallest holds.
     """
     limits = [_physical_memory()]
-    for file in _limit_files(root):
+    for file in control_files("memory", "memory.max", "memory.limit_in_bytes", root):
         try:
             text = file.read_text("ascii").strip()
         except (OSError, ValueError):
@@ -65,28 +66,6 @@ def memory_limit(root: Path = Path("/")) -> int:
         if text.isdecimal() and int(text):
             limits.append(int(text))
     return min(limits)
-
-
-def _limit_files(root: Path) -> Iterator[Path]:
-    """Where a limit may stand: of this process's group and those above it, in either version."""
-    groups = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        lines = []
-    # A container sees its own group as the root, whatever its path is outside.
-    places = {(groups, "/", "memory.max"), (groups / "memory", "/", "memory.limit_in_bytes")}
-    for line in lines:
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if not controllers:
-            places.add((groups, path, "memory.max"))
-        elif "memory" in controllers.split(","):
-            places.add((groups / "memory", path, "memory.limit_in_bytes"))
-    for top, path, name in places:
-        folder = top / path.strip("/")
-        while folder.is_relative_to(top):
-            yield folder / name
-            folder = folder.parent
 
 
 def _physical_memory() -> int:

@@ -22,6 +22,7 @@ from typing import IO, TypeVar
 import numpy as np
 
 from pdserve.errors import DeadlineError, ImageError, ImageTooLargeError
+from pdserve.machine import cores
 from pdserve.vision import decoder_process
 from pdserve.vision.decode import MAX_PIXELS, decode_plain
 from pdserve.vision.decoder_process import ANSWER, IMAGE, REQUEST, TOO_LARGE
@@ -45,7 +46,7 @@ class Decoder:
     """Up to ``processes`` decoder processes, started when first needed. Thread-safe."""
 
     def __init__(self, processes: int | None = None) -> None:
-        count = processes or min(_cores(), MAX_PROCESSES)
+        count = processes or min(cores(), MAX_PROCESSES)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="pdserve-decoder")
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
@@ -287,10 +288,6 @@ def _widen(pipe: IO[bytes]) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _creating = threading.Lock()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 from pdserve import __version__
 from pdserve.errors import UsageError
 from pdserve.files import disk_errors
+from pdserve.machine import cores
 from pdserve.tools.bench.run import Run
 
 Table = tuple[list[str], list[tuple[object, ...]]]
@@ -87,7 +87,7 @@ def write_record(runs: Sequence[Run], path: Path) -> None:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "system": platform.platform(),
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "python": platform.python_version(),
         },
         "runs": [run.to_json() for run in runs],
