@@ -21,6 +21,7 @@ from pdserve.services.http.about import metrics_listener
 from pdserve.services.http.app import build_app
 from pdserve.services.http.browsers import any_page_warning
 from pdserve.services.http.hosts import allowed_hosts
+from pdserve.services.http.places import raise_file_limit
 from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import bind, bracketed, check_tls
@@ -94,6 +95,7 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> I
             if warning:
                 log.warning("%s", warning)
         keep_freed_memory(cores())
+        raise_file_limit(settings)
         yield _Server(settings, keys, home)
 
 

@@ -7,12 +7,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tests.attacks.attack import Target, attack
 
 HEAD = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n"
+_CONNECTION = "pdserve.services.http.connection:LimitedProtocol"
 IMPATIENT = ("--header-timeout-s", "1", "--body-timeout-s", "1")
 
 
-@attack(
-    without={"pdserve.services.http.server:LimitedProtocol.data_received": HttpToolsProtocol.data_received}
-)
+@attack(without={f"{_CONNECTION}.data_received": HttpToolsProtocol.data_received})
 def a_head_that_does_not_end(target: Target) -> None:
     """It is refused once it is over the limit, and not kept."""
     with target.watch() as seen:
@@ -23,7 +22,7 @@ def a_head_that_does_not_end(target: Target) -> None:
 
 @attack(
     options=IMPATIENT,
-    without={"pdserve.services.http.server:LimitedProtocol._time_is_up": lambda self: None},
+    without={f"{_CONNECTION}._time_is_up": lambda self: None},
 )
 def heads_that_come_in_drops(target: Target) -> None:
     """Each connection is closed when the time for a head is over, however much comes meanwhile."""

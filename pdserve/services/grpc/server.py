@@ -88,6 +88,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(_PINGED_EVERY_S)),
         ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.so_reuseport", 0),  # or a second server would quietly take half of the requests
     ]
 

@@ -254,7 +254,7 @@ def test_a_full_queue_answers_at_once(serving: Any) -> None:
     server = serving("--model", "tiny", *options)
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url, trust_env=False) as client:
         first = pool.submit(
-            httpx.post, f"{server.url}/v1/classification", content=picture(RED), trust_env=False
+            httpx.post, f"{server.url}/v1/classification", content=picture(RED), trust_env=False, timeout=60
         )
         until(lambda: 'pdserve_queue_images{model="tiny"} 1.0' in client.get("/metrics").text)
         response = client.post("/v1/classification", content=picture(RED))
