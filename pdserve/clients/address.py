@@ -1,16 +1,10 @@
-"""Parse the addresses of servers, and find out whether one is this machine.
+"""Parse the addresses of servers, and find out whether one is this machine."""
 
-A request to this machine never goes through a proxy, whatever the environment says: that was the
-first entry in the old guide's list of troubles.
-"""
-
-import ipaddress
-import socket
 from dataclasses import dataclass
-from functools import cache
 from urllib.parse import urlsplit
 
 from pdserve.errors import UsageError
+from pdserve.proxies import is_this_machine as is_this_machine
 
 
 @dataclass(frozen=True)
@@ -62,25 +56,3 @@ def _host_and_port(netloc: str) -> tuple[str | None, int | None]:
     if parts.netloc != netloc or "@" in netloc or netloc.endswith(":") or any(map(str.isspace, netloc)):
         return None, None
     return host, port
-
-
-@cache
-def is_this_machine(host: str) -> bool:
-    """Whether a host is this machine: loopback, unspecified, or one of its own names and addresses."""
-    name = host.lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return name == socket.gethostname().lower() or name == socket.getfqdn().lower()
-    if address.is_loopback or address.is_unspecified:
-        return True
-    # Only an own address can be bound to; a host's name often resolves to but one of several.
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False
-    return True

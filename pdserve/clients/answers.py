@@ -1,5 +1,6 @@
 """Read a server's answers, JSON or the old pipeline protocol's fields, as the types of pdserve.answers."""
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -9,6 +10,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pdserve.errors import ClientError
 
 Item = TypeVar("Item")
+MAX_FIELDS = 4 << 20
+"""The most characters of the pipeline protocol's fields: their syntax tree takes a hundred times as much."""
 # What ast.literal_eval and the readers raise for other content than they expect.
 _UNREADABLE = (LookupError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError)
 
@@ -20,7 +23,7 @@ def from_results(content: Any, count: int, kind: Any) -> list[Any]:
     """
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, list) or len(results) != count:
-        raise ClientError(f"The server's answer is not {count} results: {str(content)[:200]}")
+        raise ClientError(f"The server's answer is not {count} results: {_start(content)}")
     return [_result(result, kind) for result in results]
 
 
@@ -30,7 +33,14 @@ def _result(result: Any, kind: Any) -> Any:
             return ClientError(str(result["error"]["message"]))
         return json_reader(kind)(result)
     except _UNREADABLE:
-        return ClientError(f"The server's answer cannot be read: {str(result)[:200]}")
+        return ClientError(f"The server's answer cannot be read: {_start(result)}")
+
+
+def _start(content: Any) -> str:
+    """The first 200 characters of what cannot be read; the text of a nested giant is not even made."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 160
+    return short.repr(content)[:200]
 
 
 def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int, kind: type[Any]) -> list[Any]:
@@ -39,10 +49,12 @@ def from_pipeline(keys: Sequence[str], values: Sequence[str], count: int, kind: 
     Raises ClientError for fields that are missing or cannot be read.
     """
     given = dict(zip(keys, values, strict=False))
+    if sum(map(len, given.values())) > MAX_FIELDS:
+        raise ClientError(f"The server's answer has fields of over {MAX_FIELDS:,} characters, the limit.")
     try:
         answers: list[Any] = kind.from_fields(given, count)
     except _UNREADABLE as error:
-        raise ClientError(f"The server's answer cannot be read: {str(given)[:200]}") from error
+        raise ClientError(f"The server's answer cannot be read: {_start(given)}") from error
     if len(answers) != count:
         raise ClientError(f"The server answered {len(answers)} images of {count}.")
     return answers

@@ -1,7 +1,8 @@
 """What every client can be asked, over HTTP and gRPC, sync and async."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeAlias
 
 from pdserve.answers import FoundObject, Label
@@ -24,9 +25,10 @@ class Client(ABC):
 
         ``service``: the kind of service, the client's own where not given; the answers are of that
         service's type in pdserve.answers, ``Labels`` or ``Objects`` for instance. A published Paddle
-        Serving server has no errors for single images: there the request fails as a whole.
+        Serving server has no errors for single images: there the request fails as a whole. Raises TypeError
+        for images that are not bytes, such as paths or arrays.
         """
-        return self._ask(images, top_k, service_entry(service or self.service))
+        return self._ask(image_bytes(images), top_k, service_entry(service or self.service))
 
     def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """Labels of one image file's bytes, by a classification server."""
@@ -67,7 +69,7 @@ class AsyncClient(ABC):
         self, images: Sequence[bytes], top_k: int | None = None, service: str | None = None
     ) -> list[Any]:
         """See `Client.ask`."""
-        return await self._ask(images, top_k, service_entry(service or self.service))
+        return await self._ask(image_bytes(images), top_k, service_entry(service or self.service))
 
     async def predict(self, image: bytes, top_k: int | None = None) -> list[Label]:
         """See `Client.predict`."""
@@ -97,6 +99,42 @@ class AsyncClient(ABC):
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
+
+
+def image_bytes(images: Sequence[bytes]) -> list[bytes]:
+    """The images as bytes; bytearray and memoryview are taken too.
+
+    Raises TypeError for anything else, with what to give.
+    """
+    if isinstance(images, bytes | bytearray | memoryview | str | os.PathLike) or not isinstance(
+        images, Iterable
+    ):
+        raise TypeError(
+            f"The images are {_kind(images)}; give a list of image files' bytes, as in "
+            "[Path(name).read_bytes() for name in names]."
+        )
+    return [_one(image) for image in images]
+
+
+def _one(image: object) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        instead = "read the file: Path(name).read_bytes()"
+    else:
+        instead = (
+            "pixels are encoded first, as a JPEG or PNG: with Pillow image.save(buffer, 'PNG') and "
+            "buffer.getvalue(), with OpenCV cv2.imencode('.png', image)[1].tobytes()"
+        )
+    raise TypeError(f"An image is {_kind(image)} where the bytes of an image file belong; {instead}.")
+
+
+def _kind(given: object) -> str:
+    kind = type(given)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"of the type {name}"
 
 
 def service_entry(kind: str) -> ServiceEntry:

@@ -5,7 +5,6 @@ the key ``results``; a published Paddle Serving server ignores the metadata and 
 """
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,18 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pdserve.clients.address import is_this_machine, rpc_address
+from pdserve.clients.address import rpc_address
 from pdserve.clients.answers import from_pipeline, from_results
 from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
 from pdserve.clients.credentials import Access, channel_credentials, key_refused, no_tls
-from pdserve.errors import ClientError
+from pdserve.clients.transport import MAX_ANSWER_BYTES, parse_json
+from pdserve.errors import ClientError, UnreachableError
 from pdserve.formats.protos import pipeline
 from pdserve.pipelines import ServiceEntry
+from pdserve.proxies import find_proxy
+
+# Where gRPC looks for a proxy, in its order.
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 class _Rpc:
@@ -38,6 +42,7 @@ class _Rpc:
         api_key: str | None = None,
         tls: bool = False,
         ca: Path | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._access = Access(api_key, tls, ca)
         self.service = service
@@ -45,12 +50,17 @@ class _Rpc:
         self.name = name
         address = rpc_address(target or f"127.0.0.1:{service_entry(service).rpc_port}")
         self.address = replace(address, scheme="grpcs") if self._access.wants_tls else address
+        self._proxy = find_proxy("http", self.address.host, self.address.port, names=_PROXIES, package=None)
         self._credentials = channel_credentials(ca) if self.address.scheme == "grpcs" else None
-        options = [
+        options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", pipeline.MAX_MESSAGE_BYTES),
-            ("grpc.enable_http_proxy", 0 if is_this_machine(self.address.host) else 1),
+            ("grpc.max_receive_message_length", max_answer_bytes),
+            # No compressed answers (bit 0 is for those that are not): their bound is before they unpack.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.enable_http_proxy", int(self._proxy is not None)),
         ]
+        if self._proxy is not None:
+            options.append(("grpc.http_proxy", self._proxy.url))
         self._channel = (
             self._transport.secure_channel(self.address.netloc, self._credentials, options)
             if self._credentials
@@ -77,7 +87,8 @@ class _Rpc:
     def _read(self, response: Any, count: int, entry: ServiceEntry) -> list[Any]:
         fields = dict(zip(response.key, response.value, strict=False))
         if pipeline.RESULTS_KEY in fields:
-            return from_results(json.loads(fields[pipeline.RESULTS_KEY]), count, entry.answer_type())
+            content = parse_json(fields[pipeline.RESULTS_KEY], str(self.address))
+            return from_results(content, count, entry.answer_type())
         if response.err_no:
             raise ClientError(f"{self.address} answers error {response.err_no}: {response.err_msg}")
         return from_pipeline(response.key, response.value, count, entry.answer_type())
@@ -90,7 +101,13 @@ class _Rpc:
         if code is grpc.StatusCode.UNAVAILABLE:
             if "Socket closed" in said and not self._credentials:
                 return ClientError(f"{self.address} closed the connection; if it uses TLS, add --tls.")
-            return no_tls(self.address, said) or unreachable(self.address, self.service)
+            if failed := no_tls(self.address, said):
+                return failed
+            if self._proxy is not None:
+                return UnreachableError(
+                    self._proxy.unreachable(f"does not answer, or refuses ({said})", self.address.host)
+                )
+            return unreachable(self.address, self.service)
         trailing: Any = error.trailing_metadata() or ()
         # What is too large ends with the same status, and would be too large again.
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and pipeline.RETRY_AFTER_METADATA in dict(trailing):
@@ -105,7 +122,8 @@ class RpcClient(_Rpc, Client):
 
     ``name`` is the service's name on a published server that checks it; empty is accepted by all.
     ``api_key`` is sent to a server that asks for one. ``tls``, or an address ``grpcs://host:port``, asks
-    over TLS; with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
+    over TLS; with ``ca``, a PEM file, none but its authorities are trusted. An answer of more than
+    ``max_answer_bytes`` is an error. Raises UsageError.
     """
 
     _transport = grpc

@@ -1,24 +1,36 @@
 """HTTP clients, sync and async, of a pdserve server's ``/v1`` routes, and of Paddle Serving's own route."""
 
+import asyncio
 import base64
-from collections.abc import Sequence
+import ssl
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from pdserve.clients.address import http_address, is_this_machine
+from pdserve.clients.address import http_address
 from pdserve.clients.answers import from_pipeline, from_results
 from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unreachable
 from pdserve.clients.credentials import Access, key_refused, no_tls, tls_context
-from pdserve.errors import ClientError, OverloadedError, UnauthorizedError, UsageError
+from pdserve.clients.transport import (
+    MAX_ANSWER_BYTES,
+    MAX_ERROR_BYTES,
+    Body,
+    Transport,
+    parse_json,
+    within,
+)
+from pdserve.errors import ClientError, OverloadedError, UnauthorizedError, UnreachableError, UsageError
 from pdserve.pipelines import SERVICES, ServiceEntry
+from pdserve.proxies import find_proxy
 
 
 class _Http:
     """What the two clients share: how a request is built and an answer read."""
 
-    _transport: type[Any]
+    _open: type[Any]
 
     def __init__(
         self,
@@ -29,8 +41,10 @@ class _Http:
         api_key: str | None = None,
         tls: bool = False,
         ca: Path | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         access = Access(api_key, tls, ca)
+        self.max_answer_bytes = max_answer_bytes
         self.service = service
         self.timeout = timeout
         self._is_paddle_serving = False
@@ -39,15 +53,21 @@ class _Http:
         if access.wants_tls and self.address.scheme == "http":
             raise UsageError(f"{self.address} asks without TLS; write https:// with --tls and --ca.")
         self._sends_key = access.api_key is not None
-        self._client = self._transport(
+        self._proxy = find_proxy(self.address.scheme, self.address.host, self.address.port)
+        # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
+        verify = tls_context(access.ca) if self.address.scheme == "https" else None
+        self._client = self._open(
             base_url=str(self.address),
             timeout=timeout,
-            headers=httpx.Headers(access.headers),  # whose repr leaves the key out
+            # The key is in httpx's Headers, whose repr leaves it out.
+            headers=httpx.Headers(access.headers | {"accept-encoding": "gzip, deflate"}),
             follow_redirects=False,  # the key is for this server, the images too
-            trust_env=not is_this_machine(self.address.host),
-            # Reading the system's certificates costs 30 ms, which plain HTTP need not pay.
-            verify=self.address.scheme == "https" and tls_context(access.ca),
+            trust_env=False,  # its proxies are ours to choose
+            transport=self._connections(verify),
         )
+
+    def _connections(self, verify: ssl.SSLContext | None) -> Any:
+        raise NotImplementedError
 
     def _request(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> dict[str, Any]:
         if self._is_paddle_serving:
@@ -61,22 +81,32 @@ class _Http:
             request["files"] = [("images", (f"{i}", image)) for i, image in enumerate(images)]
         return request
 
-    def _is_gateway(self, response: httpx.Response) -> bool:
+    def _body(self, response: httpx.Response) -> Body:
+        """What collects an answer; of a failure little is read."""
+        limit = self.max_answer_bytes if response.is_success else min(self.max_answer_bytes, MAX_ERROR_BYTES)
+        return Body(response.headers, limit, str(self.address))
+
+    def _is_gateway(self, response: httpx.Response, content: Mapping[str, Any]) -> bool:
         """Whether Paddle Serving's own gateway answers, which takes /v1/… for a service's name and method.
 
         The request is to be repeated then; it and all later ones go to the gateway's own route.
         """
         if self._is_paddle_serving or response.status_code != 400:
             return False
-        self._is_paddle_serving = {"code", "message", "details"} <= _json(response).keys()
+        self._is_paddle_serving = {"code", "message", "details"} <= content.keys()
         return self._is_paddle_serving
 
-    def _read(self, response: httpx.Response, count: int, entry: ServiceEntry) -> list[Any]:
-        content = _json(response)
+    def _read(
+        self, response: httpx.Response, content: Mapping[str, Any], count: int, entry: ServiceEntry
+    ) -> list[Any]:
         if "err_no" in content:
             if content["err_no"]:
-                raise ClientError(f"{self.address} answers error {content['err_no']}: {content['err_msg']}")
-            return from_pipeline(content["key"], content["value"], count, entry.answer_type())
+                message = content.get("err_msg")
+                raise ClientError(f"{self.address} answers error {content['err_no']}: {message}")
+            keys, values = content.get("key"), content.get("value")
+            if not isinstance(keys, list) or not isinstance(values, list):
+                raise ClientError(f"{self.address} answers without keys and values.")
+            return from_pipeline([*map(str, keys)], [*map(str, values)], count, entry.answer_type())
         if "results" in content:
             return from_results(content, count, entry.answer_type())
         error = content.get("error")
@@ -86,13 +116,28 @@ class _Http:
             raise key_refused(self.address, self._sends_key)
         if response.status_code == OverloadedError.http_status and error.get("code") == OverloadedError.code:
             raise busy(self.address, message)
+        if response.has_redirect_location:
+            message = (
+                f"and sends on to {response.headers['location']}; no image and no key goes there. "
+                "Give that address if it is right."
+            )
+            raise ClientError(f"{self.address} answers {response.status_code} {message}")
+        if self._proxy is not None and not error:
+            message += f"; it was asked through the proxy {self._proxy}."
         raise ClientError(f"{self.address} answers {response.status_code}: {message}")
 
     def _failed(self, error: httpx.HTTPError) -> ClientError:
+        if self._proxy is not None and isinstance(error, httpx.ProxyError):
+            refused = self._proxy.unreachable(f"refuses ({str(error).strip()})", self.address.host)
+            return UnreachableError(refused)
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return no_tls(self.address, str(error)) or unreachable(self.address, self.service)
+            if failed := no_tls(self.address, str(error)):
+                return failed
+            if self._proxy is not None:
+                return UnreachableError(self._proxy.unreachable("does not answer", self.address.host))
+            return unreachable(self.address, self.service)
         if isinstance(error, httpx.TimeoutException):
-            return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
+            return self._late()
         if (
             isinstance(error, httpx.RemoteProtocolError | httpx.NetworkError)
             and self.address.scheme == "http"
@@ -100,40 +145,59 @@ class _Http:
             return ClientError(f"{self.address} closed the connection; if it uses TLS, write https://.")
         return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
+    def _late(self) -> ClientError:
+        return ClientError(f"{self.address} did not answer within {self.timeout:g} s.")
+
 
 class HttpClient(_Http, Client):
-    """A client that may be shared by threads. ``timeout`` is in seconds, per request.
+    """A client that may be shared by threads. ``timeout`` is in seconds, for a request and its answer in all.
 
     ``api_key`` is sent to a server that asks for one. ``tls`` asks by https where no ``url`` is given;
-    with ``ca``, a PEM file, none but its authorities are trusted. Raises UsageError.
+    with ``ca``, a PEM file, none but its authorities are trusted. An answer of more than
+    ``max_answer_bytes``, decompressed, is an error. Raises UsageError.
     """
 
-    _transport = httpx.Client
+    _open = httpx.Client
+
+    def _connections(self, verify: ssl.SSLContext | None) -> Transport:
+        return Transport(verify)
+
+    def _send(self, method: str, timeout: float, **request: Any) -> tuple[httpx.Response, dict[str, Any]]:
+        """One request within a time in all; the answer, and its JSON object if it has one."""
+        with within(timeout):
+            built = self._client.build_request(method, timeout=timeout, **request)
+            response = self._client.send(built, stream=True)
+            with closing(response):
+                body = self._body(response)
+                for chunk in response.iter_raw():
+                    body.add(chunk)
+        return response, _json(body, str(self.address))
 
     def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = self._client.post(**self._request(images, top_k, entry))
-            if self._is_gateway(response):
-                response = self._client.post(**self._request(images, top_k, entry))
+            answer = self._send("POST", self.timeout, **self._request(images, top_k, entry))
+            if self._is_gateway(*answer):
+                answer = self._send("POST", self.timeout, **self._request(images, top_k, entry))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), entry)
+        return self._read(*answer, len(images), entry)
 
     def is_ready(self) -> bool:
         """Whether the server would answer a request now."""
         try:
-            return bool(self._client.get("/v2/health/ready").status_code == 200)
-        except httpx.HTTPError:
+            response, _ = self._send("GET", self.timeout, url="/v2/health/ready")
+        except (httpx.HTTPError, ClientError):
             return False
+        return bool(response.status_code == 200)
 
     def service_kind(self) -> str | None:
         """The kind of the service that a pdserve server offers; None where the server does not say."""
         try:
-            content = self._client.get("/v2").json()
+            _, content = self._send("GET", self.timeout, url="/v2")
             # Older servers have it among the extensions.
             offered = (content.get("service"), *content.get("extensions", ()))
             return next((kind for kind in SERVICES if kind in offered), None)
-        except (httpx.HTTPError, ValueError, AttributeError, TypeError):
+        except (httpx.HTTPError, ClientError, AttributeError, TypeError):
             return None
 
     def close(self) -> None:
@@ -143,32 +207,48 @@ class HttpClient(_Http, Client):
 class AsyncHttpClient(_Http, AsyncClient):
     """The same for asyncio; use it with ``async with``."""
 
-    _transport = httpx.AsyncClient
+    _open = httpx.AsyncClient
+
+    def _connections(self, verify: ssl.SSLContext | None) -> httpx.AsyncHTTPTransport:
+        proxy = self._proxy.url if self._proxy else None
+        return httpx.AsyncHTTPTransport(verify=verify or False, trust_env=False, proxy=proxy)
+
+    async def _send(self, method: str, **request: Any) -> tuple[httpx.Response, dict[str, Any]]:
+        """See `HttpClient._send`."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                built = self._client.build_request(method, **request)
+                response = await self._client.send(built, stream=True)
+                async with aclosing(response):
+                    body = self._body(response)
+                    async for chunk in response.aiter_raw():
+                        body.add(chunk)
+        except TimeoutError as error:
+            raise self._late() from error
+        return response, _json(body, str(self.address))
 
     async def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = await self._client.post(**self._request(images, top_k, entry))
-            if self._is_gateway(response):
-                response = await self._client.post(**self._request(images, top_k, entry))
+            answer = await self._send("POST", **self._request(images, top_k, entry))
+            if self._is_gateway(*answer):
+                answer = await self._send("POST", **self._request(images, top_k, entry))
         except httpx.HTTPError as error:
             raise self._failed(error) from error
-        return self._read(response, len(images), entry)
+        return self._read(*answer, len(images), entry)
 
     async def is_ready(self) -> bool:
         """See `HttpClient.is_ready`."""
         try:
-            return bool((await self._client.get("/v2/health/ready")).status_code == 200)
-        except httpx.HTTPError:
+            response, _ = await self._send("GET", url="/v2/health/ready")
+        except (httpx.HTTPError, ClientError):
             return False
+        return bool(response.status_code == 200)
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(body: Body, source: str) -> dict[str, Any]:
     """The answer's JSON object; empty where it is something else."""
-    try:
-        content = response.json()
-    except ValueError:
-        return {}
+    content = parse_json(body.content(), source)
     return content if isinstance(content, dict) else {}

@@ -2,16 +2,21 @@
 
 import io
 import os
+import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from pdserve.commands import images
 from pdserve.commands.images import find_sources
 from pdserve.errors import ImageError, UsageError
 from tests.file_server import Fault, FileServer, serve
+from tests.hostile import bomb, endless, hostile, reply, trickle
 from tests.tiny import picture
 
 
@@ -147,3 +152,105 @@ def test_a_url_that_is_cut_short(files: FileServer):
     (source,) = find_sources([files.put("/cat.jpg", bytes(5000), faults=[Fault(stop=1000)])])
     with pytest.raises(ImageError, match="Cannot get"):
         source.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_what_is_no_file_cannot_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 3 << 20)
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    (source,) = find_sources([str(pipe)])
+    with pytest.raises(ImageError, match="gave no whole image within"):  # nobody writes
+        source.read()
+    writer = os.open(pipe, os.O_RDWR)
+    try:
+        os.write(writer, b"half")
+        with pytest.raises(ImageError, match="gave no whole image within"):
+            source.read()
+    finally:
+        os.close(writer)
+    (source,) = find_sources(["/dev/zero"])
+    with pytest.raises(ImageError, match=r"more than 3\.1 MB, the limit of an image"):
+        source.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_that_somebody_writes_to_is_read(tmp_path: Path):
+    """As in ``predict <(command)``."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = bytes(range(256)) * 2000
+
+    def write() -> None:
+        pipe.write_bytes(content)
+
+    (source,) = find_sources([str(pipe)])
+    first = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    thread = threading.Thread(target=write)
+    thread.start()
+    while not select.select([first], [], [], 10)[0]:
+        pass
+    try:
+        assert source.read() == content
+    finally:
+        os.close(first)
+        thread.join(10)
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path):
+    with (tmp_path / "giant.jpg").open("wb") as file:
+        file.truncate(10 << 30)
+    (source,) = find_sources([str(tmp_path / "giant.jpg")])
+    with pytest.raises(ImageError, match=r"more than 268\.4 MB, the limit of an image"):
+        source.read()
+
+
+def test_a_name_that_is_too_long_is_an_error_of_its_own():
+    (source,) = find_sources(["x" * 5000])
+    with pytest.raises(ImageError, match="File name too long"):
+        source.read()
+
+
+def read(url: str) -> bytes:
+    (source,) = find_sources([url])
+    return source.read()
+
+
+def test_urls_within_bounds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 3 << 20)
+    monkeypatch.setattr(images, "_PATIENCE_S", 0.5)
+    with hostile(endless) as server:
+        with pytest.raises(ImageError, match="more than 3 MiB"):
+            read(server.url)
+        assert server.sent_mb < 50
+    for answer, words in (
+        (lambda h, _: reply(h, bomb(20), Content_Encoding="gzip"), "more than 3 MiB"),
+        (lambda h, s: trickle(h, s, True), "did not come within 0.5 s"),
+        (lambda h, s: trickle(h, s, False), "did not come within 0.5 s"),
+        (lambda h, _: reply(h, status=302, Location="/again"), "sends on more than 5 times"),
+        (lambda h, _: reply(h, status=302, Location="file:///etc/passwd"), "Cannot get|not https"),
+    ):
+        with hostile(answer) as server, pytest.raises(ImageError, match=words):
+            read(server.url)
+
+
+def test_where_a_url_may_send_on(monkeypatch: pytest.MonkeyPatch):
+    """Also elsewhere, without the password; from another machine not to this one."""
+    with hostile(lambda h, _: reply(h, b"an image")) as other:
+        there = other.url.replace("127.0.0.1", "localhost")
+        with hostile(lambda h, _: reply(h, status=302, Location=there)) as server:
+            assert read(server.url.replace("://", "://user:secret@")) == b"an image"
+            assert "authorization" in server.seen[0][1]
+        assert "authorization" not in other.seen[0][1]
+        with hostile(lambda h, _: reply(h, status=302, Location=other.url)) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url)
+            with pytest.raises(ImageError, match="on this machine; give that address if it is right"):
+                read("http://far.example/cat.jpg")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        with pytest.raises(ImageError, match=r"Cannot get .*cat.jpg, through the proxy http"):
+            read("http://far.example/cat.jpg")
+        assert len(other.seen) == 1
+    before, after = (httpx.URL(f"{each}://far.example/") for each in ("https", "http"))
+    with pytest.raises(ImageError, match="which is not https"):
+        images._checked(before, httpx.Request("GET", after))
