@@ -15,15 +15,17 @@ from pdserve.index.embed import (
     EmbedderId,
     GalleryEmbedder,
     HashedImage,
+    check_vectors,
     embed_gallery,
     open_cache,
     require_same,
     with_one_label,
 )
 from pdserve.index.entries import Entries, Finder
-from pdserve.index.gallery import GalleryImage, check
+from pdserve.index.gallery import GalleryImage, Skipped, check
 from pdserve.index.plan import (
     Change,
+    GatherDigests,
     Plan,
     add_images,
     apply,
@@ -143,11 +145,58 @@ def append(
             if late:  # another writer has removed meanwhile what was known when the images were read
                 embed([each.image for each in late])
             readable = [e for e in readable if e.digest in cache.rows or finder(e.digest) is not None]
-            fresh = [each for each in readable if finder(each.digest) is None]
-            plan, same = Plan(), known_by_vector(base, fresh, cache.gather)
-            add_images(base, readable, plan, by_path=True, replace=replace, known=same)
-            given = base.embedder if base.id_map else EmbedderId.of(embedder)
-            return apply(base, plan, cache.gather, embedder=given, skipped=skipped, command="append")
+            return _append(base, readable, cache.gather, EmbedderId.of(embedder), skipped, replace)
+
+
+def append_embedded(
+    images: Sequence[HashedImage],
+    vectors: Vectors,
+    folder: Path,
+    embedder: GalleryEmbedder,
+    *,
+    cancel: threading.Event | None = None,
+) -> Change:
+    """Add images that are embedded already: n images, n×d vectors of length 1 by ``embedder``. As `append`.
+
+    Needs the images' files no more. Raises GalleryError for a picture under two labels or a vector of zeros.
+    """
+    check([each.image for each in images])
+    rows = dict(
+        zip((each.digest for each in images), check_vectors(embedder, vectors, len(images)), strict=True)
+    )
+    for each in images:
+        if not rows[each.digest].any():
+            raise GalleryError(
+                f"{each.image.image}: {embedder.name} finds nothing in it, its vector is zero."
+            )
+    images, _ = with_one_label(images, strict=True)
+    given = EmbedderId.of(embedder)  # which reads the model's files
+
+    def gather(digests: Sequence[bytes]) -> Vectors:
+        found = [rows[digest] for digest in digests]
+        return np.stack(found) if found else np.zeros((0, embedder.dimension), np.float32)
+
+    with writer(folder, cancel=cancel):
+        base = store.read(folder)
+        _require(base, embedder)
+        return _append(base, images, gather, given, [], replace=False)
+
+
+def _append(
+    base: Snapshot,
+    images: Sequence[HashedImage],
+    gather: GatherDigests,
+    embedder: EmbedderId,
+    skipped: list[Skipped],
+    replace: bool,
+) -> Change:
+    """Add embedded images to the current version, which this writer holds."""
+    finder = Finder(base.entries)
+    fresh = [each for each in images if finder(each.digest) is None]
+    plan, same = Plan(), known_by_vector(base, fresh, gather)
+    add_images(base, images, plan, by_path=True, replace=replace, known=same)
+    made_by = base.embedder if base.id_map else embedder
+    return apply(base, plan, gather, embedder=made_by, skipped=skipped, command="append")
 
 
 def remove(
@@ -174,7 +223,10 @@ def remove(
                 hits[i] = found
         missing = sorted(wanted.difference(*hits.values()), key=str)
         if missing:
-            named = ", ".join(f"{kind} {value!r}" for kind, value in missing[:5])
+            named = ", ".join(
+                f"{kind} {str(value)[:80]!r}" if kind != "id" else f"id {value}"
+                for kind, value in missing[:5]
+            )
             raise NoSuchEntryError(
                 f"The index has no {named}; `pdserve index info --entries` shows what it has."
             )

@@ -206,10 +206,15 @@ def _skipped(image: GalleryImage, reason: str, strict: bool, cause: Exception | 
 
 def embed(embedder: GalleryEmbedder, images: Sequence[Image8]) -> Vectors:
     """Embed one batch and check that its vectors are normalised, or zero. Raises EngineError."""
-    vectors = np.asarray(embedder.embed(images), np.float32)
-    if vectors.shape != (len(images), embedder.dimension):
+    return check_vectors(embedder, embedder.embed(images), len(images))
+
+
+def check_vectors(embedder: GalleryEmbedder, given: Vectors, count: int) -> Vectors:
+    """The vectors of ``count`` images, each of length 1 or 0. Raises EngineError."""
+    vectors = np.asarray(given, np.float32)
+    if vectors.shape != (count, embedder.dimension):
         raise EngineError(
-            f"{embedder.name} gave an array of {vectors.shape} for {len(images)} images of dimension "
+            f"{embedder.name} gave an array of {vectors.shape} for {count} images of dimension "
             f"{embedder.dimension}."
         )
     lengths = np.linalg.norm(vectors, axis=1)

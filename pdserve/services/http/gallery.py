@@ -2,19 +2,31 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pdserve.errors import PdserveError, RequestError
-from pdserve.index.edit import append, remove
-from pdserve.index.gallery import GalleryImage
+from pdserve.errors import (
+    ClosedError,
+    FetchError,
+    GalleryError,
+    ImageError,
+    OverloadedError,
+    PdserveError,
+    RequestError,
+)
+from pdserve.index.edit import append_embedded, remove
+from pdserve.index.embed import HashedImage
+from pdserve.index.gallery import GalleryImage, unfit
 from pdserve.index.plan import Change
-from pdserve.services.http.bodies import read_body
+from pdserve.pipelines.embedder import Embedder
+from pdserve.services.http.bodies import read_body, release, unless_gone
 from pdserve.services.http.messages import (
     from_base64,
     json_object,
@@ -29,8 +41,18 @@ from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service, check_count
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
+from pdserve.vision.types import Vectors
 
 _PATH = "/v1/gallery"
+
+MAX_WAITING = 16
+"""Changes of a gallery that are carried out or wait at once."""
+
+MAX_SELECTED = 1_000
+"""Labels, images and ids that one request may remove."""
+
+WAIT_S = 30.0
+"""How long a change may wait for its turn."""
 
 
 class WritesOffError(RequestError):
@@ -39,6 +61,61 @@ class WritesOffError(RequestError):
     code = "gallery_writes_off"
     http_status = 403
     grpc_status = "PERMISSION_DENIED"
+
+
+class Writers:
+    """Lets those who change the gallery do so one at a time; few wait, not for long, and may go away.
+
+    One that is at it is not stopped: what it has published counts.
+    """
+
+    def __init__(self, after: Callable[[], Awaitable[None]]) -> None:
+        self._after = after
+        self._lock = asyncio.Lock()
+        self._inside = 0
+
+    async def run(self, work: Callable[[threading.Event], Change], patience_s: float = WAIT_S) -> Change:
+        """Do ``work`` in a thread when its turn comes, and ``after``.
+
+        ``work`` gets an event, and waits for other processes until it is set. Raises OverloadedError where
+        too many wait, or where it takes more than ``patience_s`` until the turn comes.
+        """
+        if self._inside >= MAX_WAITING:
+            raise OverloadedError(
+                f"{self._inside} changes of the gallery wait already; ask again in a moment."
+            )
+        self._inside += 1
+        cancel = threading.Event()
+        timer = asyncio.get_running_loop().call_later(patience_s, cancel.set)
+        try:
+            async with asyncio.timeout(patience_s) as patience:
+                async with self._lock:
+                    patience.reschedule(None)
+                    made = await self._work(work, cancel)
+                    await self._after()
+                    return made
+        except TimeoutError:
+            raise _waited(patience_s) from None
+        except FetchError as error:
+            raise _waited(patience_s) from error
+        finally:
+            timer.cancel()
+            self._inside -= 1
+
+    async def _work(self, work: Callable[[threading.Event], Change], cancel: threading.Event) -> Change:
+        job = asyncio.ensure_future(asyncio.to_thread(work, cancel))
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            cancel.set()
+            await asyncio.wait([job])
+            if not job.cancelled():
+                job.exception()  # else it would be logged as lost
+            raise
+
+
+def _waited(seconds: float) -> OverloadedError:
+    return OverloadedError(f"The gallery was being changed for {seconds:g} s; ask again in a moment.")
 
 
 @dataclass(frozen=True)
@@ -75,18 +152,22 @@ def routes(context: Context) -> Iterator[Route]:
     service, settings, options = context.service, context.settings, context.options
     if not isinstance(service, Service) or service.index is None:
         return
-    one_at_a_time = asyncio.Lock()
 
     def active() -> IndexWatch:
         if service.index is None:
             raise RuntimeError("a reload has taken the index away")
         return service.index
 
-    async def change(work: Any, *arguments: Any, **named: Any) -> Response:
-        async with one_at_a_time:
-            made: Change = await asyncio.to_thread(work, *arguments, **named)
-            await active().refresh()
-        return json_response(described(made))
+    async def refresh() -> None:
+        await active().refresh()
+
+    writers = Writers(refresh)
+
+    async def change(request: Request, work: Callable[[threading.Event], Change]) -> Response:
+        release(request.scope)  # the body's memory: who waits for others holds no more than a few vectors
+        limit_ms = service.replica.settings.first_model.timeout_ms
+        patience_s = min(WAIT_S, limit_ms / 1000) if limit_ms else WAIT_S
+        return json_response(described(await unless_gone(request.receive, writers.run(work, patience_s))))
 
     def check_writes() -> None:
         if not options.gallery_writes:
@@ -102,12 +183,29 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def add(request: Request) -> Response:
         check_writes()
+        images, vectors, embedder = await embedded(request)
+
+        def work(cancel: threading.Event) -> Change:
+            return append_embedded(images, vectors, active().folder, embedder, cancel=cancel)
+
+        return await change(request, work)
+
+    async def embedded(request: Request) -> tuple[list[HashedImage], Vectors, Embedder]:
+        """A request's images without their files, and their vectors, made as those of any other request."""
         body = await read_body(request, context.entrance)
-        images = _labelled(request, body, settings)
-        check_count(images, settings)
-        return await change(
-            append, images, active().folder, service.embedder, strict=True, max_pixels=settings.max_pixels
-        )
+        # Hashing 50 MB takes too long for the event loop.
+        files, images = await asyncio.to_thread(_labelled, request, body, settings)
+        del body
+        embedder = service.embedder
+        found = await unless_gone(request.receive, service.embed(files))
+        for image, each in zip(images, found, strict=True):
+            if isinstance(each, ImageError):
+                raise GalleryError(f"{image.image.image}: {each.message}") from each
+            if isinstance(each, PdserveError):
+                raise each
+        if embedder is None or embedder is not service.embedder:
+            raise ClosedError("The embedder was replaced meanwhile; send the images again.")
+        return images, np.stack([each for each in found if not isinstance(each, PdserveError)]), embedder
 
     async def drop(request: Request) -> Response:
         check_writes()
@@ -115,10 +213,20 @@ def routes(context: Context) -> Iterator[Route]:
         labels, images, ids = query.getlist("label"), query.getlist("image"), query.getlist("id")
         if not (labels or images or ids):
             raise RequestError("Say what to remove: ?label=, ?image= or ?id=.")
-        if not all(each.isdecimal() and len(each) < 19 for each in ids):
-            raise RequestError(f"id is {ids!r}; it must be whole numbers of 63 bits.")
+        count = len(labels) + len(images) + len(ids)
+        if count > MAX_SELECTED:
+            raise RequestError(
+                f"{count} labels, images and ids are more than {MAX_SELECTED}; ask several times."
+            )
+        for each in ids:
+            if not (each.isascii() and each.isdecimal() and len(each) < 19):
+                raise RequestError(f"id is {each[:20]!r}; it must be a whole number of 63 bits.")
         numbers = [int(each) for each in ids]
-        return await change(remove, active().folder, labels=labels, images=images, ids=numbers)
+
+        def work(cancel: threading.Event) -> Change:
+            return remove(active().folder, labels=labels, images=images, ids=numbers, cancel=cancel)
+
+        return await change(request, work)
 
     entries = {"type": "array", "items": schema(LabelledImage)}
     body = {
@@ -145,8 +253,8 @@ def described(change: Change) -> dict[str, Any]:
     return content
 
 
-def _labelled(request: Request, body: bytes, limits: ServerSettings) -> list[GalleryImage]:
-    """The images of a request with their labels: a form, or JSON. Raises RequestError, ImageError."""
+def _labelled(request: Request, body: bytes, limits: ServerSettings) -> tuple[list[bytes], list[HashedImage]]:
+    """The files of a request, and what they are: a form, or JSON. Raises RequestError, ImageError."""
     if media_type(request) == "multipart/form-data":
         files, fields = read_form(request, body, limits)
         labels = fields.get("label", [])
@@ -162,19 +270,24 @@ def _labelled(request: Request, body: bytes, limits: ServerSettings) -> list[Gal
         entries = content.get("images")
         if not isinstance(entries, list) or not entries:
             raise RequestError("images must be a list of objects with image and label, not empty.")
+        check_count(entries, limits)
         pairs = []
         for entry in entries:
             image = entry.get("image") if isinstance(entry, dict) else None
             if not isinstance(image, str):
                 raise RequestError("images must be a list of objects with image and label.")
             pairs.append((from_base64(image), entry.get("label")))
-    return [_entry(image, label) for image, label in pairs]
+    check_count(pairs, limits)
+    made = [_entry(image, label) for image, label in pairs]
+    return [data for data, _ in made], [each for _, each in made]
 
 
-def _entry(image: bytes | PdserveError, label: object) -> GalleryImage:
+def _entry(image: bytes | PdserveError, label: object) -> tuple[bytes, HashedImage]:
     if isinstance(image, PdserveError):
         raise image
-    if not isinstance(label, str) or not label.strip() or any(c in label for c in "\t\r\n"):
-        raise RequestError(f"The label {label!r} is no text of one line.")
+    if not isinstance(label, str) or (problem := unfit(label.strip())):
+        shown = repr(label[:80]) if isinstance(label, str) else type(label).__name__
+        raise RequestError(f"The label {shown} {problem if isinstance(label, str) else 'is no text'}.")
+    digest = hashlib.sha256(image).digest()
     # Named by content: a caller's file name must not take the place of another caller's.
-    return GalleryImage(f"upload/{hashlib.sha256(image).hexdigest()[:16]}", label.strip(), image)
+    return image, HashedImage(GalleryImage(f"upload/{digest.hex()[:16]}", label.strip(), b""), digest)
