@@ -8,6 +8,8 @@ their images, 32 bytes each. Vectors are written first: one without a digest yet
 import contextlib
 import hashlib
 import itertools
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,10 +25,13 @@ from pdserve.index.gallery import GalleryImage, Skipped
 from pdserve.machine import cores
 from pdserve.progress import Progress
 from pdserve.vision.decode import MAX_PIXELS, decode
+from pdserve.vision.header import read_header
 from pdserve.vision.types import Image8, Vectors
 
 TASK = "embedding"
 FOLDER = ".work"
+PIXEL_BYTES = 512 << 20
+"""Memory for images that are decoded ahead, and half as much for those of a batch."""
 LENGTH_TOLERANCE = 1e-3
 """How far from 1 the length of a normalised vector may be."""
 
@@ -132,10 +137,16 @@ def embed_gallery(
     batch: dict[bytes, Image8] = {}
     empty: set[bytes] = set()
 
-    def prepare(image: GalleryImage) -> _Prepared:
+    room = _Room(PIXEL_BYTES)
+
+    def prepare(number: int, image: GalleryImage) -> _Prepared:
         data = image.read()
         digest = hashlib.sha256(data).digest()
-        return digest, None if digest in cache.rows or known(digest) else decode(data, max_pixels)
+        if digest in cache.rows or known(digest):
+            return digest, None
+        header = read_header(data, max_pixels)
+        with room.taken(number, header.bytes_needed, 3 * header.pixels):
+            return digest, decode(data, max_pixels)
 
     def flush() -> None:
         if batch:
@@ -152,17 +163,21 @@ def embed_gallery(
     progress.start(TASK, len(images), 0)
     threads = min(8, cores())
     ahead = _prepare_ahead(prepare, images, threads, threads + embedder.batch_size)
-    with contextlib.closing(ahead):
-        for image, future in ahead:
+    with contextlib.closing(ahead), room:
+        for number, (image, future) in enumerate(ahead):
+            room.wait_for(number)
             try:
                 digest, pixels = future.result()
             except (ImageError, OSError) as error:
                 skip(image, error.message if isinstance(error, ImageError) else f"{error.strerror}.", error)
             else:
                 readable.append(HashedImage(image, digest))
-                if pixels is not None and digest not in cache.rows:
-                    batch.setdefault(digest, pixels)
-                    if len(batch) >= embedder.batch_size:
+                if pixels is not None:
+                    room.give_back(pixels.nbytes)
+                    if digest not in cache.rows:
+                        batch.setdefault(digest, pixels)
+                    large = sum(each.nbytes for each in batch.values()) > PIXEL_BYTES // 2
+                    if large or len(batch) >= embedder.batch_size:
                         flush()
             progress.advance(TASK, 1)
         flush()
@@ -226,15 +241,63 @@ def check_vectors(embedder: GalleryEmbedder, given: Vectors, count: int) -> Vect
     return vectors
 
 
+class _Room:
+    """Memory for images that are decoded ahead: the one that is waited for always gets some.
+
+    As a context it lets everybody go on at its end, so that no thread waits for a caller that has left.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._next: float = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, number: int, most: int, left: int) -> Iterator[None]:
+        """Take ``most`` bytes for decoding image ``number``; if the block succeeds, ``left`` stay taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: number <= self._next or self._used + most <= self._limit)
+            self._used += most
+        try:
+            yield
+        except BaseException:
+            left = 0
+            raise
+        finally:
+            self.give_back(most - left)
+
+    def give_back(self, amount: int) -> None:
+        """Give back bytes of an image."""
+        with self._changed:
+            self._used -= amount
+            self._changed.notify_all()
+
+    def wait_for(self, number: float) -> None:
+        """Image ``number`` is waited for."""
+        with self._changed:
+            self._next = number
+            self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.wait_for(math.inf)
+
+
 def _prepare_ahead(
-    prepare: Callable[[GalleryImage], _Prepared], images: Sequence[GalleryImage], threads: int, window: int
+    prepare: Callable[[int, GalleryImage], _Prepared],
+    images: Sequence[GalleryImage],
+    threads: int,
+    window: int,
 ) -> Generator[tuple[GalleryImage, Future[_Prepared]], None, None]:
     """Each image with the future of what is prepared of it, in order, up to ``window`` of them ahead."""
     pool = ThreadPoolExecutor(threads, "decode")
     running: deque[tuple[GalleryImage, Future[_Prepared]]] = deque()
     try:
-        for image in images:
-            running.append((image, pool.submit(prepare, image)))
+        for number, image in enumerate(images):
+            running.append((image, pool.submit(prepare, number, image)))
             if len(running) >= window:
                 yield running.popleft()
         yield from running

@@ -1,13 +1,18 @@
 """The cache of what was embedded and not yet published."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pdserve.index.embed import FOLDER, open_cache
-from tests.index.galleries import GridEmbedder, clustered
+from pdserve.index.embed import FOLDER, embed_gallery, open_cache
+from pdserve.index.gallery import GalleryImage
+from pdserve.progress import SILENT
+from pdserve.vision.decode import decode
+from pdserve.vision.types import Image8, Vectors
+from tests.index.galleries import GridEmbedder, clustered, write_gallery
 
 ROWS = clustered(6, 16)
 DIGESTS = [bytes([i]) * 32 for i in range(6)]
@@ -39,6 +44,27 @@ def test_kept_after_an_error_and_gone_after_success(tmp_path: Path) -> None:
     with open_cache(tmp_path, embedder) as cache:
         assert not cache.rows
         assert cache.gather([]).shape == (0, 16)
+
+
+def test_images_decoded_ahead_share_a_bound_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are ahead: the one that is waited for has room, others wait for theirs."""
+    held = []
+
+    class Watching(GridEmbedder):
+        def embed(self, images: Sequence[Image8]) -> Vectors:
+            held.append(sum(image.nbytes for image in images))
+            return super().embed(images)
+
+    images = write_gallery(tmp_path / "gallery", each=6)
+    one = len(decode(images[0].read()).tobytes())
+    monkeypatch.setattr("pdserve.index.embed.PIXEL_BYTES", 5 * one)
+    images[7] = GalleryImage(images[7].image, images[7].label, b"no image")
+    with open_cache(tmp_path, Watching()) as cache:
+        found, skipped = embed_gallery(images, Watching(batch_size=16), cache, strict=False, progress=SILENT)
+    assert (len(found), len(skipped)) == (23, 1)
+    assert max(held) == 3 * one  # half of the bound, and the one that passed it
 
 
 def test_another_embedder_has_its_own(tmp_path: Path) -> None:
