@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdserve.errors import ModelError
-from pdserve.formats import yaml_file
+from pdserve.formats import text_file, yaml_file
 
 Task = Literal["classification", "multilabel", "attributes", "embedding", "detection"]
 
@@ -32,7 +32,7 @@ FILES = ("inference.yml", "infer_cfg.yml")
 """What exporters call the file; the first that is there counts."""
 
 MAX_BYTES = 1 << 20
-"""Room for the 22,000 labels of ImageNet-22k; read in about two seconds whatever it holds."""
+"""Room for the 22,000 labels of ImageNet-22k; read in a second whatever it holds."""
 
 _LABELS = ("label_list", "label_0", "label_1")
 
@@ -107,7 +107,7 @@ def read_description(folder: Path) -> Description:
     try:
         content = yaml_file.read(path, max_bytes=MAX_BYTES, as_text=_LABELS)
     except (OSError, yaml_file.YamlError) as error:
-        raise ModelError(f"Cannot read {path}: {error}.") from error
+        raise ModelError(f"Cannot read {path}: {text_file.reason(error)}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} describes no model; it should have PreProcess and PostProcess.")
     file = _File(path, content)

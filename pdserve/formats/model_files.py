@@ -17,6 +17,11 @@ Kind = Literal["ProgramDesc", "PIR"]
 
 # Programs hold no weights: the largest we know is 2 MB. Parsed, a hostile one takes 30 times its size.
 MAX_PROGRAM_BYTES = 32 * 2**20
+# JSON is parsed into Python's objects, 8 MiB of the worst in two seconds and 250 MB.
+MAX_JSON_BYTES = 8 * 2**20
+# Parsing is in C; what is then done for each is not. The largest vision model that we know has 3,000.
+MAX_PARAMETERS, MAX_VARIABLES = 20_000, 1000
+_NO_MODEL = "it is no model of images"
 
 _OLD_PARAMS = {"__model__": "__params__", "model": "params"}
 
@@ -72,17 +77,22 @@ def parameter_files(files: ModelFiles, program: Program) -> list[Path]:
 
 def read_program(files: ModelFiles) -> Program:
     """Parse the program. Raises ModelError for a file that is missing, broken or no program."""
+    most = MAX_JSON_BYTES if files.kind == "PIR" else MAX_PROGRAM_BYTES
     with read_errors(ModelError, files.model), files.model.open("rb") as file:
-        data = file.read(MAX_PROGRAM_BYTES + 1)
+        data = file.read(most + 1)
     if not data:
         raise ModelError(f"{files.model} is empty; fetch or export the model again.")
-    if len(data) > MAX_PROGRAM_BYTES:
-        raise ModelError(f"{files.model} is larger than {MAX_PROGRAM_BYTES >> 20} MiB, so it is no program.")
+    if len(data) > most:
+        raise ModelError(f"{files.model} is larger than {most >> 20} MiB, so it is no program.")
     parse = parse_pir if files.kind == "PIR" else parse_program_desc
     program = parse(data, str(files.model))
     for what, specs in (("feeds", program.signature.feeds), ("fetches", program.signature.fetches)):
         if not specs:
             raise ModelError(f"{files.model} has no {what}, so it is no inference model; export it again.")
+        if len(specs) > MAX_VARIABLES:
+            raise ModelError(f"{files.model} has more than {MAX_VARIABLES} {what}: {_NO_MODEL}.")
+    if len(program.parameters) > MAX_PARAMETERS:
+        raise ModelError(f"{files.model} has more than {MAX_PARAMETERS} parameters: {_NO_MODEL}.")
     return program
 
 

@@ -16,12 +16,17 @@ from google.protobuf.message import DecodeError
 
 from pdserve.errors import AliasError, ModelError
 from pdserve.files import read_errors
+from pdserve.formats import text_file
 from pdserve.formats.protos import message
 
 SERVER_TEXT = "serving_server_conf.prototxt"
 SERVER_STREAM = "serving_server_conf.stream.prototxt"
 CLIENT_TEXT = "serving_client_conf.prototxt"
 CLIENT_STREAM = "serving_client_conf.stream.prototxt"
+
+MAX_BYTES = 256 << 10
+MAX_VARIABLES = 1000
+"""Feeds, or fetches; what a file of the size above holds is parsed in a second."""
 
 # feed_type and fetch_type by NumPy's name of the dtype; the numbers are Paddle Serving's.
 TYPE_CODES: Mapping[str, int] = {
@@ -104,8 +109,9 @@ def parse_text(text: str, source: str = "prototxt") -> ModelConfig:
     return _from_message(config, source)
 
 
-# Comments and strings of protobuf text (protobuf.dev, text format), and what may follow a backslash.
-_QUOTED = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
+# Comments and strings of protobuf text (protobuf.dev, text format), and what may follow a backslash. A string
+# without its end goes to the end of its line: to look for one again at each quote would take the square.
+_QUOTED = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?""", re.DOTALL)
 _ESCAPES = frozenset("abfnrtv?\\'\"01234567xXuU")
 
 
@@ -133,13 +139,16 @@ def parse_stream(data: bytes, source: str = "stream.prototxt") -> ModelConfig:
 def read(path: Path) -> ModelConfig:
     """Read a ``.prototxt`` or ``.stream.prototxt`` file. Raises ModelError if missing or unreadable."""
     with read_errors(ModelError, path):
-        data = path.read_bytes()
+        data = text_file.read_bytes(path, MAX_BYTES)
     if path.name.endswith(".stream.prototxt"):
         return parse_stream(data, str(path))
     try:
-        return parse_text(data.decode("utf-8-sig"), str(path))
+        text = text_file.decode_text(data)
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not text.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not text as it should be: {error}.") from error
+    return parse_text(text, str(path))
 
 
 def dump_text(config: ModelConfig) -> str:
@@ -164,6 +173,8 @@ def _from_message(config: Any, source: str) -> ModelConfig:
         shape = tuple(v.shape) if v.is_lod_tensor else tuple(extent for extent in v.shape if extent >= 0)
         return Variable(v.name, v.alias_name or v.name, _TYPE_NAMES[code], shape, v.is_lod_tensor)
 
+    if max(len(config.feed_var), len(config.fetch_var)) > MAX_VARIABLES:
+        raise ModelError(f"{source} has more than {MAX_VARIABLES} feeds or fetches.")
     return ModelConfig(
         tuple(variable(v, v.feed_type) for v in config.feed_var),
         tuple(variable(v, v.fetch_type) for v in config.fetch_var),

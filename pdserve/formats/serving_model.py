@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 
 from pdserve.errors import ModelError
-from pdserve.formats import inference_yml, prototxt
+from pdserve.formats import inference_yml, prototxt, text_file
 from pdserve.formats.inference_yml import Description, Task
 from pdserve.formats.model_files import ModelFiles, find_model_files, read_program
 from pdserve.formats.program import Program, TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
 
 NOTE = "pdserve.json"
+MAX_NOTE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,10 @@ def _shape(spec: TensorSpec) -> tuple[int, ...]:
 
 def _name(path: Path) -> str:
     try:
-        name = json.loads((path / NOTE).read_text("utf-8"))["name"]
+        name = json.loads(text_file.read_text(path / NOTE, MAX_NOTE_BYTES))["name"]
         if isinstance(name, str):
             return name
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # a folder of another converter has no note
     return folder_name(path)
 

@@ -9,8 +9,9 @@ from pdserve.convert import convert
 from pdserve.engines import int8
 from pdserve.errors import ModelError, UsageError
 from pdserve.files import FileRecord
+from pdserve.formats import text_file
 from pdserve.formats.model_files import find_model_files, read_program
-from pdserve.formats.serving_model import NOTE, ServingModel, open_serving_model
+from pdserve.formats.serving_model import MAX_NOTE_BYTES, NOTE, ServingModel, open_serving_model
 from pdserve.models import catalog, record
 from pdserve.models.address import entry_for, is_source
 from pdserve.models.home import Home, is_path
@@ -93,7 +94,7 @@ def conversion_state(name: str, home: Home) -> State:
     if not serving.is_dir():
         return "missing"
     try:
-        note = json.loads((serving / NOTE).read_text("utf-8"))
+        note = json.loads(text_file.read_text(serving / NOTE, MAX_NOTE_BYTES))
         noted, written = (
             {path: FileRecord(**each) for path, each in note[key].items()} for key in ("source", "written")
         )

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from pdserve.errors import ChecksumError
 from pdserve.files import FileRecord, disk_errors
+from pdserve.formats import text_file
 
 FILE = "fetch.json"
+_MAX_BYTES = 256 << 20  # a million files
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read(folder: Path) -> Record | None:
     """The folder's record, None where there is none. Raises ChecksumError for one that cannot be read."""
     path = folder / FILE
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = json.loads(text_file.read_text(path, _MAX_BYTES))
         fields["files"] = {name: FileRecord(**each) for name, each in fields["files"].items()}
         return Record(**fields)
     except FileNotFoundError:

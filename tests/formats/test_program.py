@@ -254,8 +254,34 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pdmodel"
     with path.open("wb") as file:
         file.truncate(MAX_PROGRAM_BYTES + 1)
-    with pytest.raises(ModelError, match="larger than"):
+    with pytest.raises(ModelError, match="larger than 32 MiB"):
         read_program(ModelFiles(path, None, "ProgramDesc"))
+    with pytest.raises(ModelError, match="larger than 8 MiB"):
+        read_program(ModelFiles(path, None, "PIR"))
+
+
+@pytest.mark.parametrize(
+    ("fetches", "parameters", "words"),
+    [
+        (1001, 0, "has more than 1000 fetches: it is no model of images"),
+        (1, 20_001, "has more than 20000 parameters: it is no model of images"),
+    ],
+)
+def test_absurd_numbers_are_refused(tmp_path: Path, fetches: int, parameters: int, words: str) -> None:
+    tensor = {"TT": {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, [1], "NCHW", [], 0]}}
+
+    def op(kind: str, **attributes: object) -> dict[str, object]:
+        named = [{"N": name, "AT": {"D": value}} for name, value in attributes.items()]
+        return {"#": kind, "O": [tensor], "A": named}
+
+    ops: list[object] = [op("1.data", name="x")]
+    ops += [op("1.fetch", name=f"fetch_name_{i}", col=i) for i in range(fetches)]
+    ops += [{"#": "p", "O": tensor, "A": [0, 0, 0, f"w{i}"]} for i in range(parameters)]
+    program = {"regions": [{"blocks": [{"ops": ops}]}]}
+    path = tmp_path / "inference.json"
+    path.write_text(json.dumps({"base_code": {"magic": "pir"}, "program": program}), "utf-8")
+    with pytest.raises(ModelError, match=words):
+        read_program(ModelFiles(path, None, "PIR"))
 
 
 def test_a_program_that_feeds_or_fetches_nothing(tmp_path: Path) -> None:

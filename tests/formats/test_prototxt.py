@@ -1,6 +1,7 @@
 """The configuration files: byte for byte the published ones, aliases, and files that are none."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,21 @@ def test_a_file_edited_by_hand(tmp_path: Path) -> None:
     path.write_text("\ufeff" + text.replace("shape: 3\n", "shape: -1\n  shape: 3\n"), "utf-8")
     assert "shape: -1" in path.read_text("utf-8")
     assert prototxt.read(path) == prototxt.read(DETECTOR / prototxt.SERVER_TEXT)
+
+
+def test_quotes_without_an_end_take_no_square_of_time() -> None:
+    started = time.process_time()
+    for text in ('\\"' * 100_000, "\\'" * 100_000, '"' + "x" * 200_000):
+        with pytest.raises(ModelError):
+            prototxt.parse_text(text)
+    assert time.process_time() - started < 5  # minutes, when the end was looked for at each
+
+
+def test_size_and_number_of_variables_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "serving_server_conf.prototxt"
+    path.write_text("#" * (prototxt.MAX_BYTES + 1), "utf-8")
+    with pytest.raises(ModelError, match="it has more than 256 KiB"):
+        prototxt.read(path)
+    path.write_text('feed_var {name: "x"}\n' * 1001, "utf-8")
+    with pytest.raises(ModelError, match="has more than 1000 feeds or fetches"):
+        prototxt.read(path)

@@ -1,5 +1,6 @@
 """YAML from a stranger."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_plain_and_with_aliases(tmp_path: Path) -> None:
         ("a: &x {b: *x}", "more than 1000000 values"),
         ("a: &x [" + "*x, " * 3000 + "]", "more than 1000000 values"),
         ("#" * (yaml_file.MAX_BYTES + 1), "more than 4 MiB"),
+        ("".join(f"k{i}: 1\n" for i in range(100_000)), "^it has more than 100000 values$"),
+        ("[" + "a," * 200_000 + "]", "^it has more than 100000 values$"),
+        ("[" + "[]," * 200_000 + "]", "^it has more than 100000 values$"),
+        ("a: 1\nb: 2\na: 3\n", "^it has 'a' twice, in line 1 and in line 3; remove one$"),
+        ("x: {a: 1, 'a': 2}\n", "^it has 'a' twice, in line 1 and in line 1; remove one$"),
+        (
+            "a: 1\n".encode("utf-16"),
+            r"^it is UTF-16 text, as some Windows programs save it; save.*$",
+        ),
+        ("a: 1\n".encode("utf-16-le"), "^it is UTF-16 text"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -48,6 +59,21 @@ def test_what_is_refused(tmp_path: Path, text: str | bytes, words: str) -> None:
     with pytest.raises(YamlError, match=words) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused_is_refused_soon(tmp_path: Path) -> None:
+    text = "".join(f"k{i}: 1\n" for i in range(400_000))
+    started = time.process_time()
+    with pytest.raises(YamlError, match="more than 4 MiB"):
+        read(tmp_path, text)
+    with pytest.raises(YamlError, match="more than 100000 values"):
+        read(tmp_path, text[: yaml_file.MAX_BYTES])
+    assert time.process_time() - started < 3  # 37 s when all was built
+
+
+def test_keys_of_other_mappings_and_merges_are_not_twice(tmp_path: Path) -> None:
+    text = "a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: [{x: 1}, {x: 2}]\n"
+    assert read(tmp_path, text) == {"a": {"x": 1}, "b": {"x": 2}, "c": [{"x": 1}, {"x": 2}]}
 
 
 def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 
 from pdserve.errors import SettingsError
+from pdserve.formats import text_file
 
 FOLDER = Path(__file__).parent
+MAX_BYTES = 8 << 20
 _NUMBER = r"(\d{1,600})"  # Python reads no number of several thousand digits
 
 
@@ -19,9 +21,9 @@ def read_labels(path: Path, delimiter: str | None = None) -> tuple[str, ...]:
     Raises SettingsError for a missing, empty or contradictory file.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"Cannot read the label file {path}: {error}.") from error
+        lines = [line.strip() for line in text_file.read_text(path, MAX_BYTES).splitlines()]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"Cannot read the label file {path}: {text_file.reason(error)}.") from error
     lines = [line for line in lines if line]
     if not lines:
         raise SettingsError(f"The label file {path} has no labels.")
