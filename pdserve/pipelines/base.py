@@ -90,6 +90,11 @@ class Pipeline(ABC, Generic[Answer]):
     embedder: "Embedder | None" = None
 
     @property
+    def working_bytes(self) -> int:
+        """What preprocessing holds beside an image, in bytes for each of its pixels; 0 where it is small."""
+        return 0
+
+    @property
     @abstractmethod
     def models(self) -> Mapping[str, PipelineModel]:
         """The models by role, in the order of an image's way."""

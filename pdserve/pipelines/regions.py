@@ -125,6 +125,12 @@ class RegionsPipeline(Pipeline[Any]):
         return models
 
     @property
+    def working_bytes(self) -> int:
+        """See `Pipeline`: a detector that does not begin by resizing has the whole image in floats, twice."""
+        chain = self.detectors[0].settings.chain if self.detectors else None
+        return 24 if chain and not (chain.steps and chain.steps[0].resizes) else 0
+
+    @property
     def index(self) -> LoadedIndex | None:
         """The version of the index that is searched; see `Pipeline`."""
         return self.stage.index

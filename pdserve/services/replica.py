@@ -252,9 +252,9 @@ class _Steps:
         """Read the header, whose readers are bounded, and wait until there is memory for the image."""
         header = read_header(data, self._replica.pipeline.max_pixels)
         self._count.add(header.pixels)
+        needed = max(header.bytes_needed, header.pixels * self._replica.pipeline.working_bytes)
         async with self._turn:
-            budget = self._replica.entrance.pixels
-            return header, await budget.reserve(header.bytes_needed, self._deadline)
+            return header, await self._replica.entrance.pixels.reserve(needed, self._deadline)
 
     async def _decode(
         self, data: bytes, header: Header, function: Callable[[Image8, float], Result]

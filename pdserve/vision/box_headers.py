@@ -13,6 +13,8 @@ from pdserve.vision.header import MAX_PIECES, Buffer, Header, broken
 _MAX_TILES = 65535
 _MAX_COMPONENTS = 4
 _BRANDS = (b"avif", b"avis")
+# Boxes around those that are wanted, and what stands in them before these: version and flags.
+_CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0}
 
 
 def read_jp2(data: Buffer) -> Header:
@@ -63,28 +65,23 @@ def read_avif(data: Buffer) -> Header:
 
     That of the picture is one of them; tiles of a grid, alpha and previews have their own. Raises ImageError.
     """
-    brands: tuple[bytes, ...] = ()
-    for name, start, end in _boxes(data, 0, len(data)):
+    size, known, at = (0, 0), False, 0
+    for _ in range(MAX_PIECES):
+        name, start, stop = next(_boxes(data, at, len(data)), (b"", 0, 0))
         if name == b"ftyp":
-            listed = bytes(data[start : min(end, start + 4 * MAX_PIECES)])
-            brands = tuple(listed[at : at + 4] for at in range(0, len(listed), 4) if at != 4)
-            if not set(_BRANDS) & set(brands):
-                break
-        if name == b"meta":
-            sizes = list(_sizes(data, start + 4, end))  # after its version and flags
-            if sizes:
-                return Header("AVIF", *max(sizes, key=lambda size: size[0] * size[1]))
-    if brands and set(_BRANDS) & set(brands):
-        broken("AVIF")
-    raise ImageError(f"The {len(data)} bytes are no image in a known format.")
-
-
-def _sizes(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int]]:
-    for name, start, stop in _boxes(data, at, end):
-        if name in (b"iprp", b"ipco"):
-            yield from _sizes(data, start, stop)
-        elif name == b"ispe":
-            yield _number(data, start + 4, 4), _number(data, start + 8, 4)
+            listed = bytes(data[start : min(stop, start + 4 * MAX_PIECES)])
+            known = any(
+                listed[place : place + 4] in _BRANDS for place in range(0, len(listed), 4) if place != 4
+            )
+        if not known or not name:
+            break
+        if name == b"ispe":
+            own = _number(data, start + 4, 4), _number(data, start + 8, 4)
+            size = max(size, own, key=lambda each: each[0] * each[1])
+        at = start + _CONTAINERS[name] if name in _CONTAINERS else stop
+    if not known:
+        raise ImageError(f"The {len(data)} bytes are no image in a known format.")
+    return Header("AVIF", *size)
 
 
 def _boxes(data: Buffer, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:

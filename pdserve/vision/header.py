@@ -253,7 +253,8 @@ def _gif(data: Buffer) -> Header:
 
 # Whole numbers before the pixels, and comments between them, up to so many bytes.
 _PPM_HEADER = 4096
-_PPM = re.compile(rb"P([1-6])(?:\s|#[^\n\r]*[\n\r])+(\d{1,10})(?:\s|#[^\n\r]*[\n\r])+(\d{1,10})(?=[\s#])")
+_BETWEEN = rb"\s(?:\s|#[^\n\r]*[\n\r])*"  # a # that stands in a number readers take differently
+_PPM = re.compile(rb"P([1-6])" + _BETWEEN + rb"(\d{1,10})" + _BETWEEN + rb"(\d{1,10})\s")
 
 
 def _ppm(data: Buffer) -> Header:
@@ -275,7 +276,7 @@ READERS: tuple[tuple["re.Pattern[bytes]", str, Any], ...] = (
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WEBP", _webp),
     (re.compile(rb"BM"), "BMP", _bmp),
     (re.compile(rb"GIF8[79]a"), "GIF", _gif),
-    (re.compile(rb"P[1-6][\s#]"), "PPM", _ppm),
+    (re.compile(rb"P[1-6]\s"), "PPM", _ppm),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF", "pdserve.vision.tiff_header:read_tiff"),
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n"), "JPEG2000", "pdserve.vision.box_headers:read_jp2"),
     (re.compile(rb"\xff\x4f\xff\x51"), "JPEG2000", "pdserve.vision.box_headers:read_codestream"),

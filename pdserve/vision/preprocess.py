@@ -29,6 +29,9 @@ Sizing = tuple[Step, tuple[int, int] | None]  # a step, and the (height, width) 
 
 MAX_OPERATORS = 32
 
+MAX_RESIZED = 16_777_216
+"""Pixels of an image whose short side was resized: more come only of one that is far longer than wide."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -220,10 +223,10 @@ def _resize(params: dict[str, Any], floating: bool) -> Sizing:
             height, width = image.shape[:2]
             ratio = short / min(height, width)
             wide, high = round(width * ratio), round(height * ratio)
-            if wide * high > MAX_PIXELS:
+            if wide * high > max(MAX_RESIZED, width * height):
                 raise ImageError(
                     f"The image is {width}×{height}; with its short side resized to {short} it would be "
-                    f"{wide}×{high}, more than {MAX_PIXELS} pixels."
+                    f"{wide}×{high}, more than {MAX_RESIZED} pixels."
                 )
             return resize(image, wide, high)
 
