@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).parents[1] / "pdserve"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = Path(__file__).parent
 # What is no part of the package, and what tests it as a whole.
-APART = {"attacks", "benchmarks", "data", "docs", "end_to_end", "fuzz", "zoo"}
+APART = {"attacks", "benchmarks", "data", "docs", "end_to_end", "fuzz", "simulation", "zoo"}
 
 
 def loose(folder: Path) -> list[str]:

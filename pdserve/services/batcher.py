@@ -194,7 +194,7 @@ class Batcher(Generic[Item, Result]):
             raise ClosedError("The server is stopping; ask again in a moment.")
         loop = asyncio.get_running_loop()
         if self._timeout_s is not None:
-            deadline = min(deadline or math.inf, loop.time() + self._timeout_s)
+            deadline = min(math.inf if deadline is None else deadline, loop.time() + self._timeout_s)
         group: _Group[Result] = _Group(len(items), loop.create_future(), deadline)
         self._queue.extend(_Waiting(group, place, item) for place, item in enumerate(items))
         self._dispatch()

@@ -51,6 +51,7 @@ class Reloader(Generic[R]):
         self._rebuilt = asyncio.Event()
         self._replacing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closers: set[asyncio.Task[None]] = set()  # of replicas that were replaced
 
     def start(self) -> None:
         """Take requests, and watch the models' files; called on the running event loop."""
@@ -85,6 +86,9 @@ class Reloader(Generic[R]):
             except Exception:
                 log.exception("not reloaded, what runs goes on")
                 return
+            if self.closing:  # meanwhile: what is active is being closed, and nothing takes its place
+                await newer.close()
+                return
             self._replace(newer, "reload")
             log.info("reloaded: new requests go to the models as they are now")
 
@@ -94,9 +98,17 @@ class Reloader(Generic[R]):
             self._spawn(self.reload())
 
     def broken(self, replica: Replica, cause: str) -> None:
-        """Rebuild a replica whose engine is ``failing`` or ``hanging``, without waiting for it."""
+        """Rebuild a replica whose engine is ``failing`` or ``hanging``, without waiting for it.
+
+        Of one that has been replaced already, who waits for its engines is put to its successor. At a stop
+        nothing follows, and nobody is to wait for what hangs.
+        """
         if replica is self.active and not self.closing:
             self._spawn(self._rebuild(self.active, cause))
+        elif cause == "hanging":
+            if replica is self.active:
+                self._rebuilt.set()
+            replica.retire()
 
     async def close(self) -> None:
         """Finish what is queued and free the engines; those that hang are left as they are."""
@@ -105,6 +117,7 @@ class Reloader(Generic[R]):
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._closers, return_exceptions=True)
         if not self.failed.is_set():
             await self.active.close()
 
@@ -162,16 +175,17 @@ class Reloader(Generic[R]):
         newer.start(self)
         self._metrics.rebuilt(cause)
         if cause == "reload":
-            self._spawn(_close_unused(older))
+            self._spawn(_close_unused(older), self._closers)
         self.ready = not self.closing
         self._rebuilt.set()
         self.replaced()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], among: "set[asyncio.Task[None]] | None" = None) -> None:
         # Without the context of the request that may have caused it: the task outlives the request.
         task = contextvars.Context().run(asyncio.create_task, work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks = self._tasks if among is None else among
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 async def _close_unused(older: Replica) -> None:

@@ -125,6 +125,7 @@ class Replica:
         self.state = State.LOADING
         self.index = IndexWatch(pipeline, metrics, self._other_embedder) if pipeline.index else None
         self._owner: Owner | None = None
+        self._hangs = False
         self._pool = pool
         self._metrics = metrics
         self._stages = Stages(metrics)
@@ -179,11 +180,12 @@ class Replica:
             batcher.retire()
 
     async def close(self) -> None:
-        """Finish what is queued; free the engines."""
+        """Finish what is queued; free the engines, unless a thread hangs in one."""
         for batcher in self._batchers.values():
             await batcher.close()
         await self.abandon()
-        self.pipeline.close()
+        if not self._hangs:
+            self.pipeline.close()
 
     async def abandon(self) -> None:
         """Stop watching the index; leave the engines to the thread that hangs in one."""
@@ -192,6 +194,7 @@ class Replica:
             await self.index.close()
 
     def _broken(self, cause: str) -> None:
+        self._hangs = self._hangs or cause == "hanging"
         if self._owner:
             self._owner.broken(self, cause)
 

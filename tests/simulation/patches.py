@@ -1,0 +1,79 @@
+"""What the worlds replace in the modules that they run: clocks, threads, metrics, the log."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from pdserve.services import batcher, replica, service, watch
+from tests.simulation.world import NoStages
+
+
+class VirtualTime:
+    """Stands for the module time: perf_counter is the running loop's clock."""
+
+    @staticmethod
+    def perf_counter() -> float:
+        return asyncio.get_running_loop().time()
+
+
+class SimulatedThread:
+    """Stands for EngineThread: calls ``work`` after a while, and gives back what came of it after another.
+
+    ``work`` is an object: ``given(items)`` is told when a batch is handed over, ``threads`` gets this
+    thread. It may return `HANGS`; then nothing ever comes back.
+    """
+
+    HANGS = object()
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        self._engine = getattr(work, "func", work)  # of a partial
+        self._engine.threads.append(self)
+        self._loop: Any = asyncio.get_running_loop()
+        self.stopped = False
+
+    def run(self, items: Sequence[Any], done: Callable[[Any], None]) -> None:
+        self._engine.given(items)
+
+        def call() -> None:
+            try:
+                outcome = self._work(items)
+            except Exception as error:
+                outcome = error
+            if outcome is not self.HANGS:
+                self._loop.call_later(self._loop.pause(), done, outcome)
+
+        self._loop.call_later(self._loop.pause(), call)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def join(self) -> None:
+        if not self.stopped:
+            raise AssertionError("somebody waits for a thread that was never stopped")
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[None]:
+    """The modules as the worlds need them."""
+    replaced: list[tuple[Any, str, Any]] = [
+        (batcher, "time", VirtualTime),
+        (batcher, "EngineThread", SimulatedThread),
+        (service, "give_back_freed_memory", lambda: None),
+        (watch, "signatures", lambda folder: folder.published),
+        (watch, "changed", lambda folder, loaded: folder.published != loaded.version),
+        *((module, "Stages", NoStages) for module in (batcher, replica, service)),
+    ]
+    logger = logging.getLogger("pdserve")
+    was = logger.disabled
+    with contextlib.ExitStack() as stack:
+        for holder, name, value in replaced:
+            stack.enter_context(mock.patch.object(holder, name, value))
+        logger.disabled = True
+        try:
+            yield
+        finally:
+            logger.disabled = was
