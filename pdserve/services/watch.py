@@ -65,6 +65,7 @@ class IndexWatch:
         self._on_other_embedder = on_other_embedder
         self._task: asyncio.Task[None] | None = None
         self._refused: object = None
+        self._refreshing = asyncio.Lock()
         self._looked_at: object = None
 
     @property
@@ -87,7 +88,14 @@ class IndexWatch:
         )
 
     async def refresh(self) -> None:
-        """Load the published version if it is another. One that cannot be used is logged once and left."""
+        """Load the published version if it is another. One that cannot be used is logged once and left.
+
+        One at a time: else a version that loads slowly could take the place of a newer one.
+        """
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             if await asyncio.to_thread(self._changed):
                 self._pipeline.index = await asyncio.to_thread(self._pipeline.load_index)

@@ -115,7 +115,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def pause(self) -> float:
         """How long something outside takes, in seconds: mostly next to nothing, at times long."""
         draw = self.chance.random()
-        return 0.0 if draw < 0.3 else draw * 0.02 if draw < 0.9 else draw * 2
+        # Of few different lengths, so that much happens in the same moment.
+        return 0.0 if draw < 0.3 else int(draw * 30) / 1000 if draw < 0.9 else int(draw * 20) / 10
 
     def run(self, main: Coroutine[Any, Any, None]) -> None:
         """Run to the end of ``main`` and of all that it left. Raises StuckError, and what ``main`` raises."""

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from pdserve.services import batcher, reload
+from pdserve.services import batcher, budget, reload
 from pdserve.services.batcher import Batcher
+from pdserve.services.budget import Reservation
 from pdserve.services.replica import Replica, Requests
+from pdserve.services.watch import IndexWatch
 from tests.simulation.patches import simulated
 from tests.simulation.run import play
 
@@ -30,7 +32,7 @@ def test_items_of_those_who_left_go_into_the_engine(monkeypatch: pytest.MonkeyPa
     def take(self: Any, count: int) -> Any:
         return [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
 
-    assert "nobody waits for it" in found(monkeypatch, "batcher", Batcher, "_take", take)
+    assert "goes into an engine" in found(monkeypatch, "batcher", Batcher, "_take", take)
 
 
 def test_a_deadline_that_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +90,34 @@ def test_those_who_wait_for_a_replaced_engine_that_hangs(monkeypatch: pytest.Mon
             self._spawn(self._rebuild(self.active, cause))
 
     assert found(monkeypatch, "service", reload.Reloader, "broken", broken)
+
+
+def test_an_older_version_that_takes_the_place_of_a_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = found(monkeypatch, "gallery", IndexWatch, "refresh", IndexWatch._refresh)
+    assert "takes the place of" in error
+
+
+def test_a_write_that_is_acknowledged_before_it_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refresh(self: Any) -> None:
+        pass
+
+    assert "active" in found(monkeypatch, "gallery", IndexWatch, "refresh", refresh)
+
+
+def test_a_reservation_that_is_given_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def release(self: Any) -> None:
+        self._budget.used -= self.amount
+        self._budget._settle()
+
+    assert "reserved" in found(monkeypatch, "budget", Reservation, "release", release)
+
+
+@pytest.mark.full
+def test_who_leaves_as_it_is_granted_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiter(budget._Waiter):
+        granted = property(lambda self: False, lambda self, value: None)
+
+    assert found(monkeypatch, "budget", budget, "_Waiter", Waiter)
 
 
 def test_what_is_shown_again_is_the_same() -> None:

@@ -48,9 +48,9 @@ class World:
 
     def check(self, holds: object, text: str, *values: Any) -> None:
         """Raise ViolationError unless this holds."""
-        if not holds:
+        if not holds and not self.violation:  # the first one counts
             error = ViolationError(f"at {self.loop.time():.4f} s: {text.format(*values)}")
-            self.violation = self.violation or error
+            self.violation = error
             raise error
 
     def maybe(self, probability: float) -> bool:

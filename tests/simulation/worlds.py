@@ -1,12 +1,16 @@
 """The worlds, and which share of the schedules each has."""
 
 from tests.simulation.batcher import BatcherWorld
+from tests.simulation.budget import BudgetWorld
+from tests.simulation.gallery import GalleryWorld
 from tests.simulation.service import ServiceWorld
 from tests.simulation.world import World
 
 WORLDS: dict[str, tuple[type[World], int]] = {
-    "batcher": (BatcherWorld, 8),
+    "batcher": (BatcherWorld, 6),
     "service": (ServiceWorld, 4),
+    "gallery": (GalleryWorld, 4),
+    "budget": (BudgetWorld, 6),
 }
 """Name -> the world, and how many of every twenty seeds are its own."""
 
