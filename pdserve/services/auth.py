@@ -9,8 +9,6 @@ Health needs no key, since probes carry none.
 
 import hashlib
 import hmac
-import ipaddress
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import grpc.aio
 from pdserve.clients.credentials import VARIABLE, check_key, read_keys
 from pdserve.errors import SettingsError, UnauthorizedError
 from pdserve.services.http.messages import error_response
+from pdserve.services.net import is_loopback
 from pdserve.services.protocols import App, Receive, Resource, Scope, Send, grpc_protocol
 from pdserve.settings import ServerSettings
 
@@ -187,20 +186,9 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
 
 def open_access_warning(settings: ServerSettings) -> str | None:
     """A warning where other machines can reach a server that needs no key; None otherwise."""
-    if settings.api_key or settings.api_key_file or _is_loopback(settings.host):
+    if settings.api_key or settings.api_key_file or is_loopback(settings.host):
         return None
     return (
         f"any machine that reaches {settings.host} can use this server, since it needs no key; "
         "give --api-key FILE, or --host 127.0.0.1 to be reached from this machine only"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a host to listen on is this machine's loopback, by number or by name."""
-    try:
-        return all(
-            ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
-            for *_, address in socket.getaddrinfo(host, None)
-        )
-    except (OSError, UnicodeError):  # no such host, as the attempt to listen there will say
-        return False

@@ -1,11 +1,15 @@
 """Listening: bound sockets, addresses as people read them, and the certificate for HTTP and gRPC."""
 
+import errno
+import ipaddress
+import os
 import socket
 import ssl
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pdserve.errors import SettingsError
 from pdserve.settings import ServerSettings
@@ -70,25 +74,116 @@ def _read(path: Path, option: str) -> bytes:
         raise SettingsError(f"Cannot read {option} {path}: {error.strerror}.") from error
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises SettingsError for a port in use or an address of another machine."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets, one for each address of a host, all on one port; 0 is any free one.
+
+    ``localhost`` is this machine's loopback in IPv4 and IPv6, whatever it is looked up to. An address that
+    the machine does not have (IPv6 may be off) is left out where there is another. Raises SettingsError for a
+    port in use or an address of another machine.
+    """
+    found = _addresses(host, port)
+    for last in (*[False] * _ATTEMPTS, True):
+        try:
+            return _bound(host, port, found)
+        except _OtherPortError as error:  # free at one address, taken at another
+            if last:
+                raise _cannot_listen(host, error.port, os.strerror(errno.EADDRINUSE)) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+_ATTEMPTS = 10
+_LOOPBACK = ("127.0.0.1", "::1")
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_Address = tuple[socket.AddressFamily, Any]
+
+
+class _OtherPortError(Exception):
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+def _addresses(host: str, port: int) -> list[_Address]:
+    names = _LOOPBACK if host.lower().removesuffix(".") == "localhost" else (host,)
+    found: dict[Any, _Address] = {}
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        for name in names:
+            for family, _, _, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
+                found.setdefault(address, (family, address))
     except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the codec's to refuse
-        reason = getattr(error, "strerror", None) or "it is no host name"
-        raise SettingsError(f"The host {host!r} is no address of this machine: {reason}.") from error
-    opened = socket.socket(family, kind, protocol)
+        if not found:
+            reason = getattr(error, "strerror", None) or "it is no host name"
+            raise SettingsError(f"The host {host!r} is no address of this machine: {reason}.") from error
+    return list(found.values())
+
+
+def _bound(host: str, port: int, addresses: list[_Address]) -> list[socket.socket]:
+    opened: list[socket.socket] = []
+    absent: OSError | None = None
+    try:
+        for family, address in addresses:
+            chosen = opened[0].getsockname()[1] if opened else port
+            try:
+                opened.append(_socket(family, (address[0], chosen, *address[2:])))
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    absent = error
+                    continue
+                if opened and not port and error.errno == errno.EADDRINUSE:
+                    raise _OtherPortError(chosen) from error
+                raise _cannot_listen(host, chosen, error.strerror) from error
+        if not opened:
+            raise _cannot_listen(host, port, absent.strerror if absent else "no address")
+    except BaseException:
+        for each in opened:
+            each.close()
+        raise
+    return opened
+
+
+def _socket(family: socket.AddressFamily, address: Any) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform != "win32":  # there the option would let two servers share the port
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-    except OSError as error:
+    except BaseException:
         opened.close()
-        raise SettingsError(
-            f"Cannot listen on {host}:{port}: {error.strerror}; stop what runs there or give another port "
-            "with --http-port or --rpc-port."
-        ) from error
+        raise
     return opened
+
+
+def _cannot_listen(host: str, port: int, reason: str | None) -> SettingsError:
+    return SettingsError(
+        f"Cannot listen on {host}:{port}: {reason}; stop what runs there or give another port "
+        "with --http-port or --rpc-port."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to listen on is this machine's loopback, by number or by name."""
+    try:
+        return all(
+            ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+            for *_, address in socket.getaddrinfo(host, None)
+        )
+    except (OSError, UnicodeError):  # no such host, as the attempt to listen there will say
+        return False
+
+
+def container_warning(host: str, environ: Mapping[str, str], root: Path = Path("/")) -> str | None:
+    """A warning where a server in a container listens on its loopback alone; None otherwise.
+
+    ``root``: where the files are that Docker and Podman leave in a container.
+    """
+    marks = (root / ".dockerenv", root / "run" / ".containerenv")
+    inside = any(environ.get(name) for name in ("KUBERNETES_SERVICE_HOST", "container"))
+    if not is_loopback(host) or not (inside or any(mark.exists() for mark in marks)):
+        return None
+    return (
+        f"this is a container, and {host} is its own loopback: nothing outside of the container reaches this "
+        "server, unless it shares the host's network; --host 0.0.0.0 listens for others, with --api-key FILE "
+        "for those that are known"
+    )
 
 
 def bracketed(host: str) -> str:

@@ -24,7 +24,7 @@ from pdserve.services.http.hosts import allowed_hosts
 from pdserve.services.http.places import raise_file_limit
 from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
-from pdserve.services.net import bind, bracketed, check_tls
+from pdserve.services.net import bind, bracketed, check_tls, container_warning
 from pdserve.services.replica import Pool, Replica
 from pdserve.services.service import Service
 from pdserve.services.telemetry.logs import open_log
@@ -90,8 +90,14 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> I
         allowed_hosts(settings, keyed=keys is not None)
         for port in (settings.http_port, settings.rpc_port, settings.prometheus_port):
             if port:  # a taken port is an error now, not after a model has loaded
-                bind(settings.host, port).close()
-        for warning in (open_access_warning(settings), any_page_warning(settings)):
+                for opened in bind(settings.host, port):
+                    opened.close()
+        warnings = (
+            open_access_warning(settings),
+            any_page_warning(settings),
+            container_warning(settings.host, os.environ),
+        )
+        for warning in warnings:
             if warning:
                 log.warning("%s", warning)
         keep_freed_memory(cores())

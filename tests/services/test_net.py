@@ -1,9 +1,12 @@
-"""The server's certificate: what is refused before a port opens, and both listeners with it."""
+"""Certificates and addresses: what is refused before a port opens, and both listeners with them."""
 
+import errno
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -11,7 +14,7 @@ import pytest
 
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
-from pdserve.services.net import check_tls
+from pdserve.services.net import bind, check_tls, container_warning
 from pdserve.settings import ServerSettings
 from tests.certificates import Certificates, issue
 from tests.services.listeners import listeners
@@ -127,3 +130,103 @@ def test_versions(made: Certificates, version: str, spoken: bool):
         )
     assert (b"Cipher is (NONE)" not in done.stdout) is spoken
     assert (b"Verify return code: 0 (ok)" in done.stdout) or not spoken
+
+
+# Addresses to listen on
+
+
+def opened(host: str, port: int = 0) -> list[tuple[str, int]]:
+    """Addresses and ports that a host is bound to."""
+    bound = bind(host, port)
+    try:
+        return [each.getsockname()[:2] for each in bound]
+    finally:
+        for each in bound:
+            each.close()
+
+
+def without_ipv6() -> bool:
+    try:
+        opened("::1")
+    except SettingsError:
+        return True
+    return False
+
+
+both = pytest.mark.skipif(without_ipv6(), reason="this machine has no IPv6")
+
+
+@both
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
+def test_localhost_is_both_loopbacks_on_one_port(host: str):
+    (first, second) = opened(host)
+    assert (first[0], second[0]) == ("127.0.0.1", "::1")
+    assert first[1] == second[1] > 0
+    assert {port for _, port in opened(host, first[1])} == {first[1]}
+
+
+def test_localhost_where_ipv6_is_off(monkeypatch: pytest.MonkeyPatch):
+    real = socket.socket.bind
+
+    def no_ipv6(self: socket.socket, address: Any) -> None:
+        if self.family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "bind", no_ipv6)
+    assert [host for host, _ in opened("localhost")] == ["127.0.0.1"]
+    with pytest.raises(SettingsError, match="Cannot listen on ::1:0: Cannot assign requested address"):
+        opened("::1")
+
+
+@both
+def test_a_port_that_is_taken_at_one_of_them():
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"Cannot listen on localhost:{port}: Address already in use"):
+            opened("localhost", port)
+        assert opened("127.0.0.1", port) == [("127.0.0.1", port)]
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [("127.0.0.1", ["127.0.0.1"]), ("0.0.0.0", ["0.0.0.0"]), ("127.0.0.9", ["127.0.0.9"])],
+)
+def test_an_address_is_itself(host: str, found: list[str]):
+    assert [each for each, _ in opened(host)] == found
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 70, "http://127.0.0.1"])
+def test_what_is_no_address(host: str):
+    with pytest.raises(SettingsError, match="is no address of this machine"):
+        opened(host)
+
+
+def test_both_listeners_answer_at_both_loopbacks():
+    with listeners(host="localhost") as found:
+        port, rpc = found.url.rpartition(":")[2], found.target.rpartition(":")[2]
+        for host in ("127.0.0.1",) if without_ipv6() else ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{host}:{port}/v2/health/live", trust_env=False).status_code == 200
+            with grpc.insecure_channel(f"{host}:{rpc}") as channel:
+                grpc.channel_ready_future(channel).result(20)
+
+
+@pytest.mark.parametrize(
+    ("host", "files", "environ", "warned"),
+    [
+        ("127.0.0.1", (".dockerenv",), {}, True),
+        ("localhost", ("run/.containerenv",), {}, True),
+        ("127.0.0.1", (), {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
+        ("::1", (), {"container": "podman"}, True),
+        ("0.0.0.0", (".dockerenv",), {}, False),
+        ("127.0.0.1", (), {}, False),
+    ],
+)
+def test_a_loopback_inside_a_container(
+    host: str, files: tuple[str, ...], environ: dict[str, str], warned: bool, tmp_path: Path
+):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    warning = container_warning(host, environ, tmp_path)
+    assert ("--host 0.0.0.0" in warning and host in warning) if warning else not warned

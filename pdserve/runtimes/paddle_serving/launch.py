@@ -80,7 +80,7 @@ def free_ports(server: ServerSettings) -> OpenPorts:
     Raises SettingsError for a port in use.
     """
     wanted = (server.http_port or 0, server.rpc_port or 0, server.prometheus_port or 0)
-    opened = [bind("0.0.0.0", port) for port in wanted]
+    opened = [bind("0.0.0.0", port)[0] for port in wanted]
     http_port, rpc_port, _ = (each.getsockname()[1] for each in opened)
     for each in opened:
         each.close()

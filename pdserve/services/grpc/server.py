@@ -35,7 +35,6 @@ async def grpc_listener(
     Raises SettingsError for a port in use, or a certificate that cannot be read.
     """
     settings = entrance.settings
-    bind(settings.host, port).close()
     server, bound = build_server(service, entrance, port, interceptors, check_tls(settings).credentials)
     await server.start()
     try:
@@ -62,14 +61,21 @@ def build_server(
             handlers = protocol.function()(service, entrance)
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
-    address = f"{bracketed(settings.host)}:{port}"
-    try:
-        if credentials:
-            bound = server.add_secure_port(address, credentials)
-        else:
-            bound = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise SettingsError(f"Cannot listen on {address}; give another port with --rpc-port.") from error
+    opened = bind(settings.host, port)
+    several = len(opened) > 1
+    hosts = [each.getsockname()[0] for each in opened] if several else [settings.host]
+    bound = opened[0].getsockname()[1] if several else port  # one that is free at all of them
+    for each in opened:
+        each.close()
+    for host in hosts:
+        address = f"{bracketed(host)}:{bound}"
+        try:
+            if credentials:
+                bound = server.add_secure_port(address, credentials)
+            else:
+                bound = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingsError(f"Cannot listen on {address}; give another port with --rpc-port.") from error
     return server, bound
 
 

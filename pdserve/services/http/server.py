@@ -90,12 +90,12 @@ async def http_listener(
     config = _config(app, settings)
     opened = bind(settings.host, port)
     server = _Server(config, settings.header_timeout_s)
-    running = asyncio.create_task(server.serve(sockets=[opened]))
+    running = asyncio.create_task(server.serve(sockets=opened))
     running.add_done_callback(lambda _: stop.set())  # a listener that failed must not look open
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
     try:
-        yield opened.getsockname()[1]
+        yield opened[0].getsockname()[1]
     finally:
         server.should_exit = True
         await running

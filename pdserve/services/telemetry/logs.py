@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, Literal
 
 from pdserve.errors import SettingsError
 from pdserve.services.telemetry.metrics import current
+
+log = logging.getLogger("pdserve")
 
 Format = Literal["text", "json"]
 
@@ -31,7 +35,7 @@ def open_log(file: Path | None, form: Format = "text") -> Iterator[None]:
     if file:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.handlers.RotatingFileHandler(file, "a", _FILE_BYTES, _FILES, "utf-8"))
+            handlers.append(LogFile(file))
         except OSError as error:
             raise SettingsError(f"Cannot write the log file {file}: {error.strerror}.") from error
     root = logging.getLogger()
@@ -49,6 +53,57 @@ def open_log(file: Path | None, form: Format = "text") -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file, rotated at 10 MiB; opened again where another program has moved or removed it.
+
+    That is what logrotate does, with a signal and without. What was cut to nothing in place (its
+    ``copytruncate``) goes on from there. A file that takes nothing more is said once on standard error, until
+    it takes something again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, "a", _FILE_BYTES, _FILES, "utf-8")
+        self._path = Path(self.baseFilename)
+        self._fails = self._said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self._fails = False
+        try:
+            self._follow()
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+        if not self._fails:
+            self._said = False
+
+    def _follow(self) -> None:
+        stream: Any = self.stream
+        if stream is not None:
+            try:
+                there = self._path.stat()
+            except FileNotFoundError:
+                pass
+            else:
+                if os.path.samestat(there, os.fstat(stream.fileno())):
+                    return
+            self.stream = None
+            stream.close()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Say once that the file takes nothing."""
+        self._fails = True
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True  # before the line below comes here, too
+            reason = error.strerror or error
+            log.error("cannot write the log file %s: %s; lines are lost to it", self.baseFilename, reason)
 
 
 class TextLines(logging.Formatter):

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,72 @@ def test_a_log_file_that_cannot_be(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "log", tmp_path):
         with pytest.raises(SettingsError, match="Cannot write the log file"), open_log(path):
             pass
+
+
+# The file
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Iterator[Path]:
+    """A log file that is open."""
+    path = tmp_path / "logs" / "pdserve.log"
+    with open_log(path):
+        yield path
+
+
+def said(path: Path) -> list[str]:
+    return [line.rpartition(": ")[2] for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be moved there")
+def test_a_file_that_was_moved_or_removed_is_opened_again(log_file: Path) -> None:
+    log.info("one")
+    moved = log_file.rename(log_file.with_suffix(".1"))  # as logrotate does
+    log.info("two")
+    assert (said(moved), said(log_file)) == (["one"], ["two"])
+    log_file.unlink()
+    log.info("three")
+    assert said(log_file) == ["three"]
+    shutil.rmtree(log_file.parent)
+    log.info("four")
+    assert said(log_file) == ["four"]
+    log_file.rename(moved)
+    log_file.write_text("made by logrotate's create: zero\n", "utf-8")
+    log.info("five")
+    assert said(log_file) == ["zero", "five"]
+
+
+def test_a_file_that_was_cut_in_place_goes_on_at_its_beginning(log_file: Path) -> None:
+    log.info("one")
+    with log_file.open("r+b") as copied:  # as logrotate's copytruncate does
+        copied.truncate(0)
+    log.info("two")
+    assert log_file.read_bytes().count(b"\0") == 0
+    assert said(log_file) == ["two"]
+
+
+def test_its_own_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdserve.services.telemetry.logs._FILE_BYTES", 200)
+    with open_log(tmp_path / "log"):
+        for i in range(9):
+            log.info("line %d", i)
+    assert said(tmp_path / "log")[-1] == "line 8"
+    assert (tmp_path / "log.1").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be moved there")
+def test_a_file_that_takes_nothing_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    path = tmp_path / "log"
+    with open_log(path):
+        path.unlink()
+        path.mkdir()  # in its place
+        for _ in range(3):
+            log.info("lost")
+        err = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert err.count("cannot write the log file") == 1
+        assert f"{path}: Is a directory" in err
+        assert "Traceback" not in err
+        path.rmdir()
+        log.info("found")
+    assert said(path) == ["found"]
