@@ -117,6 +117,14 @@ class Budget:
         await self._grow(reservation, amount, deadline)
         return reservation
 
+    def reserve_now(self, amount: int) -> Reservation | None:
+        """Reserve ``amount`` bytes without waiting; None where they do not fit now, or others wait."""
+        reservation = Reservation(self, 0, next(self._serials), amount <= self._small)
+        if not (self._passes(reservation, amount) and self._fits(reservation, amount)):
+            return None
+        self._take(reservation, amount)
+        return reservation
+
     async def _grow(self, reservation: Reservation, more: int, deadline: float | None) -> None:
         wanted = reservation.amount + more
         if wanted > self.limit:

@@ -5,52 +5,49 @@ A request is keys with values, and tensors; every key but one is an image, its v
 An answer is keys with values again, each value the Python ``repr`` of a list with an entry per image.
 """
 
-import base64
 import binascii
-import io
 import logging
-import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-
-from pdserve.errors import ImageError, PackageError, PdserveError, RequestError, WrongServiceError
+from pdserve.errors import (
+    BodyTooLargeError,
+    ImageError,
+    PackageError,
+    PdserveError,
+    RequestError,
+    WrongServiceError,
+)
 from pdserve.formats.protos import pipeline
-from pdserve.services.http.messages import encode, log_failures, message, strict_base64, to_json
-from pdserve.services.service import Answering
+from pdserve.services import base64_text, tensors
+from pdserve.services.base64_text import Decoded, Text
+from pdserve.services.http.messages import encode, log_failures, message, to_json
+from pdserve.services.parsing import in_a_thread, parsed
+from pdserve.services.service import Answering, check_count
 from pdserve.services.telemetry.metrics import current
+from pdserve.services.tensors import Tensor
+from pdserve.settings import ServerSettings
 
 log = logging.getLogger("pdserve.pipeline")
 
 PROFILE = "pipeline.profile"
 
-# The field of a Tensor that holds its numbers, by elem_type.
-_NUMBERS = {
-    0: "int64_data",
-    1: "float_data",
-    2: "int_data",
-    3: "float64_data",
-    4: "int_data",
-    7: "uint32_data",
-    8: "int_data",
-    9: "bool_data",
-}
-_STRING, _BYTES = 12, 13
-_KNOWN_TYPES = range(14)
+# Beside images: the keys that a request may have, and its tensors.
+_MORE_KEYS = 16
+MAX_TENSORS = 64
 
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """A request. ``tensors`` are Tensor messages; an empty ``name`` means whatever service is here."""
+    """A request. ``value``: texts; an empty ``name`` means whatever service is here."""
 
     name: str
     key: Sequence[str]
-    value: Sequence[str]
-    tensors: Sequence[Any] = ()
+    value: Sequence[Text | Decoded]
+    tensors: Sequence[Tensor] = ()
     logid: int = 0
 
 
@@ -68,6 +65,7 @@ class PipelineResponse:
 async def answer(
     service: Answering,
     request: PipelineRequest,
+    limits: ServerSettings,
     *,
     full: bool = False,
     top_k: int | None = None,
@@ -83,11 +81,15 @@ async def answer(
     try:
         if request.name and request.name not in service.names:
             raise WrongServiceError("Failed to inference: Service name error.")
-        inputs = _inputs(request)
-        profile = inputs.pop(PROFILE, None) == "1"
+        inputs = await in_a_thread(lambda: _inputs(request)) if request.tensors else _inputs(request)
+        profile = inputs.pop(PROFILE, None) in ("1", b"1")
         if not inputs:
             raise RequestError("The request has no image.")
-        answers = await service.answer([_image(value) for value in inputs.values()], top_k, timeout_s)
+        check_count(list(inputs), limits)  # before they are decoded
+        images = await parsed(
+            lambda _: [_image(value) for value in inputs.values()], sum(map(_size, inputs.values()))
+        )
+        answers = await service.answer(images, top_k, timeout_s)
         log_failures(answers, f"log_id {request.logid}")
         response = _response(service, answers, request.logid, full)
     except PdserveError as error:
@@ -128,67 +130,48 @@ def _failed(error: PdserveError, logid: int) -> PipelineResponse:
     return PipelineResponse(error.err_no, text, error=error)
 
 
-def _inputs(request: PipelineRequest) -> dict[str, str | None]:
+def check_entries(keys: Sequence[object], tensors: Sequence[object], limits: ServerSettings) -> None:
+    """Raise BodyTooLargeError for more keys or tensors than a request within the limits can use."""
+    most = limits.max_images + _MORE_KEYS
+    if len(keys) > most:
+        raise BodyTooLargeError(
+            f"The request has {len(keys)} keys, more than the limit of {most}; send several requests."
+        )
+    if len(tensors) > MAX_TENSORS:
+        raise BodyTooLargeError(
+            f"The request has {len(tensors)} tensors, more than the limit of {MAX_TENSORS}; send fewer."
+        )
+
+
+def _inputs(request: PipelineRequest) -> dict[str, Text | Decoded | None]:
     """The values by key, in order; a later one of the same key replaces an earlier one in its place.
 
     A tensor of numbers stands as None: it is well-formed, and no image. Raises PackageError.
     """
-    inputs: dict[str, str | None] = {}
+    inputs: dict[str, Text | Decoded | None] = {}
     for i, key in enumerate(request.key):
         if i >= len(request.value):
             raise PackageError(f"list index ({i}) out of range")
         inputs[key] = request.value[i]
     for tensor in request.tensors:
-        inputs[tensor.name] = _tensor(tensor)
+        inputs[tensor.name] = tensors.value(tensor)
     return inputs
 
 
-def _tensor(tensor: Any) -> str | None:
-    kind = tensor.elem_type
-    if len(tensor.lod) % 2:
-        raise PackageError(f"the lod of tensor {tensor.name} has an odd length, {len(tensor.lod)}.")
-    if kind == _STRING:
-        return "".join(tensor.str_data)
-    if kind == _BYTES:
-        try:
-            _check_array_file(tensor.byte_data)
-        except Exception as error:  # NumPy raises many kinds on a hostile header
-            raise PackageError(f"the bytes of tensor {tensor.name} are no NumPy array file.") from error
-        return None
-    if kind not in _KNOWN_TYPES:
-        raise PackageError(f"elem_type:{kind} error")
-    if kind not in _NUMBERS:
-        raise PackageError(f"Sorry, the type {kind} of tensor {tensor.name} is not supported.")
-    size = len(getattr(tensor, _NUMBERS[kind]))
-    if math.prod(tensor.shape) != size:
-        raise PackageError(f"cannot reshape array of size {size} into shape {tuple(tensor.shape)}")
-    return None
+def _size(value: Text | Decoded | None) -> int:
+    return 0 if value is None or isinstance(value, Decoded) else len(value)
 
 
-def _check_array_file(data: bytes) -> None:
-    """Whether the bytes are what their header (numpy.lib.format) says. They are never loaded.
-
-    Objects would be unpickled, which runs code of whoever sent them, and a header of 100 bytes may ask for
-    all memory. Raises ValueError, and what NumPy raises.
-    """
-    file = io.BytesIO(data)
-    old = np.lib.format.read_magic(file) == (1, 0)
-    read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject or min(shape, default=0) < 0:
-        raise ValueError("an array of objects, or of no size")
-    if math.prod(shape) * dtype.itemsize > len(data) - file.tell():
-        raise ValueError("the header promises more than there is")
-
-
-def _image(value: str | None) -> bytes | PdserveError:
+def _image(value: Text | Decoded | None) -> bytes | PdserveError:
     if value is None:
         return ImageError("A tensor of numbers is no image; send the base64 of an image file.")
-    image = strict_base64(value)
+    if isinstance(value, Decoded):
+        return value.data
+    image = base64_text.strict(value)
     if image is not None:
         return image
     try:
         # Characters that are not of the alphabet are passed over, newlines first of all.
-        return base64.b64decode(value)
+        return cast("bytes", base64_text.lenient(value))
     except (binascii.Error, ValueError) as error:
         return ImageError(f"The image is not base64: {error}.")

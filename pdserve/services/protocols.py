@@ -37,7 +37,7 @@ class Protocol:
     """A protocol.
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
-    for gRPC it takes the service and the entrance, and gives handlers by the name of their method.
+    for gRPC it takes the service and its `Intake`, and gives handlers by the name of their method.
     ``open``: answered without a key (over HTTP: GET and HEAD). ``predicts``: its requests count as
     predictions. ``errors``: import string of the function that answers an HTTP request that failed (status,
     code, text, headers), where the form is its own. ``foreign``: its answers are another server's, headers

@@ -6,10 +6,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from pdserve.formats.protos import pipeline
-from pdserve.services.budget import Entrance
+from pdserve.services.grpc.intake import Intake
+from pdserve.services.grpc.wire import MalformedMessageError, read_service
+from pdserve.services.parsing import TooMuchError
 from pdserve.services.service import Answering
 
 _POLL_S = 0.5
@@ -18,7 +20,7 @@ MAX_WATCHES = 100
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def methods(service: Answering, entrance: Entrance) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
+def methods(service: Answering, intake: Intake) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
     """The handlers of the protocol's methods, by name; the status follows the service's readiness."""
 
     def status(name: str) -> Any:
@@ -26,28 +28,37 @@ def methods(service: Answering, entrance: Entrance) -> "Mapping[str, grpc.RpcMet
             return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if service.ready else HealthCheckResponse.NOT_SERVING
 
-    async def check(request: Any, context: _Context) -> Any:
-        found = status(request.service)
+    async def asked(context: _Context) -> str:
+        """The name of the service that is asked about."""
+        try:
+            async with intake.message(context) as message:
+                return read_service(message)
+        except (MalformedMessageError, TooMuchError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        raise RuntimeError("an abort ends a call")
+
+    async def check(_messages: Any, context: _Context) -> Any:
+        found = status(await asked(context))
         if found == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "This server has no such service.")
         return HealthCheckResponse(status=found)
 
     watches = 0
 
-    async def watch(request: Any, context: _Context) -> None:
+    async def watch(_messages: Any, context: _Context) -> None:
         nonlocal watches
         if watches >= MAX_WATCHES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many watch; call Check.")
         watches += 1
         try:
-            await report(request, context)
+            await report(await asked(context), context)
         finally:
             watches -= 1
 
-    async def report(request: Any, context: _Context) -> None:
+    async def report(name: str, context: _Context) -> None:
         last = None
         while True:
-            ready, found = service.ready, status(request.service)  # before the write, which may take a while
+            ready, found = service.ready, status(name)  # before the write, which may take a while
             if found != last:
                 await context.write(HealthCheckResponse(status=found))
                 last = found
@@ -55,8 +66,9 @@ def methods(service: Answering, entrance: Entrance) -> "Mapping[str, grpc.RpcMet
                 return  # or the stream would hold up the end of the server; the caller opens another
             await asyncio.sleep(_POLL_S)
 
-    coding = HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
+    # Handlers that take a stream are called before the message is in.
+    serializer = HealthCheckResponse.SerializeToString
     return {
-        "Check": grpc.unary_unary_rpc_method_handler(check, *coding),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch, *coding),
+        "Check": grpc.stream_unary_rpc_method_handler(check, response_serializer=serializer),
+        "Watch": grpc.stream_stream_rpc_method_handler(watch, response_serializer=serializer),
     }

@@ -12,22 +12,35 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pdserve.errors import DeadlineError, OverloadedError
+from pdserve.errors import BodyTooLargeError, DeadlineError, OverloadedError
 from pdserve.formats.protos import pipeline
-from pdserve.services.budget import Entrance
-from pdserve.services.pipeline_protocol import PipelineRequest, answer
+from pdserve.services.grpc.intake import Intake
+from pdserve.services.grpc.wire import MalformedMessageError, read_request, read_tensors
+from pdserve.services.parsing import Bounds, parsed
+from pdserve.services.pipeline_protocol import PipelineRequest, answer, check_entries
 from pdserve.services.service import Answering
+from pdserve.settings import ServerSettings
 
 
-def methods(service: Answering, entrance: Entrance) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
+def methods(service: Answering, intake: Intake) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """The handlers of the protocol's methods, by name."""
     response_class = pipeline.response_class()
+    limits = intake.settings
 
-    async def inference(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+    async def inference(_messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        async with intake.message(context) as body:
+            return await answered(body, context)
+
+    async def answered(body: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         metadata = dict(context.invocation_metadata() or ())
+        try:
+            request = await parsed(lambda bounds: _parse(body, bounds, limits), len(body))
+        except (MalformedMessageError, BodyTooLargeError) as error:
+            await context.abort(grpc.StatusCode[error.grpc_status], error.message)
         response = await answer(
             service,
-            PipelineRequest(request.name, request.key, request.value, request.tensors, request.logid),
+            request,
+            limits,
             full=pipeline.RESULTS_METADATA in metadata,
             top_k=_top_k(metadata.get(pipeline.TOP_K_METADATA)),
             timeout_s=context.time_remaining(),
@@ -42,13 +55,20 @@ def methods(service: Answering, entrance: Entrance) -> Mapping[str, "grpc.RpcMet
             err_no=response.err_no, err_msg=response.err_msg, key=response.key, value=response.value
         )
 
+    # A handler that takes a stream is called before the message is in.
     return {
-        "inference": grpc.unary_unary_rpc_method_handler(
-            inference,
-            request_deserializer=pipeline.request_class().FromString,
-            response_serializer=response_class.SerializeToString,
+        "inference": grpc.stream_unary_rpc_method_handler(
+            inference, response_serializer=response_class.SerializeToString
         )
     }
+
+
+def _parse(body: bytes, bounds: Bounds, limits: ServerSettings) -> PipelineRequest:
+    """A message -> a request. Raises MalformedMessageError, BodyTooLargeError."""
+    found = read_request(body, bounds)
+    check_entries(found.key, found.tensors, limits)
+    tensors = read_tensors(found.tensors, bounds)
+    return PipelineRequest(found.name, found.key, found.value, tensors, found.logid)
 
 
 def _top_k(text: object) -> int | None:

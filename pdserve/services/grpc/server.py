@@ -9,6 +9,7 @@ import grpc.aio
 from pdserve.errors import SettingsError
 from pdserve.formats.protos import pipeline
 from pdserve.services.budget import Entrance
+from pdserve.services.grpc.intake import Intake
 from pdserve.services.net import bind, bracketed, check_tls
 from pdserve.services.protocols import PROTOCOLS
 from pdserve.services.service import Answering
@@ -21,6 +22,10 @@ _PING_TIMEOUT_S = 20
 _PINGED_EVERY_S = 10
 # Requests at once on one connection; more wait at the client.
 _STREAMS = 256
+# Calls at once in all, those that watch the health among them; more are refused.
+_CALLS = 2048
+# Only "identity": a compressed message of 250 kB may become 250 MB, which gRPC knows when it has them.
+_COMPRESSION = 1 << grpc.Compression.NoCompression
 
 
 @contextlib.asynccontextmanager
@@ -55,10 +60,13 @@ def build_server(
     ``credentials`` make it speak TLS. Raises SettingsError where it cannot listen.
     """
     settings = entrance.settings
-    server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
+    server = grpc.aio.server(
+        interceptors=tuple(interceptors), options=_options(settings), maximum_concurrent_rpcs=_CALLS
+    )
+    intake = Intake(entrance)
     for protocol in PROTOCOLS.values():
         if protocol.transport == "grpc":
-            handlers = protocol.function()(service, entrance)
+            handlers = protocol.function()(service, intake)
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
     opened = bind(settings.host, port)
@@ -95,6 +103,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(_PINGED_EVERY_S)),
         ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.compression_enabled_algorithms_bitset", _COMPRESSION),
         ("grpc.so_reuseport", 0),  # or a second server would quietly take half of the requests
     ]
 

@@ -27,18 +27,20 @@ from pdserve.index.gallery import GalleryImage, unfit
 from pdserve.index.plan import Change
 from pdserve.pipelines.embedder import Embedder
 from pdserve.services.http.bodies import read_body, release, unless_gone
+from pdserve.services.http.forms import read_form
+from pdserve.services.http.json_body import LONG
 from pdserve.services.http.messages import (
-    from_base64,
+    json_images,
     json_object,
     json_response,
     media_type,
     operation,
     parameter,
-    read_form,
     schema,
 )
+from pdserve.services.parsing import Bounds, Buffer, as_bytes, parsed
 from pdserve.services.protocols import Context, Route
-from pdserve.services.service import Service, check_count
+from pdserve.services.service import Service
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 from pdserve.vision.types import Vectors
@@ -193,8 +195,7 @@ def routes(context: Context) -> Iterator[Route]:
     async def embedded(request: Request) -> tuple[list[HashedImage], Vectors, Embedder]:
         """A request's images without their files, and their vectors, made as those of any other request."""
         body = await read_body(request, context.entrance)
-        # Hashing 50 MB takes too long for the event loop.
-        files, images = await asyncio.to_thread(_labelled, request, body, settings)
+        files, images = await parsed(lambda bounds: _labelled(request, body, settings, bounds), len(body))
         del body
         embedder = service.embedder
         found = await unless_gone(request.receive, service.embed(files))
@@ -253,10 +254,12 @@ def described(change: Change) -> dict[str, Any]:
     return content
 
 
-def _labelled(request: Request, body: bytes, limits: ServerSettings) -> tuple[list[bytes], list[HashedImage]]:
+def _labelled(
+    request: Request, body: bytes, limits: ServerSettings, bounds: Bounds
+) -> tuple[list[bytes], list[HashedImage]]:
     """The files of a request, and what they are: a form, or JSON. Raises RequestError, ImageError."""
     if media_type(request) == "multipart/form-data":
-        files, fields = read_form(request, body, limits)
+        files, fields = read_form(request.headers.get("content-type", ""), body, limits)
         labels = fields.get("label", [])
         if len(labels) == 1:
             labels = labels * len(files)
@@ -264,25 +267,25 @@ def _labelled(request: Request, body: bytes, limits: ServerSettings) -> tuple[li
             raise RequestError(
                 f"The form has {len(files)} images and {len(labels)} labels; send one label or one each."
             )
-        pairs: Sequence[tuple[bytes | PdserveError, object]] = list(zip(files, labels, strict=True))
+        pairs: Sequence[tuple[Buffer | PdserveError, object]] = list(zip(files, labels, strict=True))
     else:
-        content = json_object(body, '{"images": [{"image": base64, "label": …}, …]}')
-        entries = content.get("images")
+        read = json_object(body, bounds, '{"images": [{"image": base64, "label": …}, …]}')
+        entries = read.content.get("images")
         if not isinstance(entries, list) or not entries:
             raise RequestError("images must be a list of objects with image and label, not empty.")
-        check_count(entries, limits)
-        pairs = []
-        for entry in entries:
-            image = entry.get("image") if isinstance(entry, dict) else None
-            if not isinstance(image, str):
-                raise RequestError("images must be a list of objects with image and label.")
-            pairs.append((from_base64(image), entry.get("label")))
-    check_count(pairs, limits)
+        texts: list[Any] = [entry.get("image") if isinstance(entry, dict) else None for entry in entries]
+        if not all(isinstance(text, str) for text in texts):
+            raise RequestError("images must be a list of objects with image and label.")
+        images = json_images(read, texts, limits)
+        labels = [entry.get("label") for entry in entries]
+        if any(map(read.is_long, labels)):
+            raise RequestError(f"A label has more than the {LONG} bytes that one may have.")
+        pairs = list(zip(images, labels, strict=True))
     made = [_entry(image, label) for image, label in pairs]
     return [data for data, _ in made], [each for _, each in made]
 
 
-def _entry(image: bytes | PdserveError, label: object) -> tuple[bytes, HashedImage]:
+def _entry(image: Buffer | PdserveError, label: object) -> tuple[bytes, HashedImage]:
     if isinstance(image, PdserveError):
         raise image
     if not isinstance(label, str) or (problem := unfit(label.strip())):
@@ -290,4 +293,6 @@ def _entry(image: bytes | PdserveError, label: object) -> tuple[bytes, HashedIma
         raise RequestError(f"The label {shown} {problem if isinstance(label, str) else 'is no text'}.")
     digest = hashlib.sha256(image).digest()
     # Named by content: a caller's file name must not take the place of another caller's.
-    return image, HashedImage(GalleryImage(f"upload/{digest.hex()[:16]}", label.strip(), b""), digest)
+    return as_bytes(image), HashedImage(
+        GalleryImage(f"upload/{digest.hex()[:16]}", label.strip(), b""), digest
+    )

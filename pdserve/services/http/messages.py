@@ -1,22 +1,23 @@
 """Request bodies, parsed by type; answers and errors as responses; OpenAPI of both."""
 
-import base64
-import binascii
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-import pybase64
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
+from pdserve.errors import ImageError, PdserveError, RequestError
+from pdserve.services.base64_text import Decoded, Text, strict, with_blanks
+from pdserve.services.http.forms import read_form
+from pdserve.services.http.json_body import JsonBody, read_json
+from pdserve.services.parsing import IN_A_THREAD, Bounds, Buffer
+from pdserve.services.service import check_count
 from pdserve.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -25,30 +26,35 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdserve")
 
 
-# Fields of a form beside the images, and what one may hold.
-_MAX_FIELDS = 16
-_MAX_FIELD_BYTES = 64 * 1024
-# What a line of a part's headers may have.
-_MAX_HEADER_BYTES = 8 * 1024
+# Characters of a data: URL before its base64.
+_LONGEST_HEAD = 1024
 
 
-def read_images(request: Request, body: bytes, limits: ServerSettings) -> list[bytes | PdserveError]:
-    """The images of a /v1 request, in order, by the body's type. Raises RequestError."""
+def read_images(
+    request: Request, body: bytes, limits: ServerSettings, bounds: Bounds = IN_A_THREAD
+) -> list[bytes | PdserveError]:
+    """The images of a /v1 request, in order, by the body's type. Raises RequestError, BodyTooLargeError."""
     kind = media_type(request)
     if kind == "multipart/form-data":
-        files, _ = read_form(request, body, limits)
-        return list(files)
+        files, _ = read_form(request.headers.get("content-type", ""), body, limits)
+        return cast("list[bytes | PdserveError]", files)
     if kind == "application/json":
         wanted = '{"images": [base64, …]}'
-        images = json_object(body, wanted).get("images")
+        read = json_object(body, bounds, wanted)
+        images = read.content.get("images")
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise RequestError(f"The body must be a JSON object {wanted}.")
         if not images:
             raise RequestError("The list of images is empty.")
-        return [from_base64(image) for image in images]
+        return json_images(read, images, limits)
     if not body:
         raise ImageError("The body is empty; send an image file.")
     return [body]
+
+
+def is_parsed(request: Request) -> bool:
+    """Whether a /v1 request's body is more than one image."""
+    return media_type(request) in ("multipart/form-data", "application/json")
 
 
 def media_type(request: Request) -> str:
@@ -56,99 +62,51 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def read_form(
-    request: Request, body: bytes, limits: ServerSettings
-) -> tuple[list[bytes], dict[str, list[str]]]:
-    """A multipart form's files in the field ``images``, at least one, and its text fields.
+def json_object(body: bytes, bounds: Bounds, wanted: str) -> JsonBody:
+    """A body whose content is a JSON object; ``wanted`` shows its form in errors.
 
-    Raises RequestError, BodyTooLargeError for more than ``max_images`` files or a part of more than
-    ``max_part_bytes``.
+    Raises RequestError, BodyTooLargeError.
     """
-    max_images = limits.max_images
-    files: list[bytes] = []
-    fields: dict[str, list[str]] = {}
-    file_count = text_count = 0
-    for name, is_file, data in _parts(body, request.headers.get("content-type", "")):
-        if len(data) > limits.max_part_bytes:
-            raise BodyTooLargeError(
-                f"A part of the form is larger than the limit of {limits.max_part_bytes} bytes; send smaller "
-                "ones or raise max_part_bytes."
-            )
-        if is_file:
-            file_count += 1
-            if file_count > max_images:
-                raise BodyTooLargeError(
-                    f"The form has more than {max_images} files, which is the limit; send several requests."
-                )
-            if name == "images":
-                files.append(data)
-            continue
-        text_count += 1
-        if text_count > max_images + _MAX_FIELDS or len(data) > _MAX_FIELD_BYTES:
-            raise RequestError(
-                f"The form has more than {max_images + _MAX_FIELDS} text fields, or one of more than "
-                f"{_MAX_FIELD_BYTES} bytes."
-            )
-        try:
-            fields.setdefault(name, []).append(data.decode())
-        except UnicodeDecodeError as error:
-            raise RequestError(f"The form's field {name!r} is not UTF-8.") from error
-    if not files:
-        raise RequestError("The form has no file in a field called images.")
-    return files, fields
-
-
-def _parts(body: bytes, content_type: str) -> Iterator[tuple[str, bool, bytes]]:
-    """The parts of a form (RFC 7578), in order: name, whether it is a file, content. Raises RequestError."""
     try:
-        boundary = parse_options_header(content_type)[1].get("boundary", "")
-        with PushMultipartParser(boundary, max_header_size=_MAX_HEADER_BYTES, strict=True) as parser:
-            name, is_file, data = "", False, b""
-            for event in parser.parse(body):
-                if event is None:
-                    yield name, is_file, data
-                elif isinstance(event, MultipartSegment):
-                    # Some clients name a file by RFC 5987 alone, which the parser does not read.
-                    is_file = event.filename is not None or "filename*=" in event["Content-Disposition"]
-                    name, data = event.name or "", b""
-                else:
-                    data = bytes(event)  # all of it: the body is parsed in one piece
-    except MultipartError as error:
-        raise RequestError(f"The multipart form cannot be read: {error}.") from error
-
-
-def json_object(body: bytes, wanted: str) -> dict[str, Any]:
-    """A JSON object; ``wanted`` shows its form in the error. Raises RequestError."""
-    try:
-        content = orjson.loads(body)
+        read = read_json(body, bounds)
     except ValueError as error:
         raise RequestError(f"The body is no JSON; send {wanted}.") from error
-    if not isinstance(content, dict):
+    if not isinstance(read.content, dict):
         raise RequestError(f"The body must be a JSON object {wanted}.")
-    return content
+    return read
 
 
-def from_base64(text: str) -> bytes | PdserveError:
+def json_images(read: JsonBody, texts: Sequence[str], limits: ServerSettings) -> list[bytes | PdserveError]:
+    """Images in base64, or ``data:`` URLs of it, to bytes; an ImageError in the place of what is neither.
+
+    They are counted before they are decoded. Raises RequestError, BodyTooLargeError.
+    """
+    check_count(texts, limits)
+    try:
+        return [cast("bytes", from_base64(read.taken(text))) for text in texts]
+    except orjson.JSONDecodeError as error:
+        raise RequestError("The body is no JSON: a text in it is not well-formed.") from error
+
+
+def from_base64(text: Text | Decoded) -> Buffer | PdserveError:
     """A base64 string, or a ``data:`` URL of one; an ImageError where it is neither."""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            return ImageError("The data: URL is not base64.")
-    image = strict_base64(text)
+    if isinstance(text, Decoded):
+        return text.data
+    image = strict(text)
     if image is not None:
         return image
+    head = text[:_LONGEST_HEAD]
+    if not isinstance(head, str):
+        head = str(head, "utf-8", "replace")
+    if head.startswith("data:"):
+        at = head.find(",")
+        if at < 0 or not head[:at].endswith(";base64"):
+            return ImageError("The data: URL is not base64.")
+        text = text[len(head[: at + 1].encode()) :] if not isinstance(text, str) else text[at + 1 :]
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return ImageError("The image is not base64.")
-
-
-def strict_base64(text: str) -> bytes | None:
-    """Base64 without anything else in it, to bytes; None for what is not that."""
-    try:
-        return pybase64.b64decode(text, validate=True)
+        return with_blanks(text)
     except ValueError:
-        return None
+        return ImageError("The image is not base64.")
 
 
 # gRPC's numbers, which the published gateway gives in the body beside the HTTP status.

@@ -20,15 +20,17 @@ from starlette.responses import Response
 from pdserve.errors import PdserveError, RequestError
 from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
-    from_base64,
+    json_images,
     json_object,
     json_response,
     log_failures,
     message,
     operation,
 )
+from pdserve.services.parsing import Bounds, parsed
 from pdserve.services.protocols import Context, Route
-from pdserve.services.service import Service, check_count
+from pdserve.services.service import Service
+from pdserve.settings import ServerSettings
 
 _WANTED = '{"model": …, "input": [base64, …]}'
 
@@ -149,11 +151,11 @@ def embeddings(context: Context) -> Iterator[Route]:
 
     async def embed(request: Request) -> Response:
         try:
-            asked = _parse(await read_body(request, context.entrance))
+            body = await read_body(request, context.entrance)
+            asked, images = await parsed(lambda bounds: _parse(body, settings, bounds), len(body))
             name = _served(service, asked.model)
-            texts = [asked.input] if isinstance(asked.input, str) else asked.input
-            check_count(texts, settings)  # before they are decoded
-            answers = await unless_gone(request.receive, service.embed(_images(texts)))
+            _refuse_bad(asked.input, images)
+            answers = await unless_gone(request.receive, service.embed(images))
             log_failures(answers, "/v1/embeddings")
             vectors = _vectors(answers, asked.dimensions)
         except ParameterError as error:
@@ -201,18 +203,21 @@ def _served(service: Service, wanted: str) -> str:
     name = _name(service)
     if wanted != name:
         raise NoSuchModelError(
-            f"The model {wanted!r} is not served here; this server's is {name!r}.", "model"
+            f"The model {wanted[:100]!r} is not served here; this server's is {name!r}.", "model"
         )
     return name
 
 
-def _parse(body: bytes) -> EmbeddingsRequest:
-    """A body -> a request. Raises RequestError, ParameterError."""
-    content = json_object(body, _WANTED)
+def _parse(
+    body: bytes, limits: ServerSettings, bounds: Bounds
+) -> tuple[EmbeddingsRequest, list[bytes | PdserveError]]:
+    """A body -> a request, and its images. Raises RequestError, ParameterError."""
+    read = json_object(body, bounds, _WANTED)
+    content = read.content
     fields = {key: content.pop(key, None) for key in EmbeddingsRequest.__dataclass_fields__}
     if content:
         key = next(iter(content))
-        raise ParameterError(f"The parameter {key!r} is not one of {', '.join(fields)}.", key)
+        raise ParameterError(f"The parameter {key[:100]!r} is not one of {', '.join(fields)}.", key)
     texts = fields["input"]
     for name, good, what in (
         ("model", isinstance(fields["model"], str), "the name of the model, as GET /v1/models gives it"),
@@ -229,23 +234,21 @@ def _parse(body: bytes) -> EmbeddingsRequest:
         if not good:
             given = "missing" if fields[name] is None else f"{fields[name]!r:.40}"
             raise ParameterError(f"{name} is {given}; it must be {what}.", name)
-    return EmbeddingsRequest(**fields)
+    images = json_images(read, texts if isinstance(texts, list) else [texts], limits)
+    return EmbeddingsRequest(**fields), images
 
 
-def _images(texts: Sequence[str]) -> list[bytes | PdserveError]:
-    """Image files in base64 -> their bytes. Raises ParameterError with the place of one that is none."""
-    images: list[bytes | PdserveError] = []
-    for index, text in enumerate(texts):
+def _refuse_bad(texts: str | Sequence[str], images: Sequence[bytes | PdserveError]) -> None:
+    """Raise ParameterError with the place of a text that was no image file in base64."""
+    for index, image in enumerate(images):
+        text = texts if isinstance(texts, str) else texts[index]
         if text[:8].lower().startswith(("http://", "https://")):
             raise ParameterError(
                 f"input[{index}] is an address, and this server fetches nothing; send the file in base64.",
                 "input",
             )
-        image = from_base64(text)
         if isinstance(image, PdserveError):
             raise BadInputError(index, image)
-        images.append(image)
-    return images
 
 
 def _vectors(answers: Sequence[Any], dimensions: int | None) -> list[Any]:

@@ -1,14 +1,12 @@
 """The pipeline protocol over HTTP: JSON in and out as the published gateway (grpc-gateway) does it."""
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import orjson
+import pybase64
 from google.protobuf import json_format
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -16,15 +14,21 @@ from starlette.responses import Response
 
 from pdserve.errors import RequestError
 from pdserve.formats.protos import message
+from pdserve.services import base64_text
+from pdserve.services.base64_text import Decoded, Text
 from pdserve.services.http.bodies import read_body, unless_gone
+from pdserve.services.http.json_body import JsonBody, read_json
 from pdserve.services.http.messages import (
     GatewayError,
     gateway_json,
     operation,
     parameter,
 )
-from pdserve.services.pipeline_protocol import PipelineRequest, answer
+from pdserve.services.parsing import IN_A_THREAD, Bounds, Buffer, parsed
+from pdserve.services.pipeline_protocol import PipelineRequest, answer, check_entries
 from pdserve.services.protocols import PIPELINE_PATH, Context, Route
+from pdserve.services.tensors import MAX_RANK, NUMBERS, Tensor
+from pdserve.settings import ServerSettings
 
 _INT64 = re.compile(r"-?(0|[1-9]\d*)")
 
@@ -70,13 +74,14 @@ class PipelineAnswer:
 
 def routes(context: Context) -> Iterator[Route]:
     """The route of the pipeline protocol."""
-    service = context.service
+    service, limits = context.service, context.settings
 
     async def pipeline(request: Request) -> Response:
         # Any method will do; it is in the path because Paddle Serving's clients put it there.
         name = request.scope["path"].split("/", 2)[1]
-        asked = parse(name, await read_body(request, context.entrance))
-        got = await unless_gone(request.receive, answer(service, asked))
+        body = await read_body(request, context.entrance)
+        asked = await parsed(lambda bounds: parse(name, body, limits, bounds), len(body))
+        got = await unless_gone(request.receive, answer(service, asked, limits))
         return gateway_json(PipelineAnswer(got.err_no, got.err_msg, list(got.key), list(got.value), []))
 
     segment = Annotated[str, Field(min_length=1)]
@@ -95,15 +100,16 @@ def routes(context: Context) -> Iterator[Route]:
     yield Route("POST", PIPELINE_PATH, pipeline, described)
 
 
-def parse(name: str, body: bytes) -> PipelineRequest:
+def parse(name: str, body: bytes, limits: ServerSettings, bounds: Bounds = IN_A_THREAD) -> PipelineRequest:
     """A body -> a request. An empty body is an empty request, and text after the object is ignored.
 
-    Raises MalformedError.
+    Raises MalformedError, BodyTooLargeError.
     """
     try:
-        content = _load(body)
-    except (ValueError, RecursionError) as error:
+        read = read_json(body, bounds, lenient=True)
+    except ValueError as error:
         raise MalformedError(f"the body is no JSON: {error}") from error
+    content = read.content
     if not isinstance(content, dict | None):
         raise MalformedError("the body is no JSON object")
     try:
@@ -112,38 +118,44 @@ def parse(name: str, body: bytes) -> PipelineRequest:
         wrong = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, wrong["loc"]))
         raise MalformedError(f"{where}: {wrong['msg']}") from error
-    return PipelineRequest(
-        name,
-        [key or "" for key in fields.key or ()],
-        [value or "" for value in fields.value or ()],
-        [_tensor(tensor or {}) for tensor in fields.tensors or ()],
-        fields.logid,
-    )
-
-
-def _load(body: bytes) -> Any:
-    """Read JSON as the published gateway does: more leniently than orjson does, where that refuses it."""
+    keys, tensors = fields.key or [], fields.tensors or []
+    check_entries(keys, tensors, limits)
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
-    return _DECODER.raw_decode(text)[0] if text else None
+        # Values without a key are not looked at.
+        values = [read.taken(value or "", lenient=True) for value in (fields.value or [])[: len(keys)]]
+        read_tensors = [_tensor(tensor or {}, read) for tensor in tensors]
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"the body is no JSON: {error.msg}") from error
+    return PipelineRequest(name, [key or "" for key in keys], values, read_tensors, fields.logid)
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")  # Python would take NaN and Infinity
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-
-
-def _tensor(content: dict[str, Any]) -> Any:
+def _tensor(content: dict[str, Any], read: JsonBody) -> Tensor:
+    """A tensor. Raises MalformedError, and ValueError for a text that is no JSON."""
+    data: Buffer = b""
+    content = dict(content)
     tensor = message("baidu.paddle_serving.pipeline_serving.Tensor")()
     try:
         for name in ("byte_data", "byteData"):  # which ParseDict would read whatever it held
-            base64.b64decode(content.get(name) or "", validate=True)
+            if isinstance(text := content.get(name), str):
+                taken = read.taken(text)
+                found = taken.data if isinstance(taken, Decoded) else base64_text.strict(taken)
+                if found is None:
+                    raise ValueError("its bytes are no base64")
+                data, content[name] = found, ""
         json_format.ParseDict(content, tensor, ignore_unknown_fields=True)
-    except (json_format.ParseError, binascii.Error, TypeError, ValueError, RecursionError) as error:
+    except (json_format.ParseError, TypeError, ValueError, RecursionError) as error:
         raise MalformedError(f"a tensor cannot be read: {str(error)[:200]}") from error
-    return tensor
+    return Tensor(
+        tensor.name,
+        tensor.elem_type,
+        tensor.shape[:MAX_RANK],
+        len(tensor.shape),
+        len(tensor.lod),
+        {name: len(getattr(tensor, name)) for name in NUMBERS.values()},
+        [_plain(read.taken(text, lenient=True)) for text in tensor.str_data],
+        data,
+    )
+
+
+def _plain(text: Text | Decoded) -> Text:
+    return pybase64.b64encode(text.data) if isinstance(text, Decoded) else text

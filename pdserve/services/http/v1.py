@@ -13,6 +13,7 @@ from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
     ErrorAnswer,
+    is_parsed,
     json_response,
     log_failures,
     operation,
@@ -20,6 +21,7 @@ from pdserve.services.http.messages import (
     read_images,
     to_json,
 )
+from pdserve.services.parsing import parsed
 from pdserve.services.protocols import Context, Route
 
 
@@ -31,7 +33,9 @@ def routes(context: Context) -> Iterator[Route]:
 
     async def v1(request: Request) -> Response:
         top_k = _top_k(request)
-        images = read_images(request, await read_body(request, context.entrance), settings)
+        body = await read_body(request, context.entrance)
+        size = len(body) if is_parsed(request) else 0
+        images = await parsed(lambda bounds: read_images(request, body, settings, bounds), size)
         answers = await unless_gone(request.receive, service.answer(images, top_k))
         log_failures(answers, path)
         status = _status(answers)

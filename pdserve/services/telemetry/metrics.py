@@ -200,10 +200,10 @@ class RequestContext:
     """One request. ``err_no`` is the pipeline protocol's, None with another protocol.
 
     ``method`` ("gRPC" for a gRPC call) and ``route`` are those it is counted under, ``predicts`` whether as
-    a prediction; ``started``: time.perf_counter() at its start.
+    a prediction; ``started``: time.perf_counter() at its start. ``bytes_in``: of a gRPC call's message.
     """
 
-    __slots__ = ("err_no", "id", "images", "method", "predicts", "route", "span", "started")
+    __slots__ = ("bytes_in", "err_no", "id", "images", "method", "predicts", "route", "span", "started")
 
     def __init__(
         self, sent_id: str | None = None, method: str = "", route: str = "", predicts: bool = False
@@ -215,6 +215,7 @@ class RequestContext:
         self.method, self.route, self.predicts = method, route, predicts
         self.started = time.perf_counter()
         self.images = 0
+        self.bytes_in: int | None = None
         self.err_no: int | None = None
         self.span: Span | None = None
 

@@ -6,13 +6,13 @@ The id goes out in ``X-Request-ID``, or in the trailing metadata ``x-request-id`
 import asyncio
 import logging
 import time
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from pdserve.services.grpc.intake import client
 from pdserve.services.http.messages import Error, ErrorAnswer, json_response
 from pdserve.services.protocols import App, Message, Receive, Resource, Scope, Send, grpc_protocol
 from pdserve.services.telemetry.metrics import HEADER, Metrics, RequestContext, current
@@ -128,8 +128,8 @@ def telemetry(
                 raise  # so that the connection is cut: half an answer must not pass for a whole one
         finally:
             sent = _GONE if gone or not status else str(status)
-            client = (scope.get("client") or (None,))[0]
-            recorder.ended(request, sent, bytes_in=taken, client=client)
+            address = (scope.get("client") or (None,))[0]
+            recorder.ended(request, sent, bytes_in=taken, client=address)
             current.reset(token)
 
     return application
@@ -204,7 +204,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
                 sent = "INTERNAL"
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             finally:
-                more = _of_call(request, context) if self._recorder.access else {}
+                more = _of_call(asked, context) if self._recorder.access else {}
                 self._recorder.ended(asked, sent, **more)
                 current.reset(token)
 
@@ -219,11 +219,9 @@ def _status(context: _Context) -> str:
     return code.name if code else "OK"
 
 
-def _of_call(request: Any, context: _Context) -> dict[str, str | int | None]:
+def _of_call(asked: RequestContext, context: _Context) -> dict[str, str | int | None]:
     """The size of a call's message, in bytes, and who sent it."""
-    kind, _, address = context.peer().partition(":")
-    client = urllib.parse.unquote(address.rpartition(":")[0]).strip("[]") if kind != "unix" else kind
-    return {"bytes_in": request.ByteSize() if hasattr(request, "ByteSize") else None, "client": client}
+    return {"bytes_in": asked.bytes_in, "client": client(context)}
 
 
 async def _unimplemented(_requests: Any, context: _Context) -> None:

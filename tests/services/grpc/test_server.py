@@ -142,12 +142,35 @@ def test_a_message_over_the_limit(call: Any):
     assert pipeline.RETRY_AFTER_METADATA not in dict(error.trailing_metadata() or ())
 
 
-def test_a_message_that_is_small_only_while_compressed(call: Any, opened: Listeners):
+def test_compressed_messages_are_not_taken(call: Any, opened: Listeners):
+    """250 kB of one may be 250 MB, which gRPC does not know before it has them."""
     asked = len(opened.service.asked)
-    error = failure(call, request("A" * 50_000_000), compression=grpc.Compression.Gzip)
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for size in (100_000, 50_000_000):
+        error = failure(call, request("A" * size), compression=grpc.Compression.Gzip)
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert len(opened.service.asked) == asked
-    assert call(request("A" * 100_000), compression=grpc.Compression.Gzip, timeout=20).err_no == 0
+    assert call(request("A" * 100_000), timeout=20).err_no == 0
+
+
+@pytest.mark.parametrize(
+    "message", [b"\xff", b"\x1a\x05ab", b"\x0a\x01\xff", b"\x0f", b"\x08" + b"\x80" * 10]
+)
+@pytest.mark.parametrize("method", [pipeline.METHOD, "/grpc.health.v1.Health/Check"])
+def test_what_is_no_message(opened: Listeners, method: str, message: bytes, caplog: pytest.LogCaptureFixture):
+    with grpc.insecure_channel(opened.target) as channel:
+        error = failure(channel.unary_unary(method), message)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("The message is no protobuf of this method: ")
+    assert not caplog.records
+
+
+def test_a_call_without_a_message(opened: Listeners):
+    with grpc.insecure_channel(opened.target) as channel:
+        error = failure(channel.stream_unary(pipeline.METHOD), iter(()))
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "The call has no message.",
+    )
 
 
 def test_metadata_over_the_limit(call: Any):
