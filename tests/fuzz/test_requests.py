@@ -85,7 +85,7 @@ MESSAGES = _messages()
 
 @given(st.one_of(mutated(MESSAGES, NUMPY_TOKENS), mutated_message(MESSAGES)))
 def test_message_of_the_pipeline_protocol(data: bytes) -> None:
-    """It is read as protobuf reads it, which knows beside that what is UTF-8 in texts that are left as bytes."""
+    """It is read as protobuf reads it, which refuses beside that texts that are no UTF-8."""
     found = outcome(lambda: _parse(data, IN_A_THREAD, LIMITS), RequestError)
     wanted = _by_protobuf(data)
     if found is None:

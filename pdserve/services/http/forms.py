@@ -82,11 +82,12 @@ def _parts(body: bytes | bytearray, content_type: str, most: int) -> Iterator[tu
             if heads.count(b"\\") > _MAX_BACKSLASHES * (most + 1):
                 raise MultipartError("too many backslashes in the heads of its parts")
             for event in parser.parse(heads):
-                if not isinstance(event, MultipartSegment):
+                content = next(contents, None) if isinstance(event, MultipartSegment) else None
+                if content is None:  # of a part without an end, too, which the library says then
                     continue
                 # Some clients name a file by RFC 5987 alone, which the parser does not read.
                 is_file = event.filename is not None or "filename*=" in event["Content-Disposition"]
-                yield event.name or "", is_file, next(contents)
+                yield event.name or "", is_file, content
     except MultipartError as error:
         raise RequestError(f"The multipart form cannot be read: {error}.") from error
 
