@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def routes(context: Context) -> Iterator[Route]:
     async def embedded(request: Request) -> tuple[list[HashedImage], Vectors, Embedder]:
         """A request's images without their files, and their vectors, made as those of any other request."""
         body = await read_body(request, context.entrance)
-        files, images = await parsed(lambda bounds: _labelled(request, body, settings, bounds), len(body))
+        files, images = await parsed(partial(_labelled, request, body, settings), len(body))
         del body
         embedder = service.embedder
         found = await unless_gone(request.receive, service.embed(files))
