@@ -84,7 +84,7 @@ class IndexWatch:
         """Watch the folder, on the running event loop."""
         self._report()
         self._task = asyncio.create_task(
-            watch("the index", self._changed, lambda: False, self.refresh, INTERVAL_S)
+            watch("the index", self._look, lambda: False, self.refresh, INTERVAL_S)
         )
 
     async def refresh(self) -> None:
@@ -108,6 +108,10 @@ class IndexWatch:
                 self._refused = str(error)
                 if isinstance(error, OtherEmbedderError):
                     self._on_other_embedder()
+
+    def _look(self) -> bool:
+        """Whether a file is another than when `refresh` looked; what it is, is for that to find out."""
+        return signatures(self.folder) != self._looked_at
 
     def _changed(self) -> bool:
         found = signatures(self.folder)

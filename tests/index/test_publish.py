@@ -219,6 +219,25 @@ def test_killed_before_every_step(tmp_path: Path, images: list[GalleryImage], wh
 
 
 @pytest.mark.full
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forty_kills_against_a_model_of_what_was_acknowledged(tmp_path: Path) -> None:
+    """A thousand: ``python -m tests.index.kills FOLDER 1000``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.index.kills", str(tmp_path), "40", "3"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("40 killed\n")
+    assert ", acknowledged: " in done.stdout
+    assert ", not: " in done.stdout
+
+
+@pytest.mark.full
 def test_a_writer_killed_at_any_time_harms_nothing(index: Path, images: list[GalleryImage]) -> None:
     for delay in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 4, 8):
         if delay > 0.5 and load(index).version > 1:

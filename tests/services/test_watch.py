@@ -2,6 +2,8 @@
 
 import asyncio
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,43 @@ def paddleclas_appends(folder: Path) -> None:
     entries[number] = "new/x.jpg new"
     faiss.write_index(index, str(folder / "vector.index"))
     (folder / "id_map.pkl").write_bytes(pickle.dumps(entries))
+
+
+def test_the_watch_goes_on_after_what_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
+    build(images[:12], folder, GridEmbedder())
+    pipeline: Any = SimpleNamespace(index=load(folder), load_index=lambda: load(folder))
+    watch = IndexWatch(pipeline, Metrics(), lambda: None)
+
+    async def until(holds: Callable[[], bool]) -> None:
+        for _ in range(3000):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it took more than 30 s")
+
+    def said(what: str) -> bool:
+        return any(what in record.getMessage() for record in caplog.records)
+
+    async def run() -> None:
+        watch.start()
+        good = (folder / "index.json").read_bytes()
+        for path, what in (
+            (folder / "index.json", "cannot be read"),
+            (folder / "vector.index", "not as it was"),
+        ):
+            before = path.read_bytes()
+            path.write_bytes(b"{")
+            await until(partial(said, what))
+            path.write_bytes(before)
+        assert (folder / "index.json").read_bytes() == good
+        append(images, folder, GridEmbedder())
+        await until(lambda: watch.loaded.count == 20)
+        await watch.close()
+
+    asyncio.run(run())
 
 
 def test_files_overwritten_in_place_are_said_once_and_the_version_is_served_on(
