@@ -37,13 +37,12 @@ def fetch(
 ) -> None:
     """Download models and data sets. Without a name: all that the default services need."""
     from pdserve.models import catalog
-    from pdserve.models.download import Policy
-    from pdserve.models.fetch import fetch_all, is_offline
+    from pdserve.models.fetch import fetch_all, policy_of
 
     if list_:
         _list(names or [""], as_json)
         return
-    policy = Policy(offline=offline or is_offline(os.environ))
+    policy = policy_of(os.environ, offline)
     with downloading(home()) as bars:
         results = fetch_all(
             names or catalog.DEFAULTS, home(), mirrors=mirror or (), force=force, progress=bars, policy=policy

@@ -10,13 +10,14 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pdserve import files
 from pdserve.errors import ArchiveError, ChecksumError, DiskError, FetchError, OfflineError
+from pdserve.models import record
 from pdserve.models.catalog import Archive, public
 from pdserve.models.download import Downloaded, Partial, download, part_key
 from pdserve.models.fetch import Fetched, Job
@@ -26,6 +27,7 @@ CHUNK = 1 << 20
 # tarfile reads a header of any announced length into memory at once; real ones are under 1 kB.
 _LONGEST_READ = 4 * CHUNK
 _BLOCK = 512
+_SLACK = 64 * CHUNK
 # What tarfile and gzip raise for broken data; a chain of extended headers recurses.
 _BROKEN = (
     tarfile.TarError,
@@ -94,6 +96,7 @@ def _get(job: Job, where: str | Path, sha256: str | None, patient: bool) -> tupl
         part.target,
         name=job.name,
         sha256=sha256,
+        max_bytes=max_bytes(job.entry.bytes),
         progress=job.progress,
         policy=policy,
         cancel=job.cancel,
@@ -106,6 +109,11 @@ def _get(job: Job, where: str | Path, sha256: str | None, patient: bool) -> tupl
             "address with https:// or a mirror's folder is safer",
         )
     return got, public(where)
+
+
+def max_bytes(published: int | None) -> int | None:
+    """The most that is downloaded where the catalog knows a model's size; it is rounded, and packed less."""
+    return None if published is None else 2 * published + _SLACK
 
 
 def _local(job: Job, path: Path, sha256: str | None) -> Downloaded:
@@ -132,6 +140,7 @@ def _publish(job: Job, got: Downloaded, origin: str) -> Fetched:
     came = got.path == downloads.path
     job.progress.note(job.name, "unpacking")
     try:
+        _compare(job, got, origin)
         with files.replace_folder(job.target) as folder:
             unpack(got.path, folder, shown=origin, free=job.free, cancel=job.cancel)
             fetched = job.finish(folder, origin, got.sha256, got.size)
@@ -142,6 +151,18 @@ def _publish(job: Job, got: Downloaded, origin: str) -> Fetched:
     if came:
         downloads.discard()
     return fetched
+
+
+def _compare(job: Job, got: Downloaded, origin: str) -> None:
+    """Say it where the same address gives another archive than before; nothing else may vouch for it."""
+    with suppress(ChecksumError):
+        before = record.read(job.target)
+        if before and before.sha256 and before.origin == origin and before.sha256 != got.sha256:
+            job.progress.warn(
+                job.name,
+                f"{origin} gives another archive than before: SHA-256 {got.sha256}, which was "
+                f"{before.sha256} on {before.date[:10]}",
+            )
 
 
 def unpack(

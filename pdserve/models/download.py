@@ -6,20 +6,23 @@ ask for the rest alone (Range), and only if the server's file is still the same 
 
 import base64
 import binascii
-import hashlib
-import json
 import random
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pdserve import __version__, files
-from pdserve.errors import ChecksumError, FetchError, OfflineError
+from pdserve import files
+from pdserve.errors import ChecksumError, DiskError, FetchError, OfflineError
 from pdserve.models.catalog import public
+from pdserve.models.partial import Partial as Partial
+from pdserve.models.partial import RemoteFile as RemoteFile
+from pdserve.models.partial import part_key as part_key
 from pdserve.progress import SILENT, Progress
+from pdserve.proxies import Proxy, find_proxy
 
 if TYPE_CHECKING:
     import requests
@@ -28,14 +31,20 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16
 # The most that a file may have, if nothing less is said: as an archive may unpack to.
 MAX_BYTES = 16 << 30
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+# Bytes that are left free on the disk, where the length of what comes is not known.
+RESERVE = 512 << 20
+# Fewer bytes than these are no progress that would allow another attempt.
+LITTLE = 1 << 13
+_LOOK_EVERY = 16 << 20
 
 
 @dataclass(frozen=True)
 class Policy:
     """How long to try. Times in seconds; the pause doubles from ``pause`` on, up to ``longest_pause``.
 
-    ``attempts`` counts those in a row that bring nothing new. ``offline`` forbids the network.
+    ``attempts`` counts those in a row that bring nothing new, or less than `LITTLE`. A download that brings
+    less than ``slowest`` bytes a second, over ``slow_s`` seconds, fails. ``max_bytes``: more of one download
+    are refused. ``offline`` forbids the network.
     """
 
     attempts: int = 5
@@ -43,6 +52,9 @@ class Policy:
     longest_pause: float = 30.0
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
+    slowest: float = 1000.0
+    slow_s: float = 60.0
+    max_bytes: int = MAX_BYTES
     offline: bool = False
 
     def require_network(self, name: str) -> None:
@@ -65,68 +77,6 @@ class Downloaded:
     sha256: str
     size: int
     plain: bool = False
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """What the server said of the file that a part is the start of.
-
-    ``validator`` is for If-Range; ``total`` is in bytes, None if not known; ``md5`` is hexadecimal;
-    ``pieces`` counts the responses that the part was put together from.
-    """
-
-    url: str
-    validator: str | None
-    total: int | None
-    md5: str | None
-    pieces: int = 1
-    complete: bool = False
-    plain: bool = False
-
-
-@dataclass(frozen=True)
-class Partial:
-    """An incomplete download of ``target``. Whatever cannot be written raises DiskError."""
-
-    target: Path
-
-    @property
-    def path(self) -> Path:
-        return self.target.with_name(self.target.name + ".part")
-
-    @property
-    def note(self) -> Path:
-        return self.target.with_name(self.target.name + ".part.json")
-
-    @property
-    def size(self) -> int:
-        """Bytes received."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def remote(self, url: str) -> RemoteFile | None:
-        """What is known of the part, None if nothing is or if it came from another address."""
-        try:
-            remote = RemoteFile(**json.loads(self.note.read_text("utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return None
-        whole = not remote.complete or remote.total == self.size
-        return remote if whole and remote.url == url and self.path.exists() else None
-
-    def remember(self, remote: RemoteFile) -> None:
-        with files.disk_errors(self.note):
-            self.note.write_text(json.dumps(asdict(remote)), "utf-8")
-
-    def start(self, remote: RemoteFile) -> None:
-        """Make the part empty, and note what it is the start of."""
-        with files.disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_bytes(b"")
-        self.remember(remote)
-
-    def discard(self) -> None:
-        for path in (self.path, self.note):
-            with files.disk_errors(path):
-                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -156,6 +106,14 @@ class _Task:
             limit = files.format_size(self.max_bytes)
             raise FetchError(f"{self.shown} has more than {limit}, the limit; check the address.")
 
+    def check_space(self) -> None:
+        """Raise DiskError, and leave nothing, where the disk would be full soon."""
+        try:
+            files.require_space(self.part.path.parent, RESERVE, f"Fetching {self.name}", self.free)
+        except DiskError:
+            self.part.discard()
+            raise
+
     def interrupted(self) -> FetchError:
         return FetchError(f"The download of {self.name} was interrupted; fetch it again to resume.")
 
@@ -176,7 +134,7 @@ def download(
     sha256: str | None = None,
     promise: str = "the catalog knows",
     auth: "AuthBase | None" = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     progress: Progress = SILENT,
     policy: Policy | None = None,
     cancel: threading.Event | None = None,
@@ -185,24 +143,22 @@ def download(
     """Download ``url`` to ``target`` with ``.part`` added, where it stays until ``Partial.discard``.
 
     ``name`` is what progress calls it; ``sha256`` (hex) is what it must have, by whose ``promise``; ``auth``
-    signs requests to the address's own host alone; more than ``max_bytes`` are refused. A complete one of an
-    earlier run is taken as it is. The caller holds a lock on ``target``. Proxies are those of the
-    environment, except for this machine. Raises ChecksumError (nothing is left then), DiskError,
-    OfflineError where the policy forbids the network, and FetchError for an address that does not answer
-    well; the ``.part`` is left then, to resume from.
+    signs requests to the address's own host alone; more than ``max_bytes``, and than the policy allows, are
+    refused. A complete one of an earlier run is taken as it is. The caller holds a lock on ``target``.
+    Raises ChecksumError (nothing is left then), DiskError, OfflineError where the policy forbids the network,
+    UsageError for a proxy that cannot be used, and FetchError for an address that does not answer well; the
+    ``.part`` is left then, to resume from.
     """
-    import requests
+    from pdserve.models.session import open_session
 
     part = Partial(target)
-    stop = cancel or threading.Event()
-    task = _Task(name or target.name, url, part, progress, policy or Policy(), stop, free, max_bytes)
+    stop, policy = cancel or threading.Event(), policy or Policy()
+    limit = policy.max_bytes if max_bytes is None else min(max_bytes, policy.max_bytes)
+    task = _Task(name or target.name, url, part, progress, policy, stop, free, limit)
     task.policy.require_network(task.name)
     remote = part.remote(task.key)
     restarted = False
-    with requests.Session() as session:
-        session.headers.update({"User-Agent": f"pdserve/{__version__}", "Accept-Encoding": "identity"})
-        session.auth = auth
-        session.trust_env = urlsplit(url).hostname not in _LOOPBACK
+    with open_session(url, auth) as session:
         while True:
             if remote is None or not remote.complete:
                 remote = _retry(session, task)
@@ -240,7 +196,7 @@ def _retry(session: "requests.Session", task: _Task) -> RemoteFile:
             return _attempt(session, task)
         except _RetryableError as error:
             have = task.part.size
-            failures = 1 if have > most else failures + 1
+            failures = 1 if have >= most + LITTLE else failures + 1
             most = max(most, have)
             if failures >= task.policy.attempts:
                 kept = f" What came ({files.format_size(have)}) is kept." if have else ""
@@ -278,7 +234,8 @@ def _attempt(session: "requests.Session", task: _Task) -> RemoteFile:
             "certificates, set REQUESTS_CA_BUNDLE to its certificate file."
         ) from error
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _RetryableError(f"failed ({reason(error)})") from error
+        through = f" through the proxy {proxy}" if (proxy := _proxy(task.url)) else ""
+        raise _RetryableError(f"failed{through} ({reason(error)})") from error
     except requests.RequestException as error:
         raise FetchError(f"Cannot fetch {task.shown}: {error}; check the mirror's address.") from error
     have = task.part.size
@@ -331,10 +288,12 @@ def _check_range(headers: Mapping[str, str], have: int, remote: RemoteFile) -> N
 
 
 def _receive(response: "requests.Response", task: _Task) -> None:
-    have = task.part.size
+    have = looked = task.part.size
+    since, had = time.monotonic(), have
     with files.disk_errors(task.part.path), task.part.path.open("ab") as file:
         # Undecoded: length, MD5 and ranges are those of the bytes as sent.
-        for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        # And as they come, so that what trickles is noticed.
+        while chunk := response.raw.read1(_CHUNK, decode_content=False):
             if task.cancel.is_set():
                 raise task.interrupted()
             file.write(chunk)
@@ -342,6 +301,13 @@ def _receive(response: "requests.Response", task: _Task) -> None:
             have += len(chunk)
             if have > task.max_bytes:
                 break
+            if have >= looked + _LOOK_EVERY:
+                looked = have
+                task.check_space()
+            if (spent := time.monotonic() - since) >= task.policy.slow_s:
+                if have - had < task.policy.slowest * spent:
+                    raise _RetryableError(f"is too slow ({have - had} bytes in {spent:.0f} s)")
+                since, had = time.monotonic(), have
     task.check_size(have)
 
 
@@ -350,6 +316,11 @@ def reason(error: BaseException) -> str:
     while isinstance(inner := getattr(error, "reason", None) or error.__context__, Exception):
         error = inner
     return str(error) or type(error).__name__
+
+
+def _proxy(url: str) -> Proxy | None:
+    parts = urlsplit(url)
+    return find_proxy(parts.scheme, parts.hostname or "", parts.port, package="socks")
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
@@ -384,9 +355,3 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return urllib3.Retry().parse_retry_after(headers.get("Retry-After", ""))
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return 0
-
-
-def part_key(url: str) -> str:
-    """What a part's note calls an address: without a password, and with the query's digest for the query."""
-    query = urlsplit(url).query
-    return public(url) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")

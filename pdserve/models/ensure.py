@@ -71,10 +71,9 @@ def fetch_missing(
 ) -> None:
     """Fetch a model or a data set unless it is here, and with ``force`` again; see `ensure`."""
     from pdserve.files import format_size
-    from pdserve.models.download import Policy
-    from pdserve.models.fetch import fetch, is_offline
+    from pdserve.models.fetch import fetch, policy_of
 
-    policy = Policy(offline=offline or is_offline(os.environ))
+    policy = policy_of(os.environ, offline)
     got = fetch(entry, home, mirrors=mirrors, force=force, progress=progress, policy=policy)
     if got.action == "fetched":
         size = f", {format_size(got.bytes)}" if got.bytes else ""

@@ -19,7 +19,7 @@ from pdserve.errors import DiskError, PdserveError, UsageError
 from pdserve.models import record
 from pdserve.models.address import entry_for as entry_for
 from pdserve.models.catalog import Entry
-from pdserve.models.download import Policy
+from pdserve.models.download import MAX_BYTES, Policy
 from pdserve.models.home import Home
 from pdserve.models.mirrors import choose_mirrors
 from pdserve.progress import SILENT, Progress
@@ -119,7 +119,7 @@ def fetch(
     environ = os.environ if environ is None else environ
     chosen = choose_mirrors(mirrors, environ)
     cancel = cancel or threading.Event()
-    policy = policy or Policy(offline=is_offline(environ))
+    policy = policy or policy_of(environ)
     job = Job(entry, home, target(entry, home), chosen, force, progress, environ, policy, cancel, free)
     try:
         present = _present(job)
@@ -145,6 +145,16 @@ def is_offline(environ: Mapping[str, str]) -> bool:
     if value in ("1", "true", "yes", "on"):
         return True
     raise UsageError(f"PDSERVE_OFFLINE is {value!r}; set it to 1 to forbid the network, or to 0.")
+
+
+def policy_of(environ: Mapping[str, str], offline: bool = False) -> Policy:
+    """How downloads are tried: ``PDSERVE_OFFLINE`` and ``PDSERVE_MAX_DOWNLOAD_BYTES``. Raises UsageError."""
+    limit = environ.get("PDSERVE_MAX_DOWNLOAD_BYTES", "").strip() or str(MAX_BYTES)
+    if not limit.isdecimal() or int(limit) == 0:
+        raise UsageError(
+            f"PDSERVE_MAX_DOWNLOAD_BYTES is {limit!r}; set it to the most bytes that one download may have."
+        )
+    return Policy(offline=offline or is_offline(environ), max_bytes=int(limit))
 
 
 def fetch_all(

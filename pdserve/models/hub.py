@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from pdserve import __version__, files
+from pdserve import files
 from pdserve.errors import ChecksumError, FetchError, UsageError
 from pdserve.models.archive import LIMITS, check_name
 from pdserve.models.catalog import Hub, public
@@ -163,7 +163,8 @@ def listing(job: Job, source: Hub, endpoint: Endpoint) -> list[RepositoryFile]:
     """The files of a repository, all pages of it. Raises FetchError."""
     import requests
     import urllib3
-    from requests.adapters import HTTPAdapter
+
+    from pdserve.models.session import open_session
 
     revision = quote(source.revision, safe="")
     url = f"{endpoint.url}/api/models/{source.owner}/{source.repository}/tree/{revision}"
@@ -179,12 +180,7 @@ def listing(job: Job, source: Hub, endpoint: Endpoint) -> list[RepositoryFile]:
     found: list[RepositoryFile] = []
     cursor: str | None = None
     job.progress.note(job.name, "listing its files")
-    with requests.Session() as session:
-        session.headers.update({"User-Agent": f"pdserve/{__version__}"})
-        session.auth = endpoint.auth()
-        session.trust_env = urlsplit(endpoint.url).hostname not in ("localhost", "127.0.0.1", "::1")
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
+    with open_session(url, endpoint.auth(), retry) as session:
         for _ in range(MAX_PAGES):
             params = {"recursive": "true", **({"cursor": cursor} if cursor else {})}
             timeout = (policy.connect_timeout, policy.read_timeout)

@@ -569,6 +569,17 @@ def test_plain_http_with_nothing_that_vouches_is_said(get, server, tmp_path):
     assert len(heard.warnings) == 1
 
 
+def test_another_archive_from_the_same_address_is_said(get, server):
+    heard = Heard()
+    known = entry(source=Archive(f"{server.url}{PATH}", None))
+    first = get(known, mirrors=[], progress=heard)
+    get(known, mirrors=[], force=True, progress=heard)  # the same again
+    server.put(PATH, OTHER)
+    second = get(known, mirrors=[], force=True, progress=heard)
+    (said,) = [each for each in heard.warnings if "another archive" in each]
+    assert f"SHA-256 {second.sha256}, which was {first.sha256} on 20" in said
+
+
 def record_of(got: Fetched) -> dict[str, object]:
     return json.loads((got.path / "fetch.json").read_text("utf-8"))  # type: ignore[no-any-return]
 
