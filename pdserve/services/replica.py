@@ -139,6 +139,12 @@ class Replica:
         """Images that its engines run, or would take at once."""
         return next(iter(self._batchers.values())).capacity
 
+    @property
+    def timeout_s(self) -> float | None:
+        """The time limit of a request, decoding and waiting included, in seconds; None for none."""
+        limits = [each.timeout_ms for each in self.settings.models.values()]
+        return None if None in limits or not limits else max(each or 0 for each in limits) / 1000
+
     def start(self, owner: Owner) -> None:
         """Take requests; called on the running event loop."""
         self._owner = owner

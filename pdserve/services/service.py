@@ -163,7 +163,8 @@ class Service:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
         if self.inside and self.inside + images > self._max_waiting + reloader.active.capacity:
             raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
-        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        limits = [each for each in (timeout_s, reloader.active.timeout_s) if each is not None]
+        deadline = asyncio.get_running_loop().time() + min(limits) if limits else None
         self.inside += images
         try:
             # Once more than engines may hang: who waited for engines that were retired asks the next.

@@ -68,7 +68,7 @@ def main() -> None:
             answer = REFUSED, str(error).encode()
         except cv2.error as error:
             answer = TOO_LARGE if "CV_IO_MAX_IMAGE" in str(error) else BROKEN, b""
-        except MemoryError:
+        except (MemoryError, ValueError, struct.error):  # too little memory, or numbers without sense
             answer = BROKEN, b""
         kind, content = answer
         shape = content.shape[:2] if kind == IMAGE else (0, len(content))
@@ -192,6 +192,8 @@ def _with_masks(data: bytes) -> bytes:
     (BITMAPV4HEADER, 108 bytes) is the 40 bytes of version 1, masks of red, green, blue and alpha, the kind of
     colours, and 48 bytes that this kind needs not.
     """
+    if len(data) < 66:
+        return data
     length, bits, packing = struct.unpack_from("<I10xHI", data, 14)
     if (length, bits, packing) not in {(40, 32, 3), (52, 32, 3), (56, 32, 3)}:
         return data

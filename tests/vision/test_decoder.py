@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -397,6 +398,12 @@ def test_masks_of_a_bmp(masks, kept):
         values = (words & mask) >> lowest
         expected = values * 255 / (mask >> lowest)
         assert np.abs(made[:, :, channel] - expected).max() <= 1
+
+
+def test_the_smallest_bmp(kept):
+    """OS/2's header has 12 bytes."""
+    data = struct.pack("<2sIHHIIHHHH", b"BM", 30, 0, 0, 26, 12, 1, 1, 1, 24) + b"\1\2\3\0"
+    assert kept.decode(data).tolist() == [[[3, 2, 1]]]
 
 
 def test_plain_or_in_a_process_the_pixels_are_the_same(kept):
