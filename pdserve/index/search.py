@@ -28,6 +28,10 @@ _ONE_THREAD = 1 << 31
 _COMPARED = 1 << 15
 
 
+MAX_TOP_K = 10_000
+"""Entries that one query may ask for: each is an object, and a line of an answer."""
+
+
 @dataclass(frozen=True)
 class Match:
     """An entry that was found.
@@ -66,7 +70,7 @@ class LoadedIndex:
 
         An IVF looks at the lists nearest to a query and may find fewer, too.
         ``queries``: n×dimension float32, rows L2-normalised. Raises IndexFolderError for another
-        dimension, UsageError for ``top_k`` below 1.
+        dimension, UsageError for ``top_k`` below 1 or above `MAX_TOP_K`.
         """
         queries = np.asarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
@@ -74,8 +78,8 @@ class LoadedIndex:
                 f"The index {self.folder} has vectors of {self.dimension} numbers and the queries are an "
                 f"array of {queries.shape}; search with the embedder that it was built with."
             )
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}; it must be 1 or more.")
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise UsageError(f"top_k is {top_k}; it must be a number from 1 to {MAX_TOP_K}.")
         wanted = min(top_k, self.count)
         if not wanted or not len(queries):
             return [[] for _ in queries]

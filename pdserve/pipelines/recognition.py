@@ -8,6 +8,7 @@ import numpy as np
 
 from pdserve.answers import Detection, FoundMatch, FoundObject, Objects
 from pdserve.engines import Device
+from pdserve.errors import RequestError
 from pdserve.index import search
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models import catalog
@@ -73,6 +74,8 @@ class Search(Stage):
 
     async def answer(self, cut: Cut, results: Sequence[Tensor], steps: Steps, top_k: int | None) -> Objects:
         """See `Stage.answer`."""
+        if top_k is not None and top_k > search.MAX_TOP_K:
+            raise RequestError(f"top_k is {top_k}; a gallery gives at most {search.MAX_TOP_K} entries.")
         answer = await steps.work(self._look_up, cut, results, top_k)
         steps.record("search", answer.timings_ms["search"] / 1000)
         return answer

@@ -131,6 +131,16 @@ def test_openapi_describes_what_comes(client: httpx.Client) -> None:
     assert set(result["objects"][0]) == set(follow(wanted["properties"]["objects"]["items"])["required"])
 
 
+@pytest.mark.parametrize("wanted", [10_001, 999_999_999])
+def test_more_entries_than_anybody_reads_are_refused(unchanged: Server, wanted: int) -> None:
+    with httpx.Client(base_url=unchanged.url, trust_env=False, timeout=60) as client:
+        response = client.post("/v1/recognition", content=shade("green", 0.7), params={"top_k": wanted})
+        assert response.status_code == 400, response.text
+        assert f"top_k is {wanted}; " in response.text
+        assert len(recognised(client, shade("green", 0.7), top_k=1000)["objects"][0]["matches"]) == 9
+    assert "Traceback" not in unchanged.log
+
+
 def test_nothing_similar_is_no_object(home: Path) -> None:
     with (
         start(home, *OPTIONS, "--score-threshold", "0.9", service="recognition") as server,
