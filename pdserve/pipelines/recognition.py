@@ -123,16 +123,23 @@ def open_stage(role: str, settings: ServiceSettings, home: Home) -> Search:
         embedder.close()
         raise
     stage.loaded = loaded
-    if stage.index.embedder is None and role not in settings.sources.models:
+    if stage.index.embedder is None:
         _warn(role, stage, settings)
     log.info("index %s: %d entries", folder, stage.index.count)
     return stage
 
 
 def _warn(role: str, stage: Search, settings: ServiceSettings) -> None:
-    """Say that an index that names no embedder is searched with one that nobody named either."""
+    """Say that an index names no embedder: whether this one made it, nobody knows."""
     if {settings.options.index, stage.embedder.name} <= set(catalog.DEFAULTS):
         return  # these were made for each other
+    if role in settings.sources.models:
+        log.warning(
+            "index %s does not say which embedder made it; if not %s, answers are wrong without an error",
+            stage.index.folder,
+            stage.embedder.name,
+        )
+        return
     log.warning(
         "index %s does not say which embedder made it, and --%s names none: %s, the default, is taken; "
         "another one of as many numbers would give wrong answers without an error",
