@@ -1,8 +1,16 @@
 """What browsers do for web pages: which writes are taken, which headers answers carry."""
 
 import asyncio
+import base64
+import json
+import re
+import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +28,8 @@ from pdserve.services.http.server import http_listener
 from pdserve.services.protocols import PROTOCOLS, Context, Protocol, Route
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
+from tests.kinds import OPTIONS, build_home, two
+from tests.running import Server, start
 from tests.services.watching import FakeService
 
 PLAIN = ServerSettings(name="imagenet")
@@ -257,3 +267,145 @@ def test_what_is_no_request_gets_them_and_the_port_of_metrics() -> None:
             assert "--allowed-host" in refused.text
 
     asyncio.run(test())
+
+
+# A real browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a browser: `apt-get install chromium`, or google-chrome"
+)
+PAGE = """<!doctype html><title>a page of another site</title><iframe name="hidden"></iframe>
+<form id="form" method="post" enctype="multipart/form-data" target="hidden" action="{url}/v1/gallery">
+<input name="label" value="planted by a form"></form>
+<pre id="seen">nothing yet</pre>
+<script>
+const url = "{url}", png = Uint8Array.from(atob("{png}"), c => c.charCodeAt(0)), seen = [];
+async function attempt(name, path, options) {{
+  try {{
+    const answer = await fetch(url + path, options);
+    seen.push(name + ": " + answer.type + " " + answer.status + " " + (await answer.text()).length);
+  }} catch (error) {{ seen.push(name + ": " + error.name); }}
+}}
+(async () => {{
+  const form = new FormData();
+  form.append("images", new Blob([png], {{type: "image/png"}}), "x.png");
+  form.append("label", "planted");
+  await attempt("multipart", "/v1/gallery", {{method: "POST", mode: "no-cors", body: form}});
+  const text = JSON.stringify({{images: [{{image: "{png}", label: "planted"}}]}});
+  await attempt("text", "/v1/gallery", {{method: "POST", mode: "no-cors", body: text}});
+  await attempt("json", "/v1/gallery", {{method: "POST", body: text, headers: {{"X-Pdserve-Write": "1"}}}});
+  await attempt("delete", "/v1/gallery?label=blue", {{method: "DELETE"}});
+  await attempt("read", "/v1/gallery", {{}});
+  navigator.sendBeacon(url + "/v1/gallery", form);
+  document.getElementById("form").submit();
+  await new Promise(done => setTimeout(done, 300));
+  document.getElementById("seen").textContent = "over; " + seen.join("; ");
+}})();
+</script>"""
+
+
+def browse(address: str, folder: Path, *options: str) -> tuple[str, str]:
+    """A page's document once its scripts have run, and what the browser logs."""
+    assert CHROMIUM
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}"),
+            *("--enable-logging=stderr", "--virtual-time-budget=10000", "--timeout=30000", *options),
+            *("--dump-dom", address),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return done.stdout, "\n".join(console)
+
+
+@pytest.fixture(scope="module")
+def writable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose gallery may be changed."""
+    home = build_home(tmp_path_factory.mktemp("browsers") / "home")
+    options = (*OPTIONS["recognition"], "--gallery-writes", "--cors-origin", GOOD)
+    with start(home, *options, service="recognition") as server:
+        yield server
+
+
+@contextmanager
+def site(page: str) -> Iterator[str]:
+    """A site of another origin that has one page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = page.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as opened:
+        thread = threading.Thread(target=opened.serve_forever)
+        thread.start()
+        try:
+            yield f"http://localhost:{opened.server_address[1]}/"
+        finally:
+            opened.shutdown()
+            thread.join()
+
+
+def gallery_of(server: Server) -> dict[str, Any]:
+    return dict(httpx.get(f"{server.url}/v1/gallery", trust_env=False).json())
+
+
+@chromium
+@pytest.mark.full
+def test_in_a_browser_a_page_of_another_site_writes_nothing_and_reads_nothing(
+    writable: Server, tmp_path: Path
+) -> None:
+    before = gallery_of(writable)
+    png = base64.b64encode(two()).decode()
+    with site(PAGE.format(url=writable.url, png=png)) as address:
+        seen, _ = browse(address, tmp_path)
+    (text,) = re.findall(r'<pre id="seen">(.*?)</pre>', seen)
+    names = ("multipart", "text", "json", "delete", "read")
+    assert text == "over; " + "; ".join(f"{name}: TypeError" for name in names)
+    # What a page may send without asking did go out: the form by script, the text, the beacon and the form.
+    metrics = httpx.get(f"{writable.url}/metrics", trust_env=False).text
+    assert 'pdserve_requests_total{code="403",route="/v1/gallery"} 4.0' in metrics
+    assert gallery_of(writable) == before
+
+
+@chromium
+@pytest.mark.full
+def test_in_a_browser_a_rebound_name_reads_nothing(writable: Server, tmp_path: Path) -> None:
+    rules = "--host-resolver-rules=MAP rebound.example 127.0.0.1"
+    address = f"http://rebound.example:{writable.http_port}/v1/gallery"
+    seen, _ = browse(address, tmp_path, rules)
+    assert "does not go by the name 'rebound.example'" in seen
+    assert "index_version" not in seen
+
+
+@chromium
+@pytest.mark.full
+def test_in_a_browser_the_page_works_under_its_policy(writable: Server, tmp_path: Path) -> None:
+    netlog = tmp_path / "net.json"
+    seen, console = browse(f"{writable.url}/docs", tmp_path / "profile", f"--log-net-log={netlog}")
+    assert console == ""
+    for path in ("/v1/recognition", "/v1/gallery", "/v2/health/live"):
+        assert f'data-path="{path}"' in seen
+    # The page's requests carry its address as their initiator.
+    events = json.loads(netlog.read_text("utf-8"))["events"]
+    asked = [each["params"] for each in events if "initiator" in each.get("params", {})]
+    urls = {each["url"] for each in asked if each["initiator"] == writable.url}
+    assert {url.removeprefix(writable.url) for url in urls} == {
+        "/docs/swagger-ui.css",
+        "/docs/swagger-ui-bundle.js",
+        "/docs/start.js",
+        "/openapi.json",
+    }
