@@ -267,11 +267,13 @@ class Entrance:
     """What bounds the requests of a process, whatever door they come by; one for each process.
 
     ``bodies``: what callers send; ``pixels``: decoded images and what is made of them, in bytes. Each has
-    half of ``max_inflight_bytes``.
+    half of ``max_inflight_bytes``. ``time_limit_s``: how long a request may take from its arrival, which the
+    active replica says; None for any time.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.time_limit_s: float | None = None
         total = settings.max_inflight_bytes or default_inflight_bytes()
         half = total // 2
         self.bodies = Budget(half, "bodies", small=STEP, wait_s=_BODY_WAIT_S)

@@ -55,6 +55,19 @@ class Owner(Protocol):
         """An index of another embedder was published: there may be a model for it."""
 
 
+def time_limit_s(settings: ServiceSettings) -> float | None:
+    """How long a request may take, in seconds; None for any time.
+
+    The models' ``timeout_ms`` is the request's where all have the same, as the option gives it. In
+    ``config.yml`` each operator has its own, and a request passes all of them.
+    """
+    limits = [model.timeout_ms for model in settings.models.values()]
+    known = [limit for limit in limits if limit is not None]
+    if not known or len(known) < len(limits):
+        return None
+    return (known[0] if len(set(known)) == 1 else sum(known)) / 1000
+
+
 class Requests:
     """Counts the requests inside a replica: ``with requests: …``; `none` waits until there are none."""
 
@@ -100,7 +113,8 @@ class Pool:
         return await loop.run_in_executor(self._threads, contextvars.copy_context().run, in_time)
 
     def close(self) -> None:
-        self._threads.shutdown()
+        """Take no more work; what runs goes on, and nobody waits for it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Replica:
@@ -139,16 +153,11 @@ class Replica:
         """Images that its engines run, or would take at once."""
         return next(iter(self._batchers.values())).capacity
 
-    @property
-    def timeout_s(self) -> float | None:
-        """The time limit of a request, decoding and waiting included, in seconds; None for none."""
-        limits = [each.timeout_ms for each in self.settings.models.values()]
-        return None if None in limits or not limits else max(each or 0 for each in limits) / 1000
-
     def start(self, owner: Owner) -> None:
         """Take requests; called on the running event loop."""
         self._owner = owner
         self.state = State.READY
+        self.entrance.time_limit_s = time_limit_s(self.settings)
         for role, model in self.pipeline.models.items():
             batcher, settings = self._batchers[role], model.settings
             batcher.start()

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -27,6 +26,7 @@ from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import bind, bracketed, check_tls, container_warning
 from pdserve.services.replica import Pool, Replica
 from pdserve.services.service import Service
+from pdserve.services.signals import AFTER_GRACE_S, End, handled
 from pdserve.services.telemetry.logs import open_log
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.middleware import TelemetryInterceptor
@@ -117,7 +117,8 @@ class _Server:
         self._stuck = False
 
     def run(self, service: Service, options: Any) -> None:
-        """Serve until a signal; ends the process at once where a thread hangs in an engine."""
+        """Serve until a signal. Ends the process where something goes on that would keep it from ending."""
+        end = End(self.settings.grace_s, lambda: _exit_code(service))
         with open_tracing(service.kind, os.environ) as tracer:
             app = build_app(
                 service,
@@ -128,17 +129,16 @@ class _Server:
                 tracer=tracer,
                 entrance=self.entrance,
             )
-            _run(self._serve(service, app, tracer))
+            _run(self._serve(service, app, tracer, end))
         if service.reloader.hangs or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
-            log.warning("stopped, with an engine that had not finished")
-            logging.shutdown()
-            os._exit(EngineError.exit_code if service.reloader.failed.is_set() else 0)
+            end.now("with an engine that had not finished")
+        end.reached()
         log.info("stopped")
 
-    async def _serve(self, service: Service, app: Any, tracer: Tracer | None) -> None:
+    async def _serve(self, service: Service, app: Any, tracer: Tracer | None, end: End) -> None:
         stop = asyncio.Event()
-        with self._on_signals(service, stop.set), registration(self._home) as register:
+        with self._on_signals(service, stop.set, end), registration(self._home) as register:
             service.start()
             running, addresses, ports = [], [], {}
             try:
@@ -150,11 +150,14 @@ class _Server:
                 register.write(self._record(service, ports))
                 service.reloader.replaced = lambda: register.write(self._record(service, ports))
                 log.info("ready: %s at %s", service.kind, " and ".join(addresses))
-                ends = [asyncio.ensure_future(event.wait()) for event in (stop, service.reloader.failed)]
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                for end in ends:
-                    end.cancel()
+                events = (stop, service.reloader.failed)
+                waits = [asyncio.ensure_future(event.wait()) for event in events]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for each in waits:
+                    each.cancel()
             finally:
+                end.begin()
+                over = asyncio.get_running_loop().time() + self.settings.grace_s + AFTER_GRACE_S / 2
                 stop.set()
                 service.stop()
                 register.close()
@@ -162,7 +165,8 @@ class _Server:
                 # All at once: each has the same time to let its requests finish.
                 await asyncio.gather(*running, return_exceptions=True)
                 try:
-                    await asyncio.wait_for(service.close(), max(1, self.settings.grace_s))
+                    async with asyncio.timeout_at(over):
+                        await service.close()
                 except TimeoutError:
                     self._stuck = True
 
@@ -203,9 +207,8 @@ class _Server:
             yield "metrics", f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)
 
     @contextlib.contextmanager
-    def _on_signals(self, service: Service, stop: Callable[[], object]) -> Iterator[None]:
-        """SIGINT and SIGTERM (and Ctrl-Break) stop, SIGHUP reloads; called on the event loop."""
-        loop = asyncio.get_running_loop()
+    def _on_signals(self, service: Service, stop: Callable[[], object], end: End) -> Iterator[None]:
+        """Signals stop, end and reload the server while this is open; see signals.py."""
         tasks: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
@@ -214,21 +217,8 @@ class _Server:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        wanted = dict.fromkeys(("SIGINT", "SIGTERM", "SIGBREAK"), stop) | {"SIGHUP": reload}
-        before = {}
-        for name, handle in wanted.items():
-            if number := getattr(signal, name, None):
-                before[number] = signal.getsignal(number)
-                signal.signal(number, lambda *_, handle=handle: loop.call_soon_threadsafe(handle))
-        # A signal wakes Python code only when the loop runs; on Windows the loop may sleep on.
-        wake = asyncio.create_task(_tick()) if sys.platform == "win32" else None
-        try:
+        with handled(stop, reload, end):
             yield
-        finally:
-            if wake:
-                wake.cancel()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     async def _reload(self, service: Service) -> None:
         try:
@@ -238,6 +228,10 @@ class _Server:
             log.error("not reloaded, the keys that were read before stay in force: %s", error)
             return
         await service.reloader.reload(read_settings=True)
+
+
+def _exit_code(service: Service) -> int:
+    return EngineError.exit_code if service.reloader.failed.is_set() else 0
 
 
 async def _listen(
@@ -262,8 +256,3 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
         import uvloop
 
         uvloop.run(serving)
-
-
-async def _tick() -> None:
-    while True:
-        await asyncio.sleep(0.2)

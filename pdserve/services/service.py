@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pdserve.errors import (
     BodyTooLargeError,
     ClosedError,
+    DeadlineError,
     EngineError,
     OverloadedError,
     PdserveError,
@@ -18,7 +20,7 @@ from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
 from pdserve.services.replica import Pool, Replica
-from pdserve.services.telemetry.metrics import Metrics, Stages
+from pdserve.services.telemetry.metrics import Metrics, Stages, current
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 from pdserve.vision.types import Tensor
@@ -163,19 +165,34 @@ class Service:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
         if self.inside and self.inside + images > self._max_waiting + reloader.active.capacity:
             raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
-        limits = [each for each in (timeout_s, reloader.active.timeout_s) if each is not None]
-        deadline = asyncio.get_running_loop().time() + min(limits) if limits else None
+        deadline = self._deadline(timeout_s)
         self.inside += images
         try:
-            # Once more than engines may hang: who waited for engines that were retired asks the next.
-            for _ in range(MAX_HANGS):
-                replica = reloader.active
-                with contextlib.suppress(RetiredError), replica.requests:
-                    return await work(replica, deadline)
-                await reloader.wait_until_rebuilt(deadline)
+            async with asyncio.timeout_at(deadline) if deadline is not None else contextlib.nullcontext():
+                # Once more than engines may hang: who waited for engines that were retired asks the next.
+                for _ in range(MAX_HANGS):
+                    replica = reloader.active
+                    with contextlib.suppress(RetiredError), replica.requests:
+                        return await work(replica, deadline)
+                    await reloader.wait_until_rebuilt(deadline)
+        except TimeoutError:
+            raise DeadlineError(
+                "The answer would come too late; give it more time, or ask for less at once."
+            ) from None
         finally:
             self.inside -= images
         raise EngineError("The engine failed again and again.")
+
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        """When the request has to be answered, on the loop's clock: what the caller and the settings say."""
+        limit_s = self.replica.entrance.time_limit_s
+        if timeout_s is None and limit_s is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        context = current.get()
+        arrived = now if context is None or context.arrived is None else context.arrived
+        by_settings = math.inf if limit_s is None else arrived + limit_s
+        return by_settings if timeout_s is None else min(by_settings, now + timeout_s)
 
     def fields(self, answers: Sequence[Any]) -> Mapping[str, str]:
         """All images' answers, none an error, as keys and values of the pipeline protocol."""

@@ -329,8 +329,6 @@ def test_a_stopping_server_finishes_what_runs_within_its_grace(faulty: Callable[
         until(lambda: it.runs == before + 1 and it.server.queued == 2)
         it.server.interrupt(signal.SIGTERM)
         until(lambda: "stopping: " in it.server.log)
-        it.server.interrupt(signal.SIGTERM)  # again, which changes nothing
-        it.server.interrupt(signal.SIGINT)
         it.end("hold")
         assert [each.result().status_code for each in inside] == [200, 200, 200]
     assert it.server.wait() == 0

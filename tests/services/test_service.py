@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pdserve.errors import DeadlineError, PdserveError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.entry import ServiceEntry
-from pdserve.services.replica import Replica
+from pdserve.services.replica import Replica, time_limit_s
 from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
+from pdserve.settings import ModelSettings, ServerSettings, ServiceSettings
 from tests.kinds import BOXES, OPTIONS, SCORES, build_home, none, two
 from tests.running import Server, pdserve, start
 from tests.services.http.described import check_response
@@ -184,6 +186,43 @@ def test_predict_asks_and_draws_it(kind: str, home: Path, server: Server, tmp_pa
         assert answer[entry_of(home, kind).items]
         if draw:
             assert Path(answer["picture"]).stat().st_size > 0
+
+
+def test_the_time_limit_holds_behind_work_that_does_not_end(kind: str, home: Path) -> None:
+    """All threads are taken, as by images that decode for minutes: the answer is due all the same."""
+    entry, flags = entry_of(home, kind), dict(zip(OPTIONS[kind][::2], OPTIONS[kind][1::2], strict=True))
+    given = {name.removeprefix("--"): value for name, value in flags.items()} | {"timeout_ms": 300}
+    settings = entry.settings(given, {})
+    metrics, over = Metrics(), threading.Event()
+
+    async def ask() -> None:
+        service = Service(
+            entry,
+            lambda _, pool: Replica(entry.open(settings, Home(home)), settings, pool, metrics),
+            metrics,
+        )
+        service.start()
+        taken = [service._pool._threads.submit(over.wait) for _ in range(service._pool._threads._max_workers)]
+        try:
+            with pytest.raises(DeadlineError):
+                await asyncio.wait_for(service.answer([two()]), 30)
+        finally:
+            over.set()
+            wait(taken)
+            service.stop()
+            await service.close()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "seconds"),
+    [((None,), None), ((500,), 0.5), ((500, 500), 0.5), ((500, 300), 0.8), ((500, None), None)],
+)
+def test_the_time_limit_of_a_request(timeouts: tuple[int | None, ...], seconds: float | None) -> None:
+    models = {str(i): ModelSettings(model="x", timeout_ms=each) for i, each in enumerate(timeouts)}
+    server = ServerSettings(name="x", http_port=0)
+    assert time_limit_s(ServiceSettings("classification", server, models, None)) == seconds
 
 
 def test_a_deadline_that_passed_costs_no_engine_time(kind: str, home: Path) -> None:

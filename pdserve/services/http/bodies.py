@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from pdserve.errors import BodyTooLargeError, OverloadedError, RequestError
 from pdserve.services.budget import STEP, Entrance, Reservation
 from pdserve.services.protocols import Message, Scope
+from pdserve.services.telemetry.metrics import current
 
 Result = TypeVar("Result")
 
@@ -39,7 +40,7 @@ async def read_body(request: Request, entrance: Entrance) -> bytes:
     step ahead of what has come. Raises BodyTooLargeError as soon as more are announced or come than
     ``max_body_bytes`` or than the budget has; OverloadedError where the budget has no room; SlowBodyError
     when the next 16 KiB, or what is left, take more than ``body_timeout_s``, or all of it 20 times that;
-    ClientDisconnect.
+    DeadlineError when the request's time is up before there is room; ClientDisconnect.
     """
     limit = min(entrance.settings.max_body_bytes, entrance.bodies.limit)
     announced = request.headers.get("content-length", "")
@@ -50,13 +51,19 @@ async def read_body(request: Request, entrance: Entrance) -> bytes:
         if length > limit:
             raise _too_large(entrance)
     first = _FIRST_BYTES if length is None else min(length, STEP)
-    reservation = await entrance.bodies.reserve(first)
+    clock, time_limit = asyncio.get_running_loop().time, entrance.time_limit_s
+    began = clock()
+    deadline = None if time_limit is None else began + time_limit
+    reservation = await entrance.bodies.reserve(first, deadline)
     request.scope.setdefault(RESERVATIONS, []).append(reservation)
+    reserved = clock()
     message = await _receive_in_time(request, entrance.settings.body_timeout_s)
     body: bytes = message.get("body", b"")
-    if len(body) <= min(reservation.amount, limit) and not message.get("more_body", False):
-        return body
-    return await _Body(request, entrance, reservation, length).read(message)
+    if len(body) > min(reservation.amount, limit) or message.get("more_body", False):
+        body = await _Body(request, entrance, reservation, length).read(message, reserved)
+    if context := current.get():
+        context.arrived = clock() - (reserved - began)
+    return body
 
 
 RESERVATIONS = "pdserve.reservations"
@@ -89,9 +96,10 @@ class _Body:
         self._buffer: memoryview | None = None
         self._size = 0
 
-    async def read(self, message: Message) -> bytes:
+    async def read(self, message: Message, since: float) -> bytes:
+        """The whole body; ``message`` is its first part, ``since`` when it began, on the loop's clock."""
         loop, patience = asyncio.get_running_loop(), self._entrance.settings.body_timeout_s
-        end = loop.time() + patience * _MOST_PATIENCES
+        end = since + patience * _MOST_PATIENCES
         timed = 0
         try:
             async with asyncio.timeout(patience) as timer:

@@ -200,10 +200,14 @@ class RequestContext:
     """One request. ``err_no`` is the pipeline protocol's, None with another protocol.
 
     ``method`` ("gRPC" for a gRPC call) and ``route`` are those it is counted under, ``predicts`` whether as
-    a prediction; ``started``: time.perf_counter() at its start. ``bytes_in``: of a gRPC call's message.
+    a prediction; ``started``: time.perf_counter() at its start. ``arrived``: when its time began to run, on
+    the loop's clock: the time that its caller took to send it is not counted. ``bytes_in``: of a gRPC call's
+    message.
     """
 
-    __slots__ = ("bytes_in", "err_no", "id", "images", "method", "predicts", "route", "span", "started")
+    __slots__ = (
+        "arrived", "bytes_in", "err_no", "id", "images", "method", "predicts", "route", "span", "started",
+    )  # fmt: skip
 
     def __init__(
         self, sent_id: str | None = None, method: str = "", route: str = "", predicts: bool = False
@@ -216,6 +220,7 @@ class RequestContext:
         self.started = time.perf_counter()
         self.images = 0
         self.bytes_in: int | None = None
+        self.arrived: float | None = None
         self.err_no: int | None = None
         self.span: Span | None = None
 
