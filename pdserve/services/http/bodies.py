@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from pdserve.errors import BodyTooLargeError, OverloadedError, RequestError
 from pdserve.services.budget import STEP, Entrance, Reservation
+from pdserve.services.parsing import in_a_thread
 from pdserve.services.protocols import Message, Scope
 from pdserve.services.telemetry.metrics import current
 
@@ -23,6 +23,9 @@ _PART_BYTES = 16 * 1024
 _MOST_PATIENCES = 20
 # What is reserved for a body of unknown length before it comes.
 _FIRST_BYTES = 64 * 1024
+# Of a body that comes in parts: what is one piece, and how many pieces are freed at once.
+_PIECE_BYTES = 256 * 1024
+_FREED = 16
 
 
 class SlowBodyError(RequestError):
@@ -79,9 +82,8 @@ def release(scope: Scope) -> None:
 class _Body:
     """A body that comes in several parts.
 
-    A small one is a list of parts, and joined. A large one fills a buffer of its whole size, of which the
-    system provides what is written to: joining, or growing by copying, would stop the event loop for longer
-    than a request may.
+    They are kept as a list of pieces, since growing by copying would stop the event loop for longer than a
+    request may; a large one is joined in a thread.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class _Body:
         self._reservation = reservation
         self._limit = min(entrance.settings.max_body_bytes, entrance.bodies.limit)
         self._length = self._limit if length is None else length
-        self._parts: list[bytes] = []
-        self._buffer: memoryview | None = None
+        self._pieces: list[bytes] = []
+        self._piece = bytearray()
         self._size = 0
 
     async def read(self, message: Message, since: float) -> bytes:
@@ -121,27 +123,27 @@ class _Body:
         except TimeoutError:
             raise _slow(patience) from None
         self._reservation.shrink(self._size)
-        if self._buffer is None:
-            return b"".join(self._parts)
-        return self._buffer[: self._size].tobytes()
+        self._pieces.append(bytes(self._piece))
+        return self._joined() if self._size <= STEP else await in_a_thread(self._joined)
+
+    def _joined(self) -> bytes:
+        try:
+            body = b"".join(self._pieces)  # which lets go of Python's lock
+        except MemoryError:
+            raise OverloadedError("There is no memory for the body; send less at once.") from None
+        while self._pieces:
+            del self._pieces[-_FREED:]
+        return body
 
     async def _reserve(self, more: int) -> None:
         wanted = min(self._length, self._size + more + STEP)
         await self._reservation.grow(max(wanted - self._reservation.amount, 0))
 
     def _append(self, part: bytes) -> None:
-        if self._buffer is None and self._size + len(part) > STEP:
-            try:
-                self._buffer = np.empty(self._length, np.uint8).data
-            except MemoryError:
-                raise OverloadedError("There is no memory for the body; send less at once.") from None
-            parts, self._parts, self._size = self._parts, [], 0
-            for each in parts:
-                self._append(each)
-        if self._buffer is None:
-            self._parts.append(part)
-        else:
-            self._buffer[self._size : self._size + len(part)] = part
+        self._piece += part  # parts of a byte each would take fifty times their size
+        if len(self._piece) >= _PIECE_BYTES:
+            self._pieces.append(bytes(self._piece))
+            self._piece.clear()
         self._size += len(part)
 
 

@@ -19,8 +19,9 @@ _MAX_HEADER_BYTES = 8 * 1024
 _MAX_HEADERS = 8
 _MAX_HEAD_BYTES = (_MAX_HEADERS + 1) * (_MAX_HEADER_BYTES + 2)
 _SEARCH = 1024 * 1024  # bytes that one search for a boundary looks at
-# In a head, quoted texts that do not end make the library's pattern look at the rest again for each of them.
-_MAX_BACKSLASHES = 32
+# In a head: parameters, and backslashes, since for each quoted text without an end the library looks at all
+# that follows.
+_MAX_MARKS = 32
 _MAX_TYPE_LENGTH = 2048
 
 
@@ -71,7 +72,7 @@ def _parts(body: bytes | bytearray, content_type: str, most: int) -> Iterator[tu
 
     Raises RequestError.
     """
-    if len(content_type) > _MAX_TYPE_LENGTH or content_type.count("\\") > _MAX_BACKSLASHES:
+    if len(content_type) > _MAX_TYPE_LENGTH or content_type.count("\\") > _MAX_MARKS:
         raise RequestError("The multipart form cannot be read: its Content-Type is too long, or too odd.")
     try:
         boundary = parse_options_header(content_type)[1].get("boundary", "")
@@ -79,8 +80,8 @@ def _parts(body: bytes | bytearray, content_type: str, most: int) -> Iterator[tu
             boundary, max_header_size=_MAX_HEADER_BYTES, max_header_count=_MAX_HEADERS, strict=True
         ) as parser:
             heads, contents = _split(body, boundary.encode(), most)
-            if heads.count(b"\\") > _MAX_BACKSLASHES * (most + 1):
-                raise MultipartError("too many backslashes in the heads of its parts")
+            if heads.count(b"\\") + heads.count(b";") > _MAX_MARKS * (most + 1):
+                raise MultipartError("the heads of its parts have too many parameters")
             for event in parser.parse(heads):
                 content = next(contents, None) if isinstance(event, MultipartSegment) else None
                 if content is None:  # of a part without an end, too, which the library says then
