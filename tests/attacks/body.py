@@ -1,1 +1,59 @@
 """Bodies of HTTP that are small or odd and cost much: JSON, forms, tensors."""
+
+from pdserve.services.parsing import Bounds
+from tests.attacks.attack import Target, attack
+
+JSON = {"Content-Type": "application/json"}
+PIPELINE = "/imagenet/prediction"
+# Of three million keys orjson makes an object in some seconds, which it does not interrupt.
+UNCOUNTED = Bounds(10**9, 10**9)
+LONGEST_S = 1.0
+
+
+@attack(without={"pdserve.services.parsing:IN_A_THREAD": UNCOUNTED})
+def three_million_keys(target: Target) -> None:
+    """They are counted and refused before anything is made of them, and others are answered meanwhile."""
+    body = b"{%s}" % b",".join(b'"k%d":1' % i for i in range(3_000_000))
+    with target.watch() as seen:
+        answer = target.http.post(target.route, content=body, headers=JSON)
+    assert answer.status_code == 413, answer.text[:200]
+    assert "more than" in answer.json()["error"]["message"]
+    assert seen.health_s < LONGEST_S
+    assert seen.grown_mb < 300
+    target.good()
+
+
+@attack(without={"pdserve.services.parsing:IN_A_THREAD": UNCOUNTED})
+def lists_in_lists(target: Target) -> None:
+    """Brackets count as values: the collector of Python would look at each of the lists again and again."""
+    body = b'{"images":[%s]}' % b",".join([b"[" * 500 + b"]" * 500] * 4000)
+    with target.watch() as seen:
+        answer = target.http.post(target.route, content=body, headers=JSON)
+    assert answer.status_code == 413, answer.text[:200]
+    assert seen.health_s < LONGEST_S
+
+
+@attack(without={"pdserve.services.tensors:MAX_RANK": 10**9})
+def a_tensor_of_many_dimensions(target: Target) -> None:
+    """Its dimensions are counted before they are multiplied."""
+    tensor = {"name": "x", "elem_type": 1, "shape": [2**31 - 1] * 15_000}
+    with target.watch() as seen:
+        answer = target.http.post(PIPELINE, json={"tensors": [tensor]}).json()
+    assert answer["err_no"] == 8000
+    assert answer["err_msg"].endswith("maximum supported dimension for an ndarray is 32, found 15000")
+    assert seen.health_s < LONGEST_S
+
+
+@attack(without={"pdserve.services.http.forms:_MAX_MARKS": 10**9})
+def quotes_that_do_not_end(target: Target) -> None:
+    """The heads of a form's parts have few parameters: a pattern looks at all of a head for each of them."""
+    head = b"Content-Disposition: form-data; " + b';a="\\"' * 1300
+    body = (b"--b\r\n" + head + b"\r\n\r\nx\r\n") * 120 + b"--b--\r\n"
+    with target.watch() as seen:
+        answer = target.http.post(
+            target.route, content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+    assert answer.status_code == 400
+    assert "too many parameters" in answer.text
+    assert seen.health_s < LONGEST_S
+    target.good()

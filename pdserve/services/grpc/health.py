@@ -9,7 +9,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from pdserve.formats.protos import pipeline
-from pdserve.services.grpc.intake import Intake
+from pdserve.services.grpc.intake import Intake, end
 from pdserve.services.grpc.wire import MalformedMessageError, read_service
 from pdserve.services.parsing import TooMuchError
 from pdserve.services.service import Answering
@@ -34,8 +34,7 @@ def methods(service: Answering, intake: Intake) -> "Mapping[str, grpc.RpcMethodH
             async with intake.message(context) as message:
                 return read_service(message)
         except (MalformedMessageError, TooMuchError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
-        raise RuntimeError("an abort ends a call")
+            await end(context, "INVALID_ARGUMENT", error.message)
 
     async def check(_messages: Any, context: _Context) -> Any:
         found = status(await asked(context))

@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -79,10 +79,22 @@ class Intake:
             del self._taken[address]
 
 
-async def refuse(context: _Context, why: str) -> None:
+async def refuse(context: _Context, why: str) -> NoReturn:
     """End a call that may be tried again."""
     later = ((pipeline.RETRY_AFTER_METADATA, "1"),)
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why, (*context.trailing_metadata(), *later))
+    await end(context, "RESOURCE_EXHAUSTED", why, (*context.trailing_metadata(), *later))
+
+
+async def end(context: _Context, status: str, why: str, trailing: Sequence[tuple[str, str]] = ()) -> NoReturn:
+    """End a call with the name of a gRPC status; of a call whose caller has gone, only its task.
+
+    Raises grpc.aio.AbortError or asyncio.CancelledError.
+    """
+    try:
+        await context.abort(grpc.StatusCode[status], why, trailing or context.trailing_metadata())
+    except grpc.aio.InternalError:  # there is nobody to tell
+        raise asyncio.CancelledError from None
+    raise RuntimeError("an abort ends a call")
 
 
 class _Waiting:
@@ -111,7 +123,7 @@ class _Waiting:
             )
         self._timer.cancel()
         if message is grpc.aio.EOF:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The call has no message.")
+            await end(context, "INVALID_ARGUMENT", "The call has no message.")
         return bytes(message)
 
     def _takes_longer(self) -> None:

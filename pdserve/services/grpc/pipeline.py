@@ -14,7 +14,7 @@ import grpc.aio
 
 from pdserve.errors import BodyTooLargeError, DeadlineError, OverloadedError
 from pdserve.formats.protos import pipeline
-from pdserve.services.grpc.intake import Intake
+from pdserve.services.grpc.intake import Intake, end
 from pdserve.services.grpc.wire import MalformedMessageError, read_request, read_tensors
 from pdserve.services.parsing import Bounds, parsed
 from pdserve.services.pipeline_protocol import PipelineRequest, answer, check_entries
@@ -36,7 +36,7 @@ def methods(service: Answering, intake: Intake) -> Mapping[str, "grpc.RpcMethodH
         try:
             request = await parsed(lambda bounds: _parse(body, bounds, limits), len(body))
         except (MalformedMessageError, BodyTooLargeError) as error:
-            await context.abort(grpc.StatusCode[error.grpc_status], error.message)
+            await end(context, error.grpc_status, error.message)
         response = await answer(
             service,
             request,
