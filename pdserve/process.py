@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -85,6 +86,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     _pressed += 1
     if not _begun or _said or _pressed > 1:
         end_interrupted()
+    warnings.simplefilter("ignore")  # of what is broken off: coroutines that nobody awaits any more
     raise KeyboardInterrupt
 
 
@@ -108,8 +110,10 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdout, io.TextIOWrapper):
         out = sys.stdout
-        encoding, errors, by_line = out.encoding, out.errors, out.line_buffering
-        output = _Output(out.detach(), encoding, errors, line_buffering=by_line)
+        encoding, errors = out.encoding, out.errors
+        # With PYTHONUNBUFFERED nothing is kept back, else nothing but what is no whole line.
+        by_line, at_once = out.line_buffering, out.write_through
+        output = _Output(out.detach(), encoding, errors, line_buffering=by_line, write_through=at_once)
         sys.stdout = sys.__stdout__ = output  # type: ignore[misc]
 
 

@@ -32,10 +32,11 @@ def on_terminal(
     *arguments: str,
     columns: int,
     stdout: Path | None = None,
+    stderr: Path | None = None,
     typed: str | None = None,
     **environ: str,
 ) -> Seen:
-    """Run a command with a terminal as standard error, and as standard output unless it goes to a file.
+    """Run a command with a terminal as standard output and error, unless they go to files.
 
     ``typed``: what a person types there; without it standard input is empty, and no terminal.
     """
@@ -45,17 +46,24 @@ def on_terminal(
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
-    out = os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if stdout else os.dup(theirs)
-    variables = environment(home, TERM="xterm", **environ)
+    out, err = (
+        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if file else os.dup(theirs)
+        for file in (stdout, stderr)
+    )
+    variables = environment(home, **{"TERM": "xterm"} | environ)
     process = subprocess.Popen(
         [sys.executable, "-m", "pdserve", *arguments],
         stdin=subprocess.DEVNULL if typed is None else theirs,
         stdout=out,
-        stderr=theirs,
-        env={key: value for key, value in variables.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")},
+        stderr=err,
+        env={
+            key: value
+            for key, value in variables.items()
+            if key not in ("COLUMNS", "LINES", "NO_COLOR") or key in environ
+        },
     )
-    os.close(theirs)
-    os.close(out)
+    for number in (theirs, out, err):
+        os.close(number)
     if typed is not None:
         os.write(ours, typed.encode())
     raw = b""
@@ -87,3 +95,51 @@ def _screen(text: str) -> list[str]:
             lines[row] = lines[row][:column].ljust(column) + words + lines[row][column + len(words) :]
             column += len(words)
     return [line.rstrip() for line in lines]
+
+
+class Interrupted:
+    """A command on a terminal of its own, of 80 columns, at which Ctrl-C is pressed."""
+
+    def __init__(self, home: Path, *arguments: str, **environ: str) -> None:
+        import fcntl
+        import pty
+        import termios
+
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 80, 0, 0))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pdserve", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(home, TERM="xterm", **environ),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self._raw = b""
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._ours, 65536)
+        except OSError:  # Linux says so that the other end is closed
+            return False
+        self._raw += data
+        return bool(data)
+
+    def until(self, words: str, times: int = 1) -> None:
+        """Wait until these words have come so often. Raises AssertionError where the command ends before."""
+        while self._raw.decode("utf-8", "replace").count(words) < times:
+            assert self._read(), self._raw.decode("utf-8", "replace")
+
+    def press(self, times: int = 1) -> None:
+        """Press Ctrl-C: the terminal sends SIGINT to all that is in its foreground."""
+        os.write(self._ours, b"\x03" * times)
+
+    def end(self) -> Seen:
+        """Wait for the end; what is on the terminal then, from ``^C`` on."""
+        while self._read():
+            pass
+        os.close(self._ours)
+        text = self._raw.decode("utf-8").rpartition("^C")[2]
+        return Seen(self._process.wait(60), [line for line in _screen(text) if line], text)

@@ -27,6 +27,17 @@ from pdserve.proxies import find_proxy
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
+def limits(max_answer_bytes: int) -> list[tuple[str, int]]:
+    """A channel's options that bound what it reads of an answer.
+
+    Compressed ones are refused (bit 0 is for those that are not): their bound would be before they unpack.
+    """
+    return [
+        ("grpc.max_receive_message_length", max_answer_bytes),
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+    ]
+
+
 class _Rpc:
     """What the two clients share: how a request is built and an answer read."""
 
@@ -54,9 +65,7 @@ class _Rpc:
         self._credentials = channel_credentials(ca) if self.address.scheme == "grpcs" else None
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", pipeline.MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", max_answer_bytes),
-            # No compressed answers (bit 0 is for those that are not): their bound is before they unpack.
-            ("grpc.compression_enabled_algorithms_bitset", 1),
+            *limits(max_answer_bytes),
             ("grpc.enable_http_proxy", int(self._proxy is not None)),
         ]
         if self._proxy is not None:

@@ -133,10 +133,13 @@ def answer_all(
                 show(outcome, entry, picture, as_json)
                 done += 1
     except KeyboardInterrupt:
-        rest = sources[done].name if done < len(sources) else None
+        if not done:
+            raise InterruptError(
+                "Interrupted before the first answer; the same command starts again."
+            ) from None
+        rest = f" Ask again for those from {sources[done].name} on." if done < len(sources) else ""
         raise InterruptError(
-            f"Interrupted after {done} of {len(sources)} images; their answers are whole."
-            + (f" Ask again for those from {rest} on." if rest else "")
+            f"Interrupted after {done} of {len(sources)} images; their answers are whole.{rest}"
         ) from None
     return failed
 
