@@ -22,6 +22,7 @@ PLAIN_PIXELS = MAX_PIXELS_HERE
 _END = b"\xff\xd9"
 # What fills a file that was cut: one byte again and again. The decoder would take it for pixels.
 _FILL = 16
+_ZEROS = bytes(32)
 # The grey that libjpeg goes on with where data end too soon: RGB, and what CMYK of it becomes.
 _GREYS = ((128, 128, 128), (65, 65, 65))
 _NEAR = 3
@@ -49,12 +50,15 @@ def decode_plain(data: Buffer, header: Header) -> Image8 | None:
     """Decode a plainly ordinary JPEG in this thread; None for what is not, or may be cut or broken.
 
     Whether that is so a decoder process finds out, which sees libjpeg's warnings. Here such a JPEG shows by
-    having no end marker, by a run of one byte before it, by grey in its last corner, or by no image at all.
+    having no end marker, by a run of one byte before it or of zeros anywhere, by grey in its last corner, or
+    by no image at all.
     """
     if not plain(header):
         return None
-    end = data.find(_END, header.scan)
+    end = data.rfind(_END)
     if end < header.scan + _FILL or data[end - _FILL : end] == data[end - 1 : end] * _FILL:
+        return None
+    if data.find(_ZEROS, header.scan) >= 0:
         return None
     cv2 = opencv()
     try:

@@ -77,18 +77,21 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
 _IN_ROWS = frozenset((0xC0, 0xC1))
 _NEVER = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF))
 _SCAN, _END = 0xDA, 0xD9
-_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+# Tables of Huffman codes and quantisation, restart interval, application data, comments.
+_PASSED_OVER = frozenset((0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))
 
 
 def read_header(data: Buffer, max_pixels: int) -> Header:
     """Read an image file's header. Raises ImageError, and ImageTooLargeError for more than ``max_pixels``."""
     if not data:
         raise ImageError("The image is empty (0 bytes).")
-    known = next((each for each in READERS if each[0].match(data)), None)
-    if known is None:
+    for signature, name, reader in READERS:
+        if signature.match(data):
+            header = _read(reader, data, name)
+            break
+    else:
         raise ImageError(f"The {len(data)} bytes are no image in a known format.")
-    _, name, reader = known
-    header = _read(reader, data, name)
     if header.width < 1 or header.height < 1:
         broken(name)
     if header.pixels > max_pixels:
@@ -124,14 +127,17 @@ def _jpeg(data: Buffer) -> Header:
     """ITU T.81, B.1.1.4: a marker, FF and a byte, and a length that counts itself and what follows."""
     frame, size, components, at = 0, (0, 0), 0, 2
     for _ in range(MAX_PIECES):
-        while data[at] == 0xFF == data[at + 1]:  # a marker may be preceded by any number of these, to fill
-            at = _past_fill(data, at)
         if data[at] != 0xFF:  # bytes that belong to nothing, which decoders pass over
             at = data.index(b"\xff", at)
-            continue
         marker = data[at + 1]
+        if marker == 0xFF:  # a marker may be preceded by any number of these, to fill
+            at = _past_fill(data, at)
+            marker = data[at + 1]
         at += 2
-        if marker == 0 or marker in _WITHOUT_LENGTH:
+        if marker in _PASSED_OVER:
+            at += data[at] << 8 | data[at + 1]
+            continue
+        if marker in _WITHOUT_LENGTH:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
         if marker == _END or length < 2 or at + length > len(data):

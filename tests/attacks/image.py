@@ -149,9 +149,10 @@ def a_caller_that_leaves_while_its_picture_is_decoded(target: Target) -> None:
     with target.connection() as opened:
         opened.sendall(head.encode() + SLOW)
         pid = _busy(target)
-    with _seconds(2):
-        while pid in _children(target):
-            time.sleep(0.02)
+    end = time.monotonic() + 2
+    while pid in _children(target):
+        assert time.monotonic() < end, "it is decoded for nobody"
+        time.sleep(0.02)
 
 
 @attack(without=_IN_THE_SERVER)

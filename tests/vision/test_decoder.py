@@ -279,7 +279,7 @@ def test_in_this_process_opencv_decodes_nothing_larger_than_what_is_plain(tmp_pa
 
 def test_no_more_processes_than_cores_or_eight(monkeypatch):
     for cores, count in ((1, 1), (4, 4), (64, 8)):
-        monkeypatch.setattr(module, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
         with contextlib.closing(Decoder()) as made:
             assert made._threads._max_workers == count
 

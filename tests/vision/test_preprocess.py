@@ -230,6 +230,8 @@ def test_a_needle_is_refused_before_it_fills_the_memory():
 
     outcome(refused, memory=64 << 20)
     assert chain(np.zeros((60, 1, 3), np.uint8)).shape == (3, 15360, 256)
+    with pytest.raises(ImageError, match=f"256×66048, more than {preprocess.MAX_RESIZED} pixels"):
+        chain(np.zeros((258, 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
