@@ -211,7 +211,7 @@ def test_killed_before_every_step(tmp_path: Path, images: list[GalleryImage], wh
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
