@@ -112,6 +112,8 @@ class _Rpc:
                 return ClientError(f"{self.address} closed the connection; if it uses TLS, add --tls.")
             if failed := no_tls(self.address, said):
                 return failed
+            if "http1" in said:  # gRPC's word for an answer in HTTP/1.1
+                return ClientError(f"{self.address} answers in HTTP; ask it without --rpc.")
             if self._proxy is not None:
                 return UnreachableError(
                     self._proxy.unreachable(f"does not answer, or refuses ({said})", self.address.host)

@@ -142,7 +142,10 @@ class _Http:
             isinstance(error, httpx.RemoteProtocolError | httpx.NetworkError)
             and self.address.scheme == "http"
         ):
-            return ClientError(f"{self.address} closed the connection; if it uses TLS, write https://.")
+            return ClientError(
+                f"{self.address} closed the connection; if it uses TLS, write https://, and if it is the "
+                "port of gRPC, ask with --rpc."
+            )
         return ClientError(f"The request to {self.address} failed: {str(error).rstrip('.')}.")
 
     def _late(self) -> ClientError:

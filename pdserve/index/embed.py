@@ -98,8 +98,8 @@ def require_same(
     """
     if built and built.fingerprint != given.fingerprint:
         raise OtherEmbedderError(
-            f"The index {where} was built with {built} and cannot be used with {given}; give --model "
-            f"{built.name}, or rebuild it with `pdserve index build`."
+            f"The index {where} was built with {built} and cannot be used with {given}; give --embedder "
+            f"{built.name} (--model to `pdserve index`), or rebuild it with `pdserve index build`."
         )
     if dimensions[0] != dimensions[1]:
         raise OtherEmbedderError(

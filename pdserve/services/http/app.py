@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -74,6 +75,14 @@ class RouteTable:
         self._by_path = {resource.path: resource for resource in found}
         self._pipeline = self._by_path.pop(PIPELINE_PATH, None)
 
+    def nothing(self, path: str) -> str:
+        """What is said of a path that is none of them."""
+        asked = [each.path for each in self._by_path.values() if each.protocol.predicts]
+        return (
+            f"There is nothing at {path[:100]}; images go by POST to {' or '.join(asked)}, and /docs shows "
+            "the other routes."
+        )
+
     def find(self, path: str) -> Resource | None:
         """The resource at a path; None where there is none."""
         resource = self._by_path.get(path)
@@ -118,10 +127,12 @@ class Dispatcher:
 
     async def _answer(self, resource: Resource | None, scope: Scope, receive: Receive) -> Response:
         if resource is None:
-            raise HTTPException(404)
+            raise HTTPException(404, self._table.nothing(scope["path"]))
         route = resource.routes.get(scope["method"])
         if route is None:
-            raise HTTPException(405, headers={"Allow": ", ".join(resource.routes)})
+            allowed = ", ".join(resource.routes)
+            text = f"{scope['path']} takes {allowed}, and no {scope['method'][:20]}."
+            raise HTTPException(405, text, headers={"Allow": allowed})
         if route.writes:
             self._check_write(scope)
         return await route.endpoint(Request(scope, receive))
@@ -131,8 +142,11 @@ def _refusal(scope: Scope, protocol: Protocol | None, error: PdserveError | HTTP
     """The answer to a request that failed as a whole."""
     path = scope["path"]
     if isinstance(error, HTTPException):
-        code = error.detail.lower().replace(" ", "_")
-        return error_response(path, protocol, error.status_code, code, error.detail, error.headers)
+        phrase = HTTPStatus(error.status_code).phrase
+        # Beside our own routes the text is that of Paddle Serving's gateway.
+        text = error.detail if path.startswith(("/v1/", "/v2/")) else phrase
+        code = phrase.lower().replace(" ", "_")
+        return error_response(path, protocol, error.status_code, code, text, error.headers)
     log_failures([error], path)
     headers = {"Retry-After": "1"} if error.http_status == 503 else _closing(scope, error)
     return error_response(path, protocol, error.http_status, error.code, message(error), headers)

@@ -49,6 +49,11 @@ def read_images(
         return json_images(read, images, limits)
     if not body:
         raise ImageError("The body is empty; send an image file.")
+    if bytes(body[:16]).lstrip()[:1] in (b"{", b"["):  # which begins no image file
+        raise RequestError(
+            f"The body looks like JSON, and its Content-Type is {kind or 'missing'}, so that it is read as "
+            "an image file; send the header `Content-Type: application/json`."
+        )
     return [body]
 
 

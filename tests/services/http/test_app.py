@@ -286,3 +286,37 @@ def test_a_file_in_a_form_is_known_by_its_file_name(client: httpx.Client, name: 
     )
     assert response.status_code == 200
     assert best(response.json()["results"][0]) == "red"
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "application/x-json", None]
+)
+def test_json_that_is_called_something_else(client: httpx.Client, kind: str | None) -> None:
+    """As `curl -d @request.json` sends it."""
+    body = b' \n{"images": ["aGVsbG8="]}'
+    response = client.post("/v1/classification", content=body, headers={"Content-Type": kind} if kind else {})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "bad_request"
+    assert f"its Content-Type is {kind or 'missing'}," in error["message"]
+    assert "`Content-Type: application/json`" in error["message"]
+
+
+def test_what_is_not_there_says_what_is(client: httpx.Client) -> None:
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/recognition"), ("POST", "/v1/" + "x" * 999)):
+        response = client.request(method, path)
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert error["code"] == "not_found"
+        assert error["message"].startswith(f"There is nothing at {path[:100]}; ")
+        assert "POST to /v1/classification, and /docs" in error["message"]
+    response = client.get("/v1/classification")
+    assert (response.status_code, response.headers["Allow"]) == (405, "POST")
+    assert response.json()["error"] == {
+        "code": "method_not_allowed",
+        "message": "/v1/classification takes POST, and no GET.",
+    }
+    assert client.put("/v2/health/live").json()["error"]["message"].endswith("takes GET, HEAD, and no PUT.")
+    # Paddle Serving's own words, where it has routes.
+    for method, path in (("GET", "/imagenet/prediction"), ("POST", "/"), ("GET", "/nothing")):
+        assert client.request(method, path).text in ("Method Not Allowed\n", "Not Found\n")
