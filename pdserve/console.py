@@ -10,6 +10,7 @@ what would break a line or drive a terminal; JSON means the same to a program, w
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,11 @@ def table(
     console = _console()
     if not console.is_terminal:
         console.width = _UNFOLDED
+    elif console.is_dumb_terminal:
+        from rich.console import ConsoleDimensions
+
+        # Rich takes it for 80 columns wide, whatever it says.
+        console.size = ConsoleDimensions(*shutil.get_terminal_size())
     for left_out in drop:
         if sum(_words(columns, cells)) + _GAP * (len(columns) - 1) > console.width:
             i = columns.index(left_out)

@@ -194,6 +194,30 @@ def test_tables(home: Path, columns: int, arguments: tuple[str, ...]) -> None:
     assert head.split()[-1] in ("it", "accuracy" if columns == 80 else "family", "shape")
 
 
+@pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_tables_on_other_terminals(home: Path, columns: int, environ: dict[str, str], tmp_path: Path) -> None:
+    """Half as wide or twice as wide, and with standard error in a file."""
+    notes = tmp_path / "notes"
+    for width in (40,) if columns == 80 else (200,):
+        done = on_terminal(home, "list", columns=width, stderr=notes, **environ)
+        assert done.returncode == 0
+        assert max(map(len, done.screen)) <= width
+        assert words(done) >= {"model", "tiny", "tiny_embedder", "inference,"}
+        assert notes.read_text("utf-8") == ""
+        if environ.get("TERM") == "dumb":
+            assert "\x1b" not in done.raw
+
+
+def test_predict_with_its_notes_in_a_file(
+    home: Path, tiny_server: Server, photos: Path, tmp_path: Path, columns: int
+) -> None:
+    notes, bad = tmp_path / "notes", tmp_path / "none.png"
+    arguments = ("predict", str(photos), str(bad), "--json", "--url", tiny_server.url)
+    done = on_terminal(home, *arguments, columns=columns, stderr=notes)
+    assert [len(json.loads(line)) for line in done.screen if line] == [2] * 13
+    assert notes.read_text("utf-8") == ""  # of what failed it is JSON that says so
+
+
 def test_the_catalog_fits(tmp_path: Path, columns: int) -> None:
     """The least wanted columns are left out; the figures stay."""
     done = on_terminal(tmp_path, "fetch", "--list", columns=columns)
