@@ -52,7 +52,8 @@ def shown(*arguments: str) -> list[str]:
     """Print a pdserve command and remember it for the end; return it as a list."""
     command = shlex.join(["pdserve", *arguments])
     typed.append(command)
-    console.say(f"\n$ {command}")
+    console.say("")
+    console.say(f"$ {command}")
     return [PDSERVE, *arguments]
 
 
@@ -137,7 +138,9 @@ def served(service: str, usual: tuple[int, int], *options: str) -> Iterator[tupl
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)
-        console.say(f"\nThe server stopped with exit code {server.wait(30)}.\n")
+        console.say("")
+        console.say(f"The server stopped with exit code {server.wait(30)}.")
+        console.say("")
 
 
 def answers(output: str, kind: str) -> list[dict[str, Any]]:
@@ -196,7 +199,9 @@ def main() -> None:
     download_photographs(photos)
     classify(photos)
     recognize(photos)
-    console.line(f"\nDone in {time.monotonic() - started:.0f} s. The commands, to go on from here:\n")
+    console.line("")
+    console.line(f"Done in {time.monotonic() - started:.0f} s. The commands, to go on from here:")
+    console.line("")
     console.line(
         f"export PDSERVE_HOME={shlex.quote(str((OUT / 'home').absolute()))} PATH={Path(PDSERVE).parent}:$PATH"
     )
