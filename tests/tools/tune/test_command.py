@@ -95,7 +95,7 @@ def test_ctrl_c_tells_what_was_found_and_writes_nothing(tiny_home: Path, tmp_pat
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "images/s" in out
     assert "nothing written" in err
     assert "Traceback" not in err
