@@ -25,6 +25,9 @@ from pdserve.vision.types import Image8, Tensor
 
 log = logging.getLogger("pdserve")
 
+# Entries of all objects of an image together.
+_MOST_ENTRIES = 2 * search.MAX_TOP_K
+
 
 def choose(
     found: Sequence[Region], matches: Sequence[Sequence[Match]], options: SearchOptions
@@ -82,6 +85,12 @@ class Search(Stage):
 
     def _look_up(self, cut: Cut, vectors: Sequence[Tensor], top_k: int | None) -> Objects:
         index = self.index  # one version for the whole of the image
+        wanted = min(top_k or self._options.top_k, index.count)
+        if wanted * len(vectors) > _MOST_ENTRIES:
+            raise RequestError(
+                f"The image has {len(vectors)} objects; with top_k {wanted} each that is more than the "
+                f"{_MOST_ENTRIES} entries that an answer may have; ask for {_MOST_ENTRIES // len(vectors)}."
+            )
         matches = index.search(np.stack(vectors), top_k or self._options.top_k) if vectors else []
         objects = choose(cut.found, matches, self._options)
         cut.clock.lap("search")

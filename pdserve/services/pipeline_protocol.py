@@ -9,7 +9,7 @@ import binascii
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from pdserve.errors import (
 from pdserve.formats.protos import pipeline
 from pdserve.services import base64_text, tensors
 from pdserve.services.base64_text import Decoded, Text
-from pdserve.services.http.messages import encode, log_failures, message, to_json
+from pdserve.services.http.messages import encode_results, log_failures, message
 from pdserve.services.parsing import in_a_thread, parsed
 from pdserve.services.service import Answering, check_count
 from pdserve.services.telemetry.metrics import current
@@ -91,7 +91,8 @@ async def answer(
         )
         answers = await service.answer(images, top_k, timeout_s)
         log_failures(answers, f"log_id {request.logid}")
-        response = _response(service, answers, request.logid, full)
+        results = {pipeline.RESULTS_KEY: (await encode_results(answers)).decode()} if full else {}
+        response = _response(service, answers, request.logid, results)
     except PdserveError as error:
         log_failures([error], f"log_id {request.logid}")
         response = _failed(error, request.logid)
@@ -107,10 +108,10 @@ async def answer(
     return response
 
 
-def _response(service: Answering, answers: Sequence[Any], logid: int, full: bool) -> PipelineResponse:
-    extra = {}
-    if full:
-        extra[pipeline.RESULTS_KEY] = encode({"results": [to_json(answer) for answer in answers]}).decode()
+def _response(
+    service: Answering, answers: Sequence[Any], logid: int, extra: Mapping[str, str]
+) -> PipelineResponse:
+    """The answer to a request; ``extra``: keys and values that it has besides."""
     for answer in answers:
         if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.

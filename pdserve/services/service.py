@@ -13,7 +13,9 @@ from pdserve.errors import (
     EngineError,
     OverloadedError,
     PdserveError,
+    RequestError,
 )
+from pdserve.index.search import MAX_TOP_K
 from pdserve.pipelines import ServiceEntry
 from pdserve.pipelines.embedder import Embedder
 from pdserve.services.batcher import RetiredError
@@ -125,6 +127,14 @@ class Service:
         takes its images out of the queues. Raises what concerns the request as a whole:
         BodyTooLargeError, OverloadedError, DeadlineError, ClosedError, EngineError.
         """
+
+        if top_k is not None and len(images) > 1 and self.index:
+            wanted = min(top_k, self.index.loaded.count) * len(images)
+            if wanted > MAX_TOP_K:
+                raise RequestError(
+                    f"top_k is {top_k} for {len(images)} images: {wanted} entries, and an answer may have "
+                    f"{MAX_TOP_K}; ask for {MAX_TOP_K // len(images)}, or send several requests."
+                )
 
         def work(replica: Replica, deadline: float | None) -> Awaitable[list[Any]]:
             return replica.answer(images, top_k, deadline)

@@ -1,5 +1,9 @@
 """Bodies of HTTP that are small or odd and cost much: JSON, forms, tensors."""
 
+import contextlib
+import socket
+import threading
+
 from pdserve.services.parsing import Bounds
 from tests.attacks.attack import Target, attack
 
@@ -56,4 +60,33 @@ def quotes_that_do_not_end(target: Target) -> None:
     assert answer.status_code == 400
     assert "too many parameters" in answer.text
     assert seen.health_s < LONGEST_S
+    target.good()
+
+
+@attack(
+    options=("--max-inflight-bytes", str(64 << 20)),
+    without={"pdserve.services.budget:Budget._fits": lambda self, reservation, more: True},
+)
+def large_bodies_that_are_kept_open(target: Target) -> None:
+    """Of twenty bodies all but the end is sent: the budget holds, and ordinary images are answered."""
+    size = 24 << 20
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (
+        target.route.encode(),
+        size,
+    )
+
+    def send(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(head + bytes(size - 1))
+
+    with target.watch() as seen, contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(target.connection()) for _ in range(20)]
+        senders = [threading.Thread(target=send, args=(each,), daemon=True) for each in opened]
+        for sender in senders:
+            sender.start()
+        for _ in range(5):
+            target.good()
+        for sender in senders:
+            sender.join(30)
+    assert seen.grown_mb < 150
     target.good()

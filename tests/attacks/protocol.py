@@ -1,7 +1,11 @@
 """HTTP itself: heads, framing, pipelining, connections."""
 
 import contextlib
+import socket
+import threading
+import time
 
+import httpx
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.attacks.attack import Target, attack
@@ -33,3 +37,45 @@ def heads_that_come_in_drops(target: Target) -> None:
         target.good()
         for connection in opened:
             assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def _drained(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(1 << 20):
+            pass
+
+
+@attack(without={f"{_CONNECTION}._waits": lambda self: False})
+def requests_sent_ahead_without_an_end(target: Target) -> None:
+    """What a connection sends before its turn is neither parsed nor read; others are answered meanwhile."""
+    with target.watch() as seen, target.connection() as connection:
+        reader = threading.Thread(target=_drained, args=(connection,), daemon=True)
+        reader.start()
+        over = time.monotonic() + 4
+        with contextlib.suppress(TimeoutError):
+            connection.settimeout(1)
+            for _ in range(80):
+                connection.sendall((HEAD + b"\r\n") * 2500)
+                if time.monotonic() > over:
+                    break
+        target.good()
+    assert seen.grown_mb < 40
+
+
+@attack(
+    options=("--max-connections", "20", "--header-timeout-s", "30"),
+    without={"pdserve.services.http.places:Places.enter": lambda self, connection, address: True},
+)
+def more_connections_than_there_are_places(target: Target) -> None:
+    """Those above the number may ask for the health, and nothing else, until there are places again."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(target.connection()).sendall(HEAD)
+        answer = target.raw(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 503 "), answer[:80]
+        health = httpx.get(f"{target.running.url}/v2/health/ready", trust_env=False, timeout=30)
+        assert health.status_code == 200
+    over = time.monotonic() + 20
+    while target.raw(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12] != b"200":
+        assert time.monotonic() < over
+    target.good()

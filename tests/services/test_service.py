@@ -7,13 +7,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from pdserve.clients import HttpClient, RpcClient
-from pdserve.errors import DeadlineError, PdserveError
+from pdserve.errors import DeadlineError, PdserveError, RequestError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.entry import ServiceEntry
@@ -248,3 +249,19 @@ def test_a_deadline_that_passed_costs_no_engine_time(kind: str, home: Path) -> N
 
     asyncio.run(ask())
     assert "infer" in metrics.exposition("")[0].decode()
+
+
+class OfManyEntries(Service):
+    """A service with an index of 100,000 entries, and nothing behind it."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def index(self) -> Any:
+        return SimpleNamespace(loaded=SimpleNamespace(count=100_000))
+
+
+def test_the_entries_of_an_answer_are_counted_before_they_are_searched() -> None:
+    with pytest.raises(RequestError, match=r"999 for 16 images: 15984 entries, .* 10000; ask for 625"):
+        asyncio.run(OfManyEntries().answer([b""] * 16, top_k=999))

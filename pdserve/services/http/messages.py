@@ -1,5 +1,6 @@
 """Request bodies, parsed by type; answers and errors as responses; OpenAPI of both."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ log = logging.getLogger("pdserve")
 
 # Characters of a data: URL before its base64.
 _LONGEST_HEAD = 1024
+# Bytes of answers that are encoded before the event loop goes on: some milliseconds of work.
+_ENCODED_AT_ONCE = 256 * 1024
 
 
 def read_images(
@@ -172,6 +175,22 @@ def log_failures(answers: Sequence[Any], what: str) -> None:
     """Log the errors among a request's answers that are the server's; callers see none of their text."""
     for text in {a.message for a in answers if isinstance(a, PdserveError) and a.http_status == 500}:
         log.error("%s: %s", what, text)
+
+
+async def encode_results(answers: Sequence[Any]) -> bytes:
+    """``{"results": […]}`` of a request's images, as `encode` writes it.
+
+    Image by image, between which the event loop goes on: one may have thousands of entries.
+    """
+    encoded: list[bytes] = []
+    since_last = 0
+    for answer in answers:
+        encoded.append(encode(to_json(answer)))
+        since_last += len(encoded[-1])
+        if since_last > _ENCODED_AT_ONCE:
+            since_last = 0
+            await asyncio.sleep(0)
+    return b'{"results":[%s]}' % b",".join(encoded)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

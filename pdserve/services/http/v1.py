@@ -13,13 +13,12 @@ from pdserve.pipelines import SERVICES, ServiceEntry
 from pdserve.services.http.bodies import read_body, unless_gone
 from pdserve.services.http.messages import (
     ErrorAnswer,
+    encode_results,
     is_parsed,
-    json_response,
     log_failures,
     operation,
     parameter,
     read_images,
-    to_json,
 )
 from pdserve.services.parsing import parsed
 from pdserve.services.protocols import Context, Route
@@ -40,7 +39,7 @@ def routes(context: Context) -> Iterator[Route]:
         log_failures(answers, path)
         status = _status(answers)
         later = {"Retry-After": "1"} if status == 503 else None
-        return json_response({"results": [to_json(a) for a in answers]}, status, later)
+        return Response(await encode_results(answers), status, later, "application/json")
 
     yield Route("POST", path, v1, _operation(entry))
 

@@ -1,5 +1,6 @@
 """The OpenAPI document: valid 3.1, and true of what is answered, for each kind of service."""
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pdserve.errors import ImageError
 from pdserve.pipelines import SERVICES
 from pdserve.services.budget import Entrance
 from pdserve.services.http import about
-from pdserve.services.http.messages import encode, to_json
+from pdserve.services.http.messages import encode, encode_results, to_json
 from pdserve.services.protocols import Context
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
@@ -90,3 +91,19 @@ class Weight:
 
     grams: float
     note: str | None = None
+
+
+def test_results_are_encoded_image_by_image_to_the_same_bytes() -> None:
+    answers = [Labels(tuple(Label(i, "红", 0.5) for i in range(9000))), ImageError("no image"), Labels(())]
+
+    async def others() -> int:
+        turns = 0
+        encoding = asyncio.ensure_future(encode_results(answers))
+        while not encoding.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert encoding.result() == encode({"results": [to_json(each) for each in answers]})
+        return turns
+
+    assert asyncio.run(others()) > 1
+    assert asyncio.run(encode_results([])) == b'{"results":[]}'
