@@ -32,6 +32,9 @@ from pdserve.vision.types import Image8
 MAX_PROCESSES = 8
 """Each takes 45 MB while it waits."""
 
+SMALL_PIXELS = 4_194_304
+"""Of an image that does not wait behind larger ones."""
+
 # Of CPU seconds allowed: how long they may take by the clock, where other work goes on.
 _PATIENCE = 4
 _PIPE = 1 << 20  # bytes; a pipe has 64 kB unless asked for more
@@ -43,11 +46,16 @@ Filled = TypeVar("Filled", bytearray, Image8)
 
 
 class Decoder:
-    """Up to ``processes`` decoder processes, started when first needed. Thread-safe."""
+    """Up to ``processes`` decoder processes, and half as many for large images. Thread-safe.
+
+    They are started when first needed.
+    """
 
     def __init__(self, processes: int | None = None) -> None:
         count = processes or min(cores(), MAX_PROCESSES)
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="pdserve-decoder")
+        # A process has a thread that waits for it. Small images do not wait behind large ones.
+        self._small = ThreadPoolExecutor(count, thread_name_prefix="pdserve-decoder")
+        self._large = ThreadPoolExecutor(max(1, count // 2), thread_name_prefix="pdserve-decoder-large")
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._tasks: set[_Task] = set()
@@ -103,11 +111,13 @@ class Decoder:
             task.end()
         for process in idle:
             process.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._small, self._large):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, data: Buffer, header: Header, max_pixels: int) -> "tuple[_Task, Future[Image8]]":
         task = _Task()
-        return task, self._threads.submit(self._run, task, data, header, max_pixels)
+        threads = self._small if max(header.pixels, header.buffered) <= SMALL_PIXELS else self._large
+        return task, threads.submit(self._run, task, data, header, max_pixels)
 
     def _run(self, task: "_Task", data: Buffer, header: Header, max_pixels: int) -> Image8:
         """Decode one image, in a thread that waits for its process."""

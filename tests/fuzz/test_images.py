@@ -1,6 +1,7 @@
 """Image files of every format that is read."""
 
 import io
+import re
 import zlib
 from typing import Any
 
@@ -13,10 +14,20 @@ from PIL import Image, features
 
 from pdserve.errors import ImageError
 from pdserve.vision.decode import decode
+from pdserve.vision.header import read_header
 from tests.fuzz.guard import outcome
 from tests.fuzz.mutation import mutated
+from tests.vision.files import tiff
 
 MAX_PIXELS = 1_000_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoder_process() -> None:
+    """Started before it is watched what a file makes a parser do: no file is to need another process."""
+    decode(SEEDS["PNG"][0], MAX_PIXELS)
+
+
 _CELLS = np.random.default_rng(3).integers(0, 256, (6, 8, 4), np.uint8).repeat(4, 0).repeat(4, 1)
 
 
@@ -104,3 +115,59 @@ def test_image(form: str, data: Any) -> None:
         height, width, channels = image.shape
         assert (channels, image.dtype) == (3, np.uint8)
         assert 0 < height * width <= MAX_PIXELS
+
+
+# Where the pieces of a format begin: markers and what follows them, chunks by their names.
+_PIECES = {
+    "JPEG": re.compile(rb"(?=\xff[\xc0-\xcf\xda-\xfe])"),
+    "PNG": re.compile(rb"(?=....(?:IHDR|PLTE|IDAT|IEND|eXIf|tRNS))", re.DOTALL),
+    "WEBP": re.compile(rb"(?=VP8[ LX]|ALPH|EXIF|ANIM|ANMF)"),
+    "AVIF": re.compile(rb"(?=....(?:meta|iprp|ipco|ispe|mdat|iloc))", re.DOTALL),
+    "JPEG2000": re.compile(rb"(?=....(?:jp2h|ihdr|jp2c)|\xff[\x51-\x5c\x90\x93])", re.DOTALL),
+}
+
+
+@st.composite
+def _rearranged(draw: DrawFn, form: str) -> bytes:
+    """Whole pieces of files of one format, some twice, some left out, in another order."""
+    pieces = [piece for seed in SEEDS[form] for piece in _PIECES[form].split(seed) if piece]
+    begin = _PIECES[form].split(draw(st.sampled_from(SEEDS[form])))[:2]
+    return b"".join([*begin, *draw(st.lists(st.sampled_from(pieces), max_size=12))])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", [form for form in _PIECES if form in SEEDS])
+@given(data=st.data())
+def test_pieces_in_another_order(form: str, data: Any) -> None:
+    file = data.draw(_rearranged(form))
+    image = outcome(lambda: decode(file, MAX_PIXELS), ImageError)
+    assert image is None or 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([254, 256, 257, 258, 259, 262, 273, 277, 278, 279, 322, 323, 324, 325, 339]),
+            st.sampled_from([1, 3, 4, 5, 16, 17, 200]),
+            st.sampled_from([0, 1, 2, 3, 8, 16, 255, 1000, 65535, 2**31, 2**32 - 1]),
+        ),
+        max_size=20,
+    )
+)
+def test_tags_of_a_tiff(tags: list[tuple[int, int, int]]) -> None:
+    file = tiff([(tag, kind, value & 0xFFFF if kind == 3 else value) for tag, kind, value in tags]) + bytes(
+        400
+    )
+    image = outcome(lambda: decode(file, MAX_PIXELS), ImageError)
+    assert image is None or 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS
+
+
+@pytest.mark.parametrize("form", SEEDS)
+@given(data=st.data())
+def test_header(form: str, data: Any) -> None:
+    """A header is read or refused, and nothing else comes of it."""
+    file = data.draw(_files(form))
+    header = outcome(lambda: read_header(file, MAX_PIXELS), ImageError)
+    if header is not None:
+        assert 0 < header.pixels <= MAX_PIXELS
+        assert header.bytes_needed >= 3 * header.pixels

@@ -187,8 +187,7 @@ def test_the_deadline_of_who_waits_for_a_process_counts_too(decoder):
         loop = asyncio.get_running_loop()
         header = read_header(SLOW, MAX_PIXELS)
         first = asyncio.create_task(decoder.run(SLOW, header, MAX_PIXELS))
-        data = png()
-        second = decoder.run(data, read_header(data, MAX_PIXELS), MAX_PIXELS, loop.time() + 0.1)
+        second = decoder.run(SLOW, header, MAX_PIXELS, loop.time() + 0.1)
         (late,) = await asyncio.gather(second, return_exceptions=True)
         done = first.done()
         first.cancel()
@@ -199,6 +198,20 @@ def test_the_deadline_of_who_waits_for_a_process_counts_too(decoder):
     assert isinstance(late, DeadlineError)
     assert not done
     assert isinstance(cancelled, asyncio.CancelledError)
+
+
+def test_small_images_do_not_wait_behind_large_ones(decoder):
+    async def both() -> bool:
+        first = asyncio.create_task(decoder.run(SLOW, read_header(SLOW, MAX_PIXELS), MAX_PIXELS))
+        await asyncio.sleep(0)
+        data = png()
+        await decoder.run(data, read_header(data, MAX_PIXELS), MAX_PIXELS)
+        done = first.done()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return done
+
+    assert not asyncio.run(both())
 
 
 def test_a_caller_that_leaves_ends_the_process(decoder):
@@ -281,7 +294,8 @@ def test_no_more_processes_than_cores_or_eight(monkeypatch):
     for cores, count in ((1, 1), (4, 4), (64, 8)):
         monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
         with contextlib.closing(Decoder()) as made:
-            assert made._threads._max_workers == count
+            assert made._small._max_workers == count
+            assert made._large._max_workers == max(1, count // 2)
 
 
 # Judged by the rows
