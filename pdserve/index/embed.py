@@ -354,13 +354,21 @@ def open_cache(folder: Path, embedder: GalleryEmbedder) -> Iterator[EmbeddingCac
         own = next(path for path in candidates if try_file_lock(path.with_name(f"{path.name}.lock"), stack))
         paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
         with disk_errors(own):
-            files = [stack.enter_context(path.open("a+b")) for path in paths]
+            files = [path.open("a+b") for path in paths]
+            for file in files:
+                stack.callback(_close, file)
             cache = EmbeddingCache(own, embedder.dimension, files[0], files[1])
         yield cache
         for file, path in zip(files, paths, strict=True):
             file.close()
             with contextlib.suppress(OSError):  # Windows, while the vectors are still mapped
                 path.unlink(missing_ok=True)
+
+
+def _close(file: BinaryIO) -> None:
+    """Close a file; where the disk is full, what could not be written is tried, and fails, once more."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _read_rows(vectors: BinaryIO, digests: BinaryIO, dimension: int) -> dict[bytes, int]:

@@ -86,6 +86,7 @@ class Target:
         self.server: running.Server | None = None
         self._without = without
         self._stack = contextlib.ExitStack()
+        self._key: dict[str, str] = {}
         self._http: httpx.Client | None = None
         self._channel: grpc.Channel | None = None
 
@@ -97,6 +98,8 @@ class Target:
     def serve(self, options: tuple[str, ...], environ: Mapping[str, str]) -> None:
         """Start the server."""
         assert self.service is not None
+        if key := environ.get("PDSERVE_API_KEY"):
+            self._key = {"Authorization": f"Bearer {key}"}
         self.server = self._stack.enter_context(
             running.start(
                 self.home,
@@ -146,9 +149,9 @@ class Target:
 
     @property
     def http(self) -> httpx.Client:
-        """An HTTP client of the server, with a time-out of 60 s."""
+        """An HTTP client of the server, with a time-out of 60 s; with the server's key where it has one."""
         if self._http is None:
-            client = httpx.Client(base_url=self.running.url, trust_env=False, timeout=60)
+            client = httpx.Client(base_url=self.running.url, trust_env=False, timeout=60, headers=self._key)
             self._http = self._stack.enter_context(client)
         return self._http
 
@@ -176,8 +179,8 @@ class Target:
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as opened:
             yield opened
 
-    def raw(self, data: bytes, timeout_s: float = 20) -> bytes:
-        """Send bytes on a connection of their own; what comes until its end, or for ``timeout_s``."""
+    def raw(self, data: bytes, timeout_s: float = 20, until: bytes | None = None) -> bytes:
+        """Send bytes on a connection of their own; what comes until its end, ``until`` or ``timeout_s``."""
         out = b""
         with self.connection(timeout_s) as opened:
             with contextlib.suppress(OSError):  # it may be refused, and shut, before all was sent
@@ -185,6 +188,8 @@ class Target:
             with contextlib.suppress(OSError):
                 while more := opened.recv(65536):
                     out += more
+                    if until and until in out:
+                        break
         return out
 
     # Commands
@@ -226,6 +231,17 @@ class Target:
 
     # What is seen of it
 
+    def files(self) -> int:
+        """Files and connections that the server has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def until(self, holds: Callable[[], object], seconds: float = 30) -> None:
+        """Wait until this is so. Raises AssertionError after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"not within {seconds} s"
+            time.sleep(0.02)
+
     def memory_mb(self) -> float:
         """Anonymous memory of the server and its children, in MB."""
         return process.anonymous_mb(self.pid)
@@ -240,6 +256,7 @@ class Target:
     @contextlib.contextmanager
     def watch(self) -> Iterator[Seen]:
         """Watch memory and health while the attack goes on; what was seen is complete afterwards."""
+        self.good()  # what is loaded at the first request is no part of it
         seen, over = Seen(), threading.Event()
         before = self.memory_mb()
         peak = process.Peak(self.pid)

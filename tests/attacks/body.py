@@ -3,9 +3,11 @@
 import contextlib
 import socket
 import threading
+import time
 
 from pdserve.services.parsing import Bounds
 from tests.attacks.attack import Target, attack
+from tests.tiny import picture
 
 JSON = {"Content-Type": "application/json"}
 PIPELINE = "/imagenet/prediction"
@@ -90,3 +92,58 @@ def large_bodies_that_are_kept_open(target: Target) -> None:
             sender.join(30)
     assert seen.grown_mb < 150
     target.good()
+
+
+POST = b"POST /v1/classification HTTP/1.1\r\nHost: localhost\r\n"
+MB = 1 << 20
+
+
+def chunked(part: bytes, count: int) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(part), part) * count
+
+
+@attack(full=True, options=("--max-body-bytes", str(MB)), undefended_options=(), without={})
+def a_body_of_unknown_length_over_the_limit(target: Target) -> None:
+    """It is refused as soon as it is over the limit, and not read to its end."""
+    with target.watch() as seen:
+        answer = target.raw(
+            POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(bytes(MB), 60),
+            timeout_s=10,
+            until=b"\r\n\r\n",
+        )
+    assert answer.startswith(b"HTTP/1.1 413 ") or not answer, answer[:80]  # a reset may have outrun it
+    assert seen.grown_mb < 20
+
+
+@attack(
+    options=("--header-timeout-s", "1", "--body-timeout-s", "1"),
+    undefended_options=("--header-timeout-s", "1"),
+    without={},
+)
+def a_body_that_stands_still(target: Target) -> None:
+    """Its sender is told, and the connection closed."""
+    with target.connection(timeout_s=10) as opened:
+        opened.sendall(POST + b"Content-Length: 1000\r\n\r\nx")
+        assert opened.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+@attack(full=True, without={"pdserve.services.http.forms:_MAX_FIELDS": 1 << 60})
+def a_form_of_many_fields(target: Target) -> None:
+    """They are counted as they are read."""
+    field = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n'
+    body = field * 100_000 + b"--x--\r\n"
+    started = time.monotonic()
+    answer = target.http.post(
+        "/v1/classification", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code in (400, 413), answer.text[:200]
+    assert "field" in answer.text, answer.text[:200]
+    assert time.monotonic() - started < 10
+
+
+@attack(full=True, options=("--max-images", "4"), undefended_options=(), without={})
+def more_images_than_a_request_may_have(target: Target) -> None:
+    """They are counted before any is decoded, in a form and in JSON."""
+    files = [("images", (str(i), picture((255, 0, 0)))) for i in range(5)]
+    assert target.http.post("/v1/classification", files=files).status_code == 413
+    assert target.http.post("/v1/classification", json={"images": ["QQ=="] * 5}).status_code == 413

@@ -47,3 +47,69 @@ def killed_while_the_gallery_is_written(target: Target) -> None:
         assert len(found) <= 2 + len(acknowledged) + 1
         assert own.command("index", "remove", "--label", acknowledged[0], "--index", "colors").returncode == 0
         assert own.command("index", "verify", "--index", "colors").returncode == 0
+
+
+# pdserve in a process whose files may have so many bytes, as on a disk that is full.
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+from pdserve.cli import main
+main()
+"""
+
+
+@attack(
+    full=True,
+    service=None,
+    without={"pdserve.files:disk_errors": lambda path: contextlib.nullcontext()},
+)
+def a_disk_that_is_full(target: Target) -> None:
+    """A change of an index fails with a sentence, and the index is as it was."""
+    folder = target.home / "indexes" / "colors"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    photos = target.home / "more" / "green"
+    photos.mkdir(parents=True)
+    (photos / "0.png").write_bytes(picture((0, 255, 0)))
+    for limit in ("0", "100", "300"):
+        done = target.python(
+            FULL,
+            limit,
+            "index",
+            "append",
+            "--gallery",
+            str(photos.parent),
+            "--index",
+            "colors",
+            "--model",
+            "tiny_embedder",
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        assert "Cannot write" in done.stderr, done.stderr
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {name: after.get(name) for name in before} == before
+
+
+@attack(
+    full=True,
+    options=("--max-queue-size", "8"),
+    undefended_options=("--max-queue-size", "100000"),
+    without={},
+)
+def more_than_can_be_answered(target: Target) -> None:
+    """What does not fit into the queue is refused at once, with a time to come again; the rest is not."""
+    files = [("images", (str(i), picture((255, 0, 0), (300, 300)))) for i in range(12)]
+    answers = []
+
+    def ask() -> None:
+        answers.append(target.http.post("/v1/classification", files=files))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503}, statuses
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)

@@ -1,5 +1,6 @@
 """The same over gRPC."""
 
+import base64
 import contextlib
 import socket
 import struct
@@ -7,10 +8,12 @@ import time
 from typing import Any
 
 import grpc
+import pytest
 
 from pdserve.formats.protos import pipeline
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from tests.attacks.attack import Target, attack
+from tests.tiny import picture
 
 HEALTH = "/grpc.health.v1.Health/Check"
 LONGEST_S = 1.0
@@ -131,3 +134,33 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
 
 def _text(text: str) -> bytes:
     return bytes((len(text),)) + text.encode()
+
+
+MB = 1 << 20
+
+
+@attack(full=True, options=("--max-body-bytes", str(MB)), undefended_options=(), without={})
+def a_message_over_the_limit(target: Target) -> None:
+    """It is refused by its announced size."""
+    with target.watch() as seen, pytest.raises(grpc.RpcError) as refused:
+        target.rpc(["image"], ["A" * (20 * MB)])
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert seen.grown_mb < 60
+    target.good_rpc()
+
+
+@attack(
+    without={
+        "pdserve.services.grpc.server:_options": lambda settings: [
+            ("grpc.max_metadata_size", 1 << 26),
+            ("grpc.absolute_max_metadata_size", 1 << 26),
+        ]
+    }
+)
+def metadata_over_the_limit(target: Target) -> None:
+    """They are refused before the call is."""
+    value = base64.b64encode(picture((255, 0, 0))).decode()
+    with pytest.raises(grpc.RpcError) as refused:
+        target.rpc(["image"], [value], metadata=(("x-filler", "a" * 300_000),))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    target.good_rpc()

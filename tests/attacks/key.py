@@ -146,3 +146,21 @@ def a_broken_key_file_at_a_reload(target: Target) -> None:
             assert (status(KEY), status(OTHER), status("")) == (200, 401, 401)
         assert KEY not in own.log
         assert "Traceback" not in own.log
+
+
+@attack(service=None, without={"pdserve.services.auth:SHORTEST": 1})
+def a_key_that_can_be_guessed(target: Target) -> None:
+    """A server does not start with one."""
+    done = target.command(
+        "serve",
+        "classification",
+        "--model",
+        "tiny",
+        "--http-port",
+        "0",
+        PDSERVE_API_KEY="secret",
+        timeout_s=20,
+    )
+    assert done.returncode != 0
+    assert "it needs 16" in done.stderr, done.stderr
+    assert "secret" not in done.stderr

@@ -79,3 +79,47 @@ def more_connections_than_there_are_places(target: Target) -> None:
     while target.raw(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12] != b"200":
         assert time.monotonic() < over
     target.good()
+
+
+@attack(
+    options=IMPATIENT,
+    without={
+        f"{_CONNECTION}._start_write_timer": lambda self: None,
+        f"{_CONNECTION}._time_is_up": lambda self: None,
+    },
+)
+def answers_that_nobody_reads(target: Target) -> None:
+    """Who does not read his answers is cut off."""
+    before = target.files()
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            opened = stack.enter_context(target.connection())
+            opened.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                opened.send(request)
+        target.until(lambda: target.files() >= before + 10)
+        target.good()
+        target.until(lambda: target.files() < before + 10)
+
+
+@attack(options=IMPATIENT, without={f"{_CONNECTION}._start_timer": lambda self: None})
+def connections_that_say_nothing(target: Target) -> None:
+    """They are closed."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(target.connection(timeout_s=20)) for _ in range(50)]
+        target.good()
+        for connection in opened:
+            assert connection.recv(1) == b""
+
+
+@attack(without={f"{_CONNECTION}.connection_lost": HttpToolsProtocol.connection_lost})
+def requests_ahead_of_one_who_leaves(target: Target) -> None:
+    """Who sends two requests and leaves costs no traceback."""
+    body = b"x" * 300
+    request = b"POST /v1/classification HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300\r\n\r\n" + body
+    for _ in range(50):
+        with target.connection() as opened:
+            opened.sendall(request * 2)
+    target.good()
+    assert "Traceback" not in target.log
