@@ -5,6 +5,7 @@ others are no image, half an image, a body that is no JSON, a route that is not 
 
     python benchmarks/soak.py --image photo.jpg                    # 20,000 requests
     python benchmarks/soak.py --image photo.jpg --requests 2000 --model tiny
+    python benchmarks/soak.py --minutes 60    # good requests with attacks among them: mixed_soak.py
 """
 
 import argparse
@@ -118,12 +119,19 @@ async def soak(server: Server, image: bytes, requests: int, clients: int) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--minutes", type=float, help="the mixed soak, so long")
     parser.add_argument("--model", default="EfficientNet_lite0")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.minutes:
+        from benchmarks.mixed_soak import run
+
+        sys.exit(run(given.minutes, given.out))
+    if not given.image:
+        parser.error("--image is needed, or --minutes")
     started = time.perf_counter()
     with start(Home.from_environ(os.environ).root, "--model", given.model) as server:
         report = asyncio.run(soak(server, given.image.read_bytes(), given.requests, given.clients))
