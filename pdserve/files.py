@@ -1,4 +1,4 @@
-"""Files and folders on disk: free space, checksums, locks, atomic replacement, and errors as DiskError.
+"""Files and folders on disk: free space, checksums, atomic replacement, and errors as DiskError.
 
 What replaces a file or folder is first written under a temporary name beside it, hence on the same disk:
 ``.NAME.<12 hexadecimal digits>.tmp``.
@@ -6,22 +6,23 @@ What replaces a file or folder is first written under a temporary name beside it
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import stat
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from pdserve.errors import DiskError, FetchError, PdserveError
-from pdserve.progress import SILENT, Progress
+from pdserve.errors import DiskError, PdserveError
+
+log = logging.getLogger("pdserve")
 
 CHUNK = 1 << 20
 
@@ -34,6 +35,8 @@ Signature = tuple[int, int, int]
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _TEMPORARY = f".*.{'[0-9a-f]' * 12}.tmp"
 _T = TypeVar("_T")
+
+_FORGOTTEN_S = 24 * 3600
 
 
 @contextmanager
@@ -145,75 +148,6 @@ class FileRecord:
         return path.stat().st_size == self.bytes and sha256(path) == self.sha256
 
 
-@contextmanager
-def file_lock(
-    path: Path, name: str, progress: Progress = SILENT, cancel: threading.Event | None = None
-) -> Iterator[None]:
-    """Hold the lock file ``path``, waiting for whoever has it. The system frees it if a process dies.
-
-    Raises DiskError where the file cannot be created, FetchError if ``cancel`` is set while waiting.
-    """
-    import filelock
-
-    stop, noted = cancel or threading.Event(), False
-
-    def contended() -> bool:
-        nonlocal noted
-        if not noted:
-            progress.note(name, "another pdserve process holds the lock; waiting")
-        noted = True
-        return stop.is_set()
-
-    lock = filelock.FileLock(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(cancel_check=contended, poll_interval=0.1)
-        except filelock.Timeout:
-            raise FetchError(f"Waiting for {name} was interrupted; run the command again.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def try_file_lock(path: Path, stack: ExitStack) -> bool:
-    """Hold the lock file ``path`` until ``stack`` is closed; False if somebody has it. Raises DiskError."""
-    import filelock
-
-    with disk_errors(path):
-        try:
-            stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
-        except filelock.Timeout:  # an OSError, but not the disk's
-            return False
-    return True
-
-
-@contextmanager
-def not_locked(path: Path) -> Iterator[bool]:
-    """Yield whether nobody holds the lock file ``path``; then nobody can take it before the block ends.
-
-    Needs no permission to write. False where that cannot be found out; True where there is no such file.
-    """
-    with ExitStack() as stack:
-        yield _take_shared(path, stack)
-
-
-def _take_shared(path: Path, stack: ExitStack) -> bool:
-    try:
-        if sys.platform == "win32":
-            return not path.exists() or try_file_lock(path, stack)
-        import fcntl
-
-        # filelock's lock is flock's, and one that is shared can be had of a file that is only readable.
-        fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except (OSError, PdserveError):
-        return False
-    return True
-
-
 def temp_sibling(target: Path) -> Path:
     """A new hidden name in the same folder."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -239,6 +173,7 @@ def replace_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """As `replace_file` for several files: all are replaced or, after an error, none. Raises DiskError."""
     new, old = ([temp_sibling(target) for target in targets] for _ in range(2))
     replaced = 0
+    _remove_forgotten(targets)
     try:
         yield tuple(new)
         for path, backup, target in zip(new, old, targets, strict=True):
@@ -250,16 +185,16 @@ def replace_files(*targets: Path) -> Iterator[tuple[Path, ...]]:
                 replaced += 1
     except BaseException:
         for backup, target in zip(old[:replaced], targets[:replaced], strict=True):
-            if backup.exists():
-                backup.replace(target)
-            else:
-                target.unlink(missing_ok=True)
+            if not backup.exists():
+                _undo(target, partial(target.unlink, missing_ok=True))
+                continue
+            old.remove(backup)  # where it cannot be put back, it is all that is left
+            _undo(backup, partial(backup.replace, target))
         raise
     finally:
-        for path in (*new, *old):
-            path.unlink(
-                missing_ok=True
-            )  # after success, too: renaming over a link to the same file keeps both
+        for path in (*new, *old):  # after success, too: renaming over a link to the same file keeps both
+            with suppress(OSError):
+                twice(partial(path.unlink, missing_ok=True))
 
 
 @contextmanager
@@ -273,7 +208,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     with disk_errors(target):
         for left in temp_siblings(target.parent):
             if left.name[1:-17] == target.name:
-                _remove_folder(left)
+                remove_folder(left)
     with replace_folders(target) as (new,):
         yield new
 
@@ -287,6 +222,7 @@ def replace_folders(*targets: Path) -> Iterator[tuple[Path, ...]]:
     new = tuple(temp_sibling(target) for target in targets)
     parents: list[Path] = []
     replaced: list[tuple[Path, Path | None]] = []
+    _remove_forgotten(targets)
     try:
         for path, target in zip(new, targets, strict=True):
             with disk_errors(target):
@@ -298,13 +234,14 @@ def replace_folders(*targets: Path) -> Iterator[tuple[Path, ...]]:
                 replaced.append((target, _swap_folder(path, target)))
     except BaseException:
         for target, old in reversed(replaced):
-            _remove_folder(target)
+            remove_folder(target)
             if old is not None:
-                old.rename(target)
+                _undo(old, partial(old.rename, target))
+        replaced = [each for each in replaced if each[1] is None]
         raise
     finally:
         for path in (*new, *(old for _, old in replaced if old is not None)):
-            _remove_folder(path)
+            remove_folder(path)
         for parent in parents:
             with suppress(OSError):  # not empty after success
                 parent.rmdir()
@@ -321,21 +258,53 @@ def _swap_folder(new: Path, target: Path) -> Path | None:
             return old if old.exists() else None
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                _remove_folder(old)  # another process put its own there just now: replace that
+                remove_folder(old)  # another process put its own there just now: replace that
                 continue
             with suppress(FileNotFoundError):
-                old.rename(target)
+                twice(partial(old.rename, target))
             raise
 
 
-def _remove_folder(folder: Path) -> None:
-    if not folder.exists():
-        return
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
+def remove_folder(folder: Path) -> None:
+    """Remove a folder or file, read-only files included, as far as that is possible. Raises nothing."""
+    for _ in range(2):  # of what fails once, a disk or a server far away, the second attempt may succeed
+        with suppress(OSError):
+            if not folder.exists():
+                return
+            for path in (folder, *folder.rglob("*")):
+                if not path.is_symlink():
+                    with suppress(OSError):
+                        path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
             with suppress(OSError):
-                path.chmod(stat.S_IRWXU)  # a read-only file cannot be deleted on Windows
-    shutil.rmtree(folder, ignore_errors=True)
+                folder.unlink(missing_ok=True)
+
+
+def twice(action: Callable[[], object]) -> None:
+    """Do what undoes or tidies up, and once more where that fails: a disk may fail once. Raises OSError."""
+    try:
+        action()
+    except OSError:
+        action()
+
+
+def _undo(left: Path, action: Callable[[], object]) -> None:
+    """Put back what was replaced; where that is not possible, the log says what is left."""
+    try:
+        twice(action)
+    except OSError as error:
+        log.error("what was there before is %s now, as it cannot be put back: %s", left, error.strerror)
+
+
+def _remove_forgotten(targets: Sequence[Path]) -> None:
+    """Remove what a killed process left beside the targets: what nobody has touched for a day."""
+    for target in targets:
+        with suppress(OSError):
+            for left in temp_siblings(target.parent):
+                if left.name[1:-17] == target.name and time.time() - left.stat().st_ctime > _FORGOTTEN_S:
+                    remove_folder(left)
 
 
 def retry_while_busy(action: Callable[[], _T], seconds: float = 10.0) -> _T:
@@ -358,18 +327,30 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+# What file systems say that cannot flush: a folder over CIFS, anything over some of FUSE.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a new file, and flush it to the disk. Raises OSError."""
+    """Let ``write`` fill a new file, and flush it to the disk, where the system can. Raises OSError."""
     with path.open("wb") as file:
         write(file)
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file to the disk. Raises OSError."""
+    """Flush a file to the disk, where the system can. Raises OSError."""
     with path.open("r+b") as file:
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -378,6 +359,6 @@ def sync_folder(folder: Path) -> None:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _sync(handle)
     finally:
         os.close(handle)

@@ -1,17 +1,17 @@
 """Files and folders are replaced whole or not at all; checksums, records and locks of files."""
 
+import errno
 import hashlib
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from pdserve.errors import DiskError, FetchError
+from pdserve import files
+from pdserve.errors import DiskError
 from pdserve.files import (
     FileRecord,
     digest,
-    file_lock,
     link_or_copy,
     replace_file,
     replace_files,
@@ -19,11 +19,12 @@ from pdserve.files import (
     replace_folders,
     sha256,
     signature,
+    sync_file,
+    sync_folder,
     temp_sibling,
     temp_siblings,
     write_synced,
 )
-from pdserve.progress import Progress
 
 
 def test_appears_when_complete(tmp_path):
@@ -209,44 +210,35 @@ def test_a_signature_changes_with_the_file(tmp_path: Path) -> None:
     assert signature(path) != before
 
 
-def test_a_lock_waits_and_can_be_interrupted(tmp_path: Path) -> None:
-    notes: list[str] = []
-
-    class Notes(Progress):
-        def note(self, name: str, text: str) -> None:
-            notes.append(f"{name}: {text}")
-
-    path, held, release = tmp_path / "deep" / "lock", threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with file_lock(path, "first"):
-            held.set()
-            release.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert held.wait(30)
-    cancel = threading.Event()
-    cancel.set()
-    interrupted = pytest.raises(FetchError, match="Waiting for second was interrupted")
-    with interrupted, file_lock(path, "second", Notes(), cancel):
-        pass
-    release.set()
-    with file_lock(path, "third", Notes()):
-        pass
-    thread.join()
-    assert notes[0] == "second: another pdserve process holds the lock; waiting"
-    assert sum(note.startswith("second") for note in notes) == 1
-
-
-def test_a_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match="Cannot write"), file_lock(tmp_path / "file" / "lock", "x"):
-        pass
-
-
 def test_temporary_names_are_found(tmp_path: Path) -> None:
     made = temp_sibling(tmp_path / "f")
     made.touch()
     (tmp_path / ".f.notes.tmp").touch()
     assert temp_siblings(tmp_path) == [made]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_flushes_nothing_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)  # as CIFS answers for folders
+    write_synced(tmp_path / "f", lambda file: file.write(b"x"))
+    sync_file(tmp_path / "f")
+    sync_folder(tmp_path)
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+def test_what_nobody_has_touched_for_a_day_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for left in (temp_sibling(tmp_path / "f"), temp_sibling(tmp_path / "g")):
+        left.touch()
+    with replace_files(tmp_path / "f") as (new,):
+        new.touch()
+    assert len(temp_siblings(tmp_path)) == 2  # perhaps somebody is writing them
+    monkeypatch.setattr(files, "_FORGOTTEN_S", -1)
+    with replace_files(tmp_path / "f") as (new,):
+        new.touch()
+    assert [path.name[:3] for path in temp_siblings(tmp_path)] == [".g."]

@@ -93,7 +93,7 @@ def _check_unused(doomed: Doomed, where: "Home") -> None:
 
 def _lock(doomed: Doomed, where: "Home", locks: ExitStack) -> None:
     """Keep others from writing there. Raises InUseError where somebody does."""
-    from pdserve.files import try_file_lock
+    from pdserve.locks import try_file_lock
 
     fetching = where.root / "downloads" / f"{doomed.name}.lock"
     free = not fetching.is_file() or try_file_lock(fetching, locks)

@@ -31,11 +31,12 @@ from pdserve.engines.graph import Graph
 from pdserve.engines.int8 import FOLDER, fingerprint
 from pdserve.engines.onnx_converters import CONVERTERS, OPSET, Source
 from pdserve.errors import DiskError, EngineMissingError, PdserveError, UnsupportedModelError
-from pdserve.files import FileRecord, disk_errors, file_lock, replace_files, temp_siblings
+from pdserve.files import FileRecord, disk_errors, replace_files, temp_siblings
 from pdserve.formats.onnx import read_onnx
 from pdserve.formats.pir import parse_pir
 from pdserve.formats.program import Program
 from pdserve.formats.serving_model import ServingModel
+from pdserve.locks import file_lock
 
 log = logging.getLogger("pdserve")
 

@@ -20,8 +20,9 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from pdserve.errors import EngineError, GalleryError, ImageError, OtherEmbedderError
-from pdserve.files import disk_errors, try_file_lock
+from pdserve.files import disk_errors
 from pdserve.index.gallery import GalleryImage, Skipped
+from pdserve.locks import try_file_lock
 from pdserve.machine import cores
 from pdserve.progress import Progress
 from pdserve.vision.decode import MAX_PIXELS, decode

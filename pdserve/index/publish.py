@@ -26,7 +26,6 @@ from pdserve.errors import IndexFolderError
 from pdserve.files import (
     FileRecord,
     disk_errors,
-    file_lock,
     link_or_copy,
     replace_file,
     replace_folder,
@@ -40,6 +39,7 @@ from pdserve.index.embed import EmbedderId
 from pdserve.index.entries import Entries
 from pdserve.index.id_map import IdMap
 from pdserve.index.store import FILES, ID_MAP, VECTORS, Manifest, Snapshot, version_folder
+from pdserve.locks import file_lock
 from pdserve.progress import SILENT, Progress
 
 log = logging.getLogger("pdserve")

@@ -149,7 +149,8 @@ def _publish(job: Job, got: Downloaded, origin: str) -> Fetched:
             downloads.discard()
         raise
     if came:
-        downloads.discard()
+        with suppress(DiskError):  # the model is there; the next download of the name writes over it
+            downloads.discard()
     return fetched
 
 

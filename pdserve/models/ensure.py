@@ -95,7 +95,7 @@ def _is_newer(wanted: str, name: str, home: Home) -> bool:
 
 
 def _convert(name: str, home: Home, progress: Progress, report: Report) -> None:
-    from pdserve.files import file_lock
+    from pdserve.locks import file_lock
 
     with file_lock(home.root / "downloads" / f"{name}.lock", name, progress):
         # Another process may have converted it while this one waited.

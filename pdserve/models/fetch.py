@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from pdserve import files
 from pdserve.errors import DiskError, PdserveError, UsageError
+from pdserve.locks import file_lock
 from pdserve.models import record
 from pdserve.models.address import entry_for as entry_for
 from pdserve.models.catalog import Entry
@@ -125,7 +126,7 @@ def fetch(
         present = _present(job)
         if present:
             return present
-        with files.file_lock(job.downloads / f"{entry.name}.lock", entry.name, progress, cancel):
+        with file_lock(job.downloads / f"{entry.name}.lock", entry.name, progress, cancel):
             # Another process may have fetched it while this one waited.
             present = _present(job)
             if present:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,7 +70,7 @@ class Partial:
     def discard(self) -> None:
         for path in (self.path, self.note):
             with files.disk_errors(path):
-                path.unlink(missing_ok=True)
+                files.twice(partial(path.unlink, missing_ok=True))
 
 
 def part_key(url: str) -> str:

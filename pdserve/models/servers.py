@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pdserve.errors import PdserveError
-from pdserve.files import disk_errors, not_locked, replace_file, temp_siblings, try_file_lock
+from pdserve.files import disk_errors, replace_file, temp_siblings
+from pdserve.locks import not_locked, try_file_lock
 from pdserve.models.home import Home
 
 log = logging.getLogger("pdserve")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pdserve.files import file_lock, link_or_copy
+from pdserve.files import link_or_copy
+from pdserve.locks import file_lock
 from pdserve.services.http.browsers import WRITE_HEADER
 from tests.attacks.attack import Target, attack
 from tests.tiny import picture

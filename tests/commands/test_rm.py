@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pdserve.errors import UsageError
-from pdserve.files import try_file_lock
 from pdserve.index.edit import build
+from pdserve.locks import try_file_lock
 from pdserve.models import trash
 from pdserve.models.home import Home
 from pdserve.models.inventory import check_name, usage

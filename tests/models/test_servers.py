@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.files import try_file_lock
+from pdserve.locks import try_file_lock
 from pdserve.models.home import Home
 from pdserve.models.servers import RunningServer, of_this_user, registration, running, usable
 from tests.running import environment

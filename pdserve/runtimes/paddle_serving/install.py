@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pdserve.engines import PROBE_MODEL
 from pdserve.errors import EngineError, EngineMissingError, FetchError, PdserveError, UsageError
-from pdserve.files import file_lock, replace_folder
+from pdserve.files import replace_folder
+from pdserve.locks import file_lock
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.classification import open_classification

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from pdserve.errors import SettingsError, UnsupportedModelError, UsageError
-from pdserve.files import file_lock, replace_folder
+from pdserve.files import replace_folder
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
@@ -30,6 +30,7 @@ from pdserve.formats.serving_model import ServingModel
 from pdserve.index import faiss_index, id_map
 from pdserve.index import store as index_folders
 from pdserve.index.embed import EmbedderId, require_same
+from pdserve.locks import file_lock
 from pdserve.models.find import open_model
 from pdserve.models.home import Home
 from pdserve.pipelines import detector as detection

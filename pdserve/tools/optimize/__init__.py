@@ -14,8 +14,9 @@ from pdserve.engines import Device, Engine, table
 from pdserve.engines import int8 as optimized
 from pdserve.engines.int8 import fingerprint
 from pdserve.errors import DisagreementError, UsageError
-from pdserve.files import file_lock, replace_folder
+from pdserve.files import replace_folder
 from pdserve.formats.model_files import read_program
+from pdserve.locks import file_lock
 from pdserve.models.home import Home
 from pdserve.progress import SILENT, Progress
 from pdserve.settings import ClassificationOptions, ModelSettings
