@@ -192,7 +192,10 @@ def _switch(folder: Path, source: Path, made: Manifest, old: IdMap, new: IdMap) 
             continue  # vectors can take a gigabyte, and new labels leave them as they are
         _put(source, folder, name)
     store.write_manifest(folder, made)
-    sync_folder(folder)
+    try:
+        sync_folder(folder)
+    except OSError as error:  # it is current already, and nobody is to think that it is not
+        log.warning("%s: the disk does not confirm version %d: %s", folder, made.version, error.strerror)
 
 
 def _is_kept(plain: Path, before: FileRecord | None, made: FileRecord) -> bool:

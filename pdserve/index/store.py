@@ -167,12 +167,14 @@ def versions(folder: Path) -> list[int]:
 
 def remove_versions(folder: Path, keep: set[int]) -> None:
     """Remove other versions. What is open elsewhere (Windows) is left for the next time."""
-    for path in (folder / _VERSIONS).glob("*"):
-        if not path.name.isdecimal() or int(path.name) not in keep:
-            shutil.rmtree(path, ignore_errors=True)
-    for left in temp_siblings(folder):
-        with suppress(OSError):
-            left.unlink()
+    with suppress(OSError):
+        for path in (folder / _VERSIONS).glob("*"):
+            if not path.name.isdecimal() or int(path.name) not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        for left in temp_siblings(folder):
+            with suppress(OSError):
+                left.unlink()
 
 
 def manifest_json(manifest: Manifest) -> str:

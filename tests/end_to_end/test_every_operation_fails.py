@@ -34,11 +34,15 @@ WORKS = ("convert", "convert again", "alias", "fetch", "fetch again", "folder", 
 
 @dataclass(frozen=True)
 class Work:
-    """``prepare`` makes what was there before in an empty folder, ``run`` changes it, ``state`` reads it."""
+    """``prepare`` makes what was there before in an empty folder, ``run`` changes it, ``state`` reads it.
+
+    ``check`` sees that all is whole after a run that succeeds.
+    """
 
     prepare: Callable[[Path], object]
     run: Callable[[Path], object]
     state: Callable[[Path], object]
+    check: Callable[[Path], object] = bool
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -121,13 +125,15 @@ def publishing(images: list[GalleryImage], change: str) -> Work:
         if not (folder / "index" / "index.json").exists():
             return None
         loaded = load(folder / "index")
-        assert all(finding.good for finding in verify(folder / "index"))
         return loaded.version, loaded.count
 
     def prepare(folder: Path) -> None:
         build(images[:4], folder / "index", EMBEDDER)
 
-    return Work(prepare, run, state)
+    def check(folder: Path) -> None:
+        assert all(finding.good for finding in verify(folder / "index"))
+
+    return Work(prepare, run, state, check)
 
 
 def every_failure(work: Work, scratch: Path, code: int) -> int:
@@ -162,6 +168,7 @@ def every_failure(work: Work, scratch: Path, code: int) -> int:
             work.run(folder)
             assert work.state(folder) == done, what
         assert left(folder) == [], what
+        work.check(folder)
     raise AssertionError("there is no end of operations")
 
 
