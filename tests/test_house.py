@@ -22,7 +22,7 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 
 def test_few_modules_stand_loose() -> None:
-    assert len(loose(PACKAGE)) <= 14
+    assert len(loose(PACKAGE)) <= 15
     assert len(loose(PACKAGE / "services")) <= 16
 
 
