@@ -7,5 +7,9 @@ takes other examples each time and keeps those that fail::
     PDSERVE_FUZZ=deep pytest tests/fuzz
     PDSERVE_FUZZ=deep PDSERVE_FUZZ_EXAMPLES=100000 pytest tests/fuzz/test_archives.py
 
+Requests of every protocol have a command beside, with ten minutes for each parser::
+
+    python -m tests.fuzz.requests
+
 A finding becomes a test of its own beside the parser's others, with the few bytes that matter.
 """

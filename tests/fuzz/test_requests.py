@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -177,3 +178,11 @@ def test_multipart_form(content_type: bytes, body: bytes) -> None:
     files = outcome(lambda: forms.read_form(content_type.decode("latin-1"), body, LIMITS), RequestError)
     if files is not None:
         assert all(isinstance(file, bytes) for file in files[0])
+
+
+@pytest.mark.parametrize("name", ["embeddings", "gallery", "gallery-form", "query", "headers", "grpc-health"])
+def test_doors(name: str) -> None:
+    """Those parsers that have no test above, through all of the door."""
+    from tests.fuzz.requests import run
+
+    assert run(name, 0, first_seed=1) >= 500

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import grpc
 
 from pdserve.errors import ImageError
 from pdserve.services.budget import Entrance
+from pdserve.services.grpc import health
 from pdserve.services.grpc.intake import Intake
 from pdserve.services.grpc.pipeline import methods
 from pdserve.services.http.app import build_app
@@ -24,10 +26,10 @@ _CHUNK = 64 * 1024
 
 
 class EveryService(FakeService, Service):
-    """A service that has all routes, and whose embedder finds nothing."""
+    """A service that has all routes, whose embedder finds nothing, and whose index is nowhere."""
 
     embedder = cast("Any", SimpleNamespace(name="tiny"))
-    index = cast("Any", SimpleNamespace(folder=None, loaded=None))
+    index = cast("Any", SimpleNamespace(folder=Path("nowhere"), loaded=None))
 
     async def embed(self, images: Any, timeout_s: float | None = None) -> Any:
         return [ImageError("no image") for _ in images]
@@ -74,21 +76,29 @@ class Doors:
         service = EveryService(self.metrics)
         options = SimpleNamespace(gallery_writes=True)
         self._app = build_app(service, self.settings, self.metrics, options=options, entrance=entrance)
-        self._rpc: Any = methods(service, Intake(entrance))["inference"].stream_unary
+        intake = Intake(entrance)
+        self._rpc: Any = methods(service, intake)["inference"].stream_unary
+        self._check: Any = health.methods(service, intake)["Check"].stream_unary
 
-    async def send(self, hostile: Hostile, body: bytes) -> str:
-        """Send a request; its HTTP status, or the name of its gRPC status, or ``err_no_N``."""
+    async def send(
+        self, hostile: Hostile, body: bytes, more: Sequence[tuple[bytes, bytes]] = (), query: bytes = b""
+    ) -> str:
+        """Send a request; its HTTP status, or the name of its gRPC status, or ``err_no_N``.
+
+        ``more``: further headers; ``query``: in place of the request's own.
+        """
         if not hostile.path:
             return await self._call(body)
         parts = [body[at : at + _CHUNK] for at in range(0, len(body), _CHUNK)] or [b""]
         parts.reverse()
         headers = [(b"content-length", b"%d" % len(body)), (b"host", b"localhost")]
         headers.append((b"content-type", hostile.content_type.encode()))
+        headers += more
         # What a browser's page cannot send; the gallery wants it.
         headers.append((b"x-requested-with", b"test"))
         scope = {"type": "http", "method": hostile.method, "path": hostile.path, "headers": headers,
-                 "query_string": hostile.query(), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1),
-                 "scheme": "http"}  # fmt: skip
+                 "query_string": query or hostile.query(), "client": ("127.0.0.1", 1),
+                 "server": ("127.0.0.1", 1), "scheme": "http"}  # fmt: skip
         status = 0
 
         async def receive() -> Any:
@@ -103,6 +113,14 @@ class Doors:
 
         await self._app(cast("Any", scope), receive, send)
         return str(status)
+
+    async def check(self, body: bytes) -> str:
+        """Send a message to gRPC's health check; the name of its status."""
+        try:
+            await self._check(None, _Call(body))
+        except grpc.aio.AbortError as error:
+            return str(error)
+        return "OK"
 
     async def _call(self, body: bytes) -> str:
         try:
