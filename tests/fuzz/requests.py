@@ -2,11 +2,12 @@
 
 Each parser gets altered requests for ten minutes, through all that a request goes through except the
 network: no answer may be a fault of the server, nothing may be logged as one, and none may take 256 MB or
-ten seconds of the processor (guard.py). What fails is printed by Hypothesis, with the seed that makes it again.
+ten seconds of the processor (guard.py). What fails is printed, and the seed makes it again.
 """
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -132,10 +133,11 @@ def run(name: str, seconds: float, first_seed: int) -> int:
         deadline=None, database=None, max_examples=500, phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    for number in itertools.count(first_seed):
-        seed(number)(quiet(given(parser.requests)(one)))()
-        if time.monotonic() > until:
-            return count
+    with contextlib.closing(loop):
+        for number in itertools.count(first_seed):
+            seed(number)(quiet(given(parser.requests)(one)))()
+            if time.monotonic() > until:
+                return count
     raise AssertionError("there is always a next seed")
 
 
