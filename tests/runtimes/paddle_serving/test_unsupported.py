@@ -27,6 +27,7 @@ def check(
         ({"tls_cert": Path("c"), "tls_key": Path("k")}, "--tls-cert"),
         ({"api_key_file": Path("keys")}, "--api-key"),
         ({"cors_origins": ("*",)}, "--cors-origin"),
+        ({"allowed_hosts": ("shop.example",)}, "--allowed-host"),
         ({"prometheus_port": 9000}, "--prometheus-port"),
         ({"max_queue_size": 9}, "--max-queue-size"),
         ({"max_pixels": 9}, "--max-pixels"),
@@ -46,7 +47,7 @@ def test_an_option_is_refused_by_name(flags: dict[str, Any], named: str) -> None
 
 # Of the server's settings what it honours, and what needs more than a number and is tried above.
 _HONOURED = {"name", "http_port", "rpc_port", "grace_s", "log_file", "log_format"}
-_ABOVE = {"host", "api_key", "api_key_file", "tls_cert", "tls_key", "cors_origins"}
+_ABOVE = {"host", "api_key", "api_key_file", "tls_cert", "tls_key", "cors_origins", "allowed_hosts"}
 
 
 @pytest.mark.parametrize("name", sorted(ServerSettings.model_fields.keys() - _HONOURED - _ABOVE))
