@@ -141,7 +141,8 @@ def _bound(host: str, port: int, addresses: list[_Address]) -> list[socket.socke
 
 
 def _socket(family: socket.AddressFamily, address: Any) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends what is written at once only where the protocol is said.
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if sys.platform != "win32":  # there the option would let two servers share the port
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

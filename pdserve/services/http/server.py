@@ -21,7 +21,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
         super().__init__(config)
         self._handshake_s = handshake_s
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: list[asyncio.Task[None]] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -31,16 +31,16 @@ class _Server(uvicorn.Server):
         if self.config.ssl is None:
             await super().startup(sockets)
             return
-        listening = (sockets or [])[0]
-        listening.setblocking(False)
-        listening.listen(self.config.backlog)
         self.servers = []
-        self._accepting = asyncio.create_task(self._accept(listening))
+        for listening in sockets or ():
+            listening.setblocking(False)
+            listening.listen(self.config.backlog)
+            self._accepting.append(asyncio.create_task(self._accept(listening)))
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._accepting:
-            self._accepting.cancel()
+        for accepting in self._accepting:
+            accepting.cancel()
         await super().shutdown(sockets)
 
     async def _accept(self, listening: socket.socket) -> None:
