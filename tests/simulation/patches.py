@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 from pdserve.services import batcher, replica, service, watch
+from pdserve.vision import decoder
 from tests.simulation.world import NoStages
 
 
@@ -63,6 +64,7 @@ def simulated() -> Iterator[None]:
         (batcher, "time", VirtualTime),
         (batcher, "EngineThread", SimulatedThread),
         (service, "give_back_freed_memory", lambda: None),
+        (decoder.Decoder, "start", lambda *_: None),  # nothing is decoded here
         (watch, "signatures", lambda folder: folder.published),
         (watch, "changed", lambda folder, loaded: folder.published != loaded.version),
         *((module, "Stages", NoStages) for module in (batcher, replica, service)),
@@ -71,7 +73,7 @@ def simulated() -> Iterator[None]:
     from pdserve.services.http import gallery as routes
     from tests.simulation import gallery
 
-    for name in ("append", "remove"):
+    for name in ("append_embedded", "remove"):
         replaced.append((routes, name, gallery.writing(name)))
     replaced.append((routes, "described", gallery.described))
     # What OpenAPI's document says of the routes takes longer than a schedule.

@@ -259,6 +259,7 @@ class Standin:
     """A pipeline that answers an image with itself and the index's version."""
 
     embedder = None
+    max_pixels = 1 << 20
 
     def __init__(self, world: ServiceWorld, number: int) -> None:
         self.world = world
