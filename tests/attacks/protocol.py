@@ -111,15 +111,3 @@ def connections_that_say_nothing(target: Target) -> None:
         target.good()
         for connection in opened:
             assert connection.recv(1) == b""
-
-
-@attack(without={f"{_CONNECTION}.connection_lost": HttpToolsProtocol.connection_lost})
-def requests_ahead_of_one_who_leaves(target: Target) -> None:
-    """Who sends two requests and leaves costs no traceback."""
-    body = b"x" * 300
-    request = b"POST /v1/classification HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300\r\n\r\n" + body
-    for _ in range(50):
-        with target.connection() as opened:
-            opened.sendall(request * 2)
-    target.good()
-    assert "Traceback" not in target.log

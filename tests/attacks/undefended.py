@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,7 @@ def one(name: str, home: Path) -> int:
             return UNFIT
         try:
             each.run(target)
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             (*_, last) = traceback.extract_tb(error.__traceback__)
             print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else last.line}")
             return RED
