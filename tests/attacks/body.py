@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 
 from pdserve.services.parsing import Bounds
 from tests.attacks.attack import Target, attack
@@ -125,20 +124,6 @@ def a_body_that_stands_still(target: Target) -> None:
     with target.connection(timeout_s=10) as opened:
         opened.sendall(POST + b"Content-Length: 1000\r\n\r\nx")
         assert opened.recv(65536).startswith(b"HTTP/1.1 408 ")
-
-
-@attack(full=True, without={"pdserve.services.http.forms:_MAX_FIELDS": 1 << 60})
-def a_form_of_many_fields(target: Target) -> None:
-    """They are counted as they are read."""
-    field = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n'
-    body = field * 100_000 + b"--x--\r\n"
-    started = time.monotonic()
-    answer = target.http.post(
-        "/v1/classification", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}
-    )
-    assert answer.status_code in (400, 413), answer.text[:200]
-    assert "field" in answer.text, answer.text[:200]
-    assert time.monotonic() - started < 10
 
 
 @attack(full=True, options=("--max-images", "4"), undefended_options=(), without={})
