@@ -150,6 +150,11 @@ def read_config(
             raise SettingsError(
                 f"{path}: {key} is no setting that Paddle Serving or pdserve knows."
             ) from error
+        if first["loc"][-1] == "[key]":
+            key = ".".join(str(part) for part in first["loc"][:-2])
+            raise SettingsError(
+                f"{path}: {key} has the name {first['input']!r}, which is no text; put it in quotation marks."
+            ) from error
         raise SettingsError(f"{path}: {key} is {first['input']!r}: {first['msg']}.") from error
     settings: dict[str, Any] = {"http_port": conf.http_port, "rpc_port": conf.rpc_port}
     if conf.dag.enable_prometheus:
@@ -241,10 +246,10 @@ def _devices(here: str, local: LocalServiceConf) -> tuple[str, ...]:
         raise SettingsError(
             f"{here}.device_type is {local.device_type}; use 0 (CPU), 1 (GPU) or 2 (TensorRT)."
         )
-    numbers = [part.strip() for part in local.devices.split(",") if part.strip()]
-    if local.device_type == 0 or (local.device_type == -1 and not numbers):
+    numbers = [part.strip() for part in local.devices.split(",")]
+    if local.device_type == 0 or (local.device_type == -1 and not any(numbers)):
         return ("cpu",)
-    if not numbers or not all(part.isdecimal() and len(part) < 10 for part in numbers):
+    if not all(part.isdecimal() and len(part) < 10 for part in numbers):  # "0,,1" too: one may be missing
         raise SettingsError(
             f'{here}.devices is {local.devices!r}; give the GPUs\' numbers, as in "0" or "0,1".'
         )

@@ -390,9 +390,11 @@ def validated(group: type[_Group], values: Mapping[str, Any], origin: Mapping[st
     try:
         return group(**{name: value for name, value in values.items() if name in group.model_fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = origin.get(name, name)
+        name = str((first := error.errors()[0])["loc"][0])
+        where, bad, fault = f"{origin.get(name, name)}: {name} is", first["input"], first["msg"]
         if name == "api_key":  # which no message may show
-            raise SettingsError(f"{where}: {name} is no text; put it in quotation marks.") from None
-        raise SettingsError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error
+            raise SettingsError(f"{where} no text; put it in quotation marks.") from None
+        if first["type"] in ("missing", "too_long") and name in values:  # one number, or three, for W,H
+            bad = ",".join(map(str, values[name]))
+            fault = f"it takes {_described(name, group.model_fields[name], None).metavar}"
+        raise SettingsError(f"{where} {bad!r}: {fault}.") from error

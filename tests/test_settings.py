@@ -97,7 +97,9 @@ def test_lists_in_the_environment():
     [
         ({"http_port": 70000}, {}, r"--http-port: http_port is 70000"),
         ({}, {"PDSERVE_HTTP_PORT": "http"}, r"PDSERVE_HTTP_PORT: http_port is 'http'"),
-        ({}, {"PDSERVE_MEAN": "1,2"}, r"PDSERVE_MEAN: mean is"),
+        ({}, {"PDSERVE_MEAN": "1,2"}, r"PDSERVE_MEAN: mean is '1,2': it takes R,G,B\.$"),
+        ({}, {"PDSERVE_MEAN": "1,2,3,4"}, r"PDSERVE_MEAN: mean is '1,2,3,4': it takes R,G,B\.$"),
+        ({"resize": "224"}, {}, r"--resize: resize is '224': it takes W,H\.$"),
         ({}, {"PDSERVE_STD": "1,2,x"}, r"PDSERVE_STD: std is 'x'"),
         ({}, {"PDSERVE_GRACE_S": "inf"}, r"PDSERVE_GRACE_S: grace_s is 'inf'"),
         ({"precision": "fp8"}, {}, r"--precision: precision is 'fp8'.*fp16"),

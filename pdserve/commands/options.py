@@ -191,8 +191,8 @@ def devices(gpu: str | None, cpu: bool | None) -> tuple[str, ...] | None:
     if gpu is None:
         return None
     numbers = [part.strip() for part in gpu.split(",")]
-    if not all(part.isdecimal() for part in numbers):
-        raise UsageError(f'--gpu is {gpu!r}; give the GPUs\' numbers, as in "0" or "0,1".')
+    if not all(part.isdecimal() and len(part) < 10 for part in numbers):
+        raise UsageError(f'--gpu is {gpu[:60]!r}; give the GPUs\' numbers, as in "0" or "0,1".')
     return tuple(f"gpu:{int(part)}" for part in numbers)
 
 

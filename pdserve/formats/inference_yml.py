@@ -195,11 +195,13 @@ class _File:
         return float(value)
 
     def labels(self, value: Any) -> tuple[str, ...] | None:
-        """A list of names, or names by class id from 0 on."""
+        """A list of names, or names by class id from 0 on (``{no: 0, yes: 1}`` has truth values for keys)."""
         if value is None:
             return None
-        if isinstance(value, dict) and set(value) == set(range(len(value))):
-            value = [value[i] for i in range(len(value))]
+        if isinstance(value, dict) and not any(isinstance(key, bool) for key in value):
+            by_id = {int(key) if str(key).isdecimal() else key: name for key, name in value.items()}
+            if set(by_id) == set(range(len(value))):
+                value = [by_id[i] for i in range(len(value))]
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise self._error("label_list", value, "a list of names")
         return tuple(value) or None

@@ -56,6 +56,9 @@ def decode_text(data: bytes) -> str:
 def reason(error: Exception) -> str:
     """Why a file cannot be read, as the end of a sentence."""
     text = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        text = f"'utf-8' codec can't decode a byte of line {line}; save it as UTF-8"
     return " ".join((text or str(error)).split())
 
 

@@ -36,7 +36,8 @@ def read(path: Path, *, max_bytes: int = MAX_BYTES, as_text: Collection[str] = (
     """The file's content, of dicts, lists and plain values. Raises YamlError, OSError.
 
     ``as_text``: keys, wherever they stand, whose value, or the values listed in it, stay as they are
-    written, where YAML 1.1 makes ``yes`` a truth value, ``01`` a number and ``null`` nothing.
+    written, where YAML 1.1 makes ``yes`` a truth value, ``01`` a number and ``null`` nothing. A key whose
+    whole value is ``null`` has none.
     """
     try:
         data = text_file.read_bytes(path, max_bytes)
@@ -54,7 +55,9 @@ def read(path: Path, *, max_bytes: int = MAX_BYTES, as_text: Collection[str] = (
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, OverflowError) as error:
         if "maximum nesting depth" in str(error):  # libyaml's words
             raise YamlError("it is nested too deeply") from error
-        raise YamlError(" ".join(str(error).split())) from error
+        if "character that cannot start any token" in str(error) and "\t" in text:
+            raise YamlError(f"{text_file.reason(error)}: a tab, perhaps; indent with spaces") from error
+        raise YamlError(text_file.reason(error)) from error
     _check(content)
     return content
 
@@ -104,7 +107,8 @@ def _prepare(root: Any, keys: Collection[str]) -> None:
                         f"it has {key.value!r} twice, in line {lines[name]} and in line {line}; remove one"
                     )
                 lines[name] = line
-            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+            nothing = isinstance(value, yaml.ScalarNode) and value.tag == f"{_TAG}null"
+            if isinstance(key, yaml.ScalarNode) and key.value in keys and not nothing:
                 _as_text(value)
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 from pdserve.errors import ModelError, SettingsError
@@ -175,7 +175,9 @@ def _names(
         return description.labels
     in_catalog = labels.FOLDER / entry.labels if entry and entry.labels else None
     if description.label_file and description.path:
-        beside = description.path.with_name(PurePosixPath(description.label_file).name)
+        beside = description.path.with_name(
+            PureWindowsPath(description.label_file).name
+        )  # with / and \ alike
         if beside.is_file():
             return labels.read_labels(beside, description.delimiter)
         if in_catalog is None:

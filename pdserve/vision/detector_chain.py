@@ -130,7 +130,10 @@ def build(ops: Sequence[Mapping[str, Any]]) -> DetectorChain:
             raise SettingsError(f"{kind} comes after Permute; it works on height, width, channels.")
         make, names = _OPERATORS[kind]
         step = make(checked_parameters(kind, params, names), floating)
-        size = step.fixed or (step.size(size) if size else None)
+        try:
+            size = step.size(size) if size else step.fixed
+        except ImageError as error:  # of every image: what it is filled up to is smaller than it is by then
+            raise SettingsError(error.message.replace("The image is", "The image would be")) from error
         steps.append(step)
         permuted |= kind == "Permute"
         floating |= kind in ("NormalizeImage", "Pad")

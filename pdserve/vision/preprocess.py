@@ -26,6 +26,7 @@ from pdserve.vision.types import Array, Floats, Tensor
 TransformOps = Sequence[Mapping[str, Any]]
 Step = Callable[[Array], Array]
 Sizing = tuple[Step, tuple[int, int] | None]  # a step, and the (height, width) that it makes
+_Sized = tuple[str, int | None, tuple[int, int] | None]  # an operator, its resize_short, what it makes
 
 MAX_OPERATORS = 32
 
@@ -110,6 +111,7 @@ def build(ops: TransformOps) -> Chain:
     steps: list[Step] = []
     normalize: Normalize | None = None  # one that nothing came after yet: it may make the tensor
     size: tuple[int, int] | None = None
+    before: _Sized | None = None
     chw = floating = False
     if not isinstance(ops, (list, tuple)):
         raise SettingsError(f"The preprocessing is {ops!r}; it must be a list of operators.")
@@ -127,7 +129,10 @@ def build(ops: TransformOps) -> Chain:
                 if not flag("DecodeImage.to_rgb", params.get("to_rgb", True)):
                     steps.append(_reverse_channels)
             case "ResizeImage" | "CropImage" | "PadImage":
-                step, size = _SIZING[name](params, floating)
+                step, made = _SIZING[name](params, floating)
+                if made:
+                    _check_fit(name, made, before)
+                size, before = made, (name, params.get("resize_short"), made)
                 steps.append(step)
                 floating |= name == "PadImage"
             case "NormalizeImage":
@@ -136,6 +141,29 @@ def build(ops: TransformOps) -> Chain:
             case "ToCHWImage":
                 chw = True
     return Chain(tuple(ops), tuple(steps), normalize or _to_tensor, size)
+
+
+def _check_fit(name: str, size: tuple[int, int], before: _Sized | None) -> None:
+    """Raise SettingsError for a crop, or a filling, to a size that no image fits after the step before.
+
+    After ``resize_short``, the shorter side of every image is that, the other one may be anything.
+    """
+    if before is None or name == "ResizeImage":
+        return
+    former, short, made = before
+    if short is None:
+        made = made or size  # any, where it depends on the image
+        small, large = (size, made) if name == "CropImage" else (made, size)
+        fits, given = small[0] <= large[0] and small[1] <= large[1], f"{made[1]}×{made[0]}"
+    else:
+        fits = min(size) <= short if name == "CropImage" else min(size) >= short
+        given = f"a short side of {short}"
+    if not fits:
+        change = (
+            "crop less, or resize to more" if name == "CropImage" else "fill up to more, or resize to less"
+        )
+        words = f"{name} to {size[1]}×{size[0]} fits no image after {former} to {given}"
+        raise SettingsError(f"{words}; {change}.")
 
 
 def check_length(ops: Sequence[Any]) -> None:
@@ -218,6 +246,11 @@ def _resize(params: dict[str, Any], floating: bool) -> Sizing:
         short = whole_number("ResizeImage.resize_short", short)
         if keep_ratio:
             raise SettingsError("ResizeImage.keep_ratio goes with size; resize_short keeps the ratio anyway.")
+        if short * short > MAX_RESIZED:
+            raise SettingsError(
+                f"ResizeImage.resize_short is {short}; of a square image that makes more than {MAX_RESIZED} "
+                "pixels."
+            )
 
         def by_short_side(image: Array) -> Array:
             height, width = image.shape[:2]
@@ -290,6 +323,8 @@ def _normalize(params: dict[str, Any]) -> Normalize:
     if str(params.get("order") or "hwc").lower() not in ("chw", "hwc"):
         raise SettingsError(f"NormalizeImage.order is {params['order']!r}; use chw or hwc.")
     scale = number(1 / 255 if params.get("scale") is None else params["scale"], "NormalizeImage.scale")
+    if not scale:
+        raise SettingsError("NormalizeImage.scale is 0; all images would be the same.")
     mean = channels(params.get("mean"), IMAGENET_MEAN, "NormalizeImage.mean")
     std = channels(params.get("std"), IMAGENET_STD, "NormalizeImage.std")
     if not all(std):

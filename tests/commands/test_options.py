@@ -105,6 +105,8 @@ def test_flags_of_a_service() -> None:
     [
         ({"gpu": "0", "cpu": True}, "contradict"),
         ({"gpu": "first"}, "--gpu is 'first'"),
+        ({"gpu": "0,,1"}, "--gpu is '0,,1'"),
+        ({"gpu": "9" * 5000}, "--gpu is '999"),
         ({"index": "drinks"}, "--index goes with --service recognition"),
     ],
 )

@@ -124,6 +124,14 @@ def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
 
 def test_labels_by_class_id(tmp_path: Path) -> None:
     assert read(tmp_path, "label_list: {1: spoon, 0: off}").labels == ("off", "spoon")
+    assert read(tmp_path, "label_list: {'1': spoon, '0': off}").labels == ("off", "spoon")
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", "", "[]"])
+def test_a_list_of_labels_that_is_none(tmp_path: Path, nothing: str) -> None:
+    found = read(tmp_path, f"PostProcess: {{Topk: {{class_id_map_file: a.txt, label_list: {nothing}}}}}")
+    assert found.labels is None
+    assert read(tmp_path, f"label_list: {nothing}\narch: YOLO").labels is None
 
 
 def test_the_file_of_the_labels(tmp_path: Path) -> None:
@@ -147,6 +155,8 @@ def test_the_file_of_the_labels(tmp_path: Path) -> None:
         ("label_list: cup", "label_list is 'cup'; it must be a list of names"),
         ("label_list: [[a]]", "label_list is .*; it must be a list of names"),
         ("label_list: {1: a}", "label_list is .*; it must be a list of names"),
+        ("label_list: {no: 0, yes: 1}", "label_list is .*; it must be a list of names"),
+        ("label_list: {'²': a}", "label_list is .*; it must be a list of names"),
         ("label_list: [" + "[a], " * 999 + "]", "…; it must be a list of names"),
         ("draw_threshold: high", "draw_threshold is 'high'; it must be a number from 0 to 1"),
         ("draw_threshold: 50", "draw_threshold is 50"),

@@ -35,6 +35,8 @@ def test_plain_and_with_aliases(tmp_path: Path) -> None:
         ("a: !!bool x", "."),
         ("a: !!timestamp x", "."),
         (b"a: \xff", "codec can't decode"),
+        (b"a: 1\nb: \xfc", "codec can't decode a byte of line 2; save it as UTF-8$"),
+        ("a:\n\tb: 1\n", "line 2, column 1: a tab, perhaps; indent with spaces$"),
         ("a: " + "9" * 5000, "."),
         ("a: 0x" + "f" * 5000, "number of more than 64 bits"),
         (f"a: {2**64}", "number of more than 64 bits"),

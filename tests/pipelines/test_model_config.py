@@ -304,6 +304,10 @@ def test_labels_from_the_file_that_is_named(model: Model, caplog: pytest.LogCapt
     own = model("mine", OWN | {"PostProcess": post})
     (own.path / "names.txt").write_text("0,red wine\n2,blue\n1,green\n", "utf-8")
     assert classifier_config(own, ClassificationOptions()).names == ("red wine", "green", "blue")
+    windows = OWN | {"PostProcess": {"Topk": {"class_id_map_file": "C:\\ppcls\\names.txt", "delimiter": ","}}}
+    other = model("theirs", windows)
+    (other.path / "names.txt").write_text("0,yes\n1,no\n", "utf-8")
+    assert classifier_config(other, ClassificationOptions()).names == ("yes", "no")
     assert not caplog.records
     (own.path / "names.txt").unlink()
     assert classifier_config(own, ClassificationOptions()).names is None

@@ -209,6 +209,12 @@ def test_what_is_refused(op: dict[str, Any], words: str) -> None:
         build([op])
 
 
+def test_a_filling_that_no_image_fits() -> None:
+    with pytest.raises(SettingsError, match="would be 20×10, too large to be padded to 19×10"):
+        build([resize(10, 20), {"type": "Pad", "size": [10, 19]}])
+    assert build([resize(10, 20), {"type": "Pad", "size": [10, 20]}]).size == (10, 20)
+
+
 def test_what_comes_after_permute() -> None:
     with pytest.raises(SettingsError, match="Resize comes after Permute"):
         build([PERMUTE, resize(1, 1)])

@@ -253,6 +253,27 @@ def test_a_needle_is_refused_before_it_fills_the_memory():
         ([{"PadImage": {"size": 10**9}}], "PadImage.size is 1000000000, more than"),
         ([{"ResizeImage": {}}], "ResizeImage needs size or resize_short"),
         ([{"ResizeImage": {"resize_short": 25.6}}], "ResizeImage.resize_short is 25.6"),
+        ([{"ResizeImage": {"resize_short": 5000}}], "resize_short is 5000; .*more than 16777216 pixels"),
+        (
+            [{"ResizeImage": {"resize_short": 99}}, {"NormalizeImage": {}}, {"CropImage": {"size": 100}}],
+            "CropImage to 100×100 fits no image after ResizeImage to a short side of 99; crop less",
+        ),
+        (
+            [{"ResizeImage": {"size": [100, 99]}}, {"CropImage": {"size": 100}}],
+            "CropImage to 100×100 fits no image after ResizeImage to 100×99; crop less",
+        ),
+        (
+            [{"ResizeImage": {"resize_short": 100}}, {"PadImage": {"size": [200, 99]}}],
+            "PadImage to 200×99 fits no image after ResizeImage to a short side of 100; fill up to more, or",
+        ),
+        (
+            [{"DetResize": {"target_size": [9, 20], "keep_ratio": False}}, {"PadImage": {"size": [19, 9]}}],
+            "PadImage to 19×9 fits no image after ResizeImage to 20×9; fill up to more, or resize to less",
+        ),
+        (
+            [{"CropImage": {"size": 8}}, {"CropImage": {"size": 9}}],
+            "9×9 fits no image after CropImage to 8×8",
+        ),
         ([{"ResizeImage": {"resize_short": 256, "resize_long": 1}}], "no parameter 'resize_long'"),
         (
             [{"ResizeImage": {"size": 9, "interpolation": "cubic"}}],
@@ -273,6 +294,7 @@ def test_a_needle_is_refused_before_it_fills_the_memory():
         ([{"NormalizeImage": {"std": [1, 0, 1]}}], "NormalizeImage.std has a zero"),
         ([{"NormalizeImage": {"scale": "1/0"}}], "NormalizeImage.scale is '1/0'"),
         ([{"NormalizeImage": {"scale": "1/"}}], "NormalizeImage.scale is '1/'"),
+        ([{"NormalizeImage": {"scale": 0}}], "NormalizeImage.scale is 0; all images would be the same"),
         ([{"NormalizeImage": {"scale": "__import__('os')"}}], "NormalizeImage.scale is"),
         ([{"NormalizeImage": {"scale": float("nan")}}], "NormalizeImage.scale is nan"),
         ([{"NormalizeImage": {"scale": 10**400}}], "NormalizeImage.scale is 1000"),
@@ -293,6 +315,20 @@ def test_a_needle_is_refused_before_it_fills_the_memory():
 def test_what_does_not_fit_is_named(ops, words):
     with pytest.raises(SettingsError, match=words):
         preprocess.build(ops)
+
+
+@pytest.mark.parametrize(
+    ("ops", "size"),
+    [
+        ([{"ResizeImage": {"resize_short": 6}}, {"CropImage": {"size": 6}}], (6, 6)),
+        ([{"ResizeImage": {"resize_short": 6}}, {"CropImage": {"size": [9, 6]}}], (6, 9)),  # of wide ones
+        ([{"ResizeImage": {"resize_short": 6}}, {"PadImage": {"size": [12, 6]}}], (6, 12)),
+        ([{"ResizeImage": {"size": [9, 6]}}, {"CropImage": {"size": [9, 6]}}], (6, 9)),
+        ([{"CropImage": {"size": 5}}, {"ResizeImage": {"size": 9}}], (9, 9)),
+    ],
+)
+def test_what_just_fits_is_taken(ops, size):
+    assert preprocess.build(ops)(np.zeros((10, 20, 3), np.uint8)).shape == (3, *size)
 
 
 def test_a_chain_without_end():
