@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pdserve.errors import SettingsError
+from pdserve.errors import SettingsError, visible
 from pdserve.services.telemetry.metrics import current
 
 log = logging.getLogger("pdserve")
@@ -107,15 +107,21 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 
 class TextLines(logging.Formatter):
-    """``time LEVEL logger: message``, and the request's id behind it where one runs."""
+    """``time LEVEL logger: message``, and the request's id behind it where one runs.
+
+    A message is one line, and what would drive the terminal of who reads it is escaped.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        line = super().formatMessage(record)
+        line = visible(super().formatMessage(record))
         request = current.get()
         return f"{line} (request {request.id})" if request else line
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        return "\n".join(visible(line) for line in super().formatException(ei).split("\n"))
 
 
 class JsonLines(logging.Formatter):

@@ -63,6 +63,19 @@ def test_lines_for_people(lines: Any) -> None:
     assert second.endswith(" INFO pdserve.test: of a request (request mine)")
 
 
+def test_a_text_line_is_one_line_that_drives_no_terminal(lines: Any) -> None:
+    text = lines(TextLines())
+    log.info("of %s", "a\nb\x1b[31m\u202ec")
+    try:
+        raise ValueError("x\x1b]0;title\x07")
+    except ValueError:
+        log.exception("猫\r")
+    first, second, *traceback = text.getvalue().splitlines()
+    assert first.endswith(r"of a\nb\x1b[31m\u202ec")
+    assert second.endswith(r"猫\r")
+    assert traceback[-1] == r"ValueError: x\x1b]0;title\x07"
+
+
 def test_lines_for_machines(lines: Any) -> None:
     text = lines(JsonLines())
     log.warning("a %s", "word")
