@@ -25,6 +25,12 @@ ROUTES = [
 ]
 
 
+def without_key(target: Target) -> None:
+    """Take the key from the attack's client."""
+    for name in ("Authorization", "X-API-Key"):
+        target.http.headers.pop(name, None)
+
+
 def with_key(target: Target) -> None:
     """Let the attack's client, and what is asked after it, have the key."""
     target.http.headers["X-API-Key"] = KEY
@@ -33,7 +39,7 @@ def with_key(target: Target) -> None:
 @attack(environ=KEYED, without={"pdserve.services.auth:require_key": lambda app, *_: app})
 def routes_without_a_key(target: Target) -> None:
     """Every route but health asks for the key, whatever the path or method looks like."""
-    target.http.headers.pop("X-API-Key", None)
+    without_key(target)
     for method, path in ROUTES:
         for headers in ({}, {"X-API-Key": OTHER}, {"X-Original-URL": "/v2/health/live"}):
             answer = target.http.request(method, path, headers=headers)
@@ -47,7 +53,7 @@ def routes_without_a_key(target: Target) -> None:
 @attack(environ=KEYED, without={"pdserve.services.auth:Keys.admit": lambda self, sent: bool(sent)})
 def keys_that_are_nearly_right(target: Target) -> None:
     """A key is right as a whole, in one of its two headers, and nowhere else."""
-    target.http.headers.pop("X-API-Key", None)
+    without_key(target)
     basic = base64.b64encode(f"x:{KEY}".encode()).decode()
     for headers in (
         *({"X-API-Key": each} for each in (KEY[:-1], KEY + "x", KEY.lower(), KEY[1:], "x" * 40, KEY * 700)),
@@ -69,7 +75,7 @@ def keys_that_are_nearly_right(target: Target) -> None:
 @attack(environ=KEYED, without={"pdserve.services.auth:MOST": 1 << 30})
 def many_keys_in_one_request(target: Target) -> None:
     """A request is no list of guesses: with hundreds of keys it is refused, though one of them is right."""
-    target.http.headers.pop("X-API-Key", None)
+    without_key(target)
     guesses = [("X-API-Key", f"{i:040d}") for i in range(500)]
     for sent in ([*guesses, ("X-API-Key", KEY)], [("Authorization", f"Bearer {KEY}"), *guesses]):
         assert target.http.get("/v2", headers=sent).status_code == 401
@@ -81,7 +87,7 @@ def many_keys_in_one_request(target: Target) -> None:
 @attack(environ=KEYED, full=True, without={"pdserve.services.auth:require_key": lambda app, *_: app})
 def a_large_body_without_a_key(target: Target) -> None:
     """It is refused before it is read."""
-    target.http.headers.pop("X-API-Key", None)
+    without_key(target)
     head = b"POST /v1/classification HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n\r\n"
     with target.watch() as seen:
         answer = target.raw(head + bytes(50_000_000), timeout_s=5)
