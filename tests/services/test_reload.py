@@ -12,6 +12,7 @@ from pdserve.errors import ClosedError, DeadlineError, EngineError, ModelError, 
 from pdserve.pipelines import SERVICES
 from pdserve.services import reload
 from pdserve.services.batcher import RetiredError
+from pdserve.services.budget import Entrance
 from pdserve.services.replica import Requests
 from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
@@ -47,6 +48,7 @@ class Standin:
         server = ServerSettings(name="imagenet", max_images=100)
         self.settings = ServiceSettings("classification", server, {"model": model}, None)
         self.requests = Requests()
+        self.entrance = Entrance(server)
         self.models = models
         self.number = number
         self.loaded = models.files
