@@ -30,7 +30,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command; its exit code."""
     from pdserve import console, process
-    from pdserve.errors import OutputError, PdserveError
+    from pdserve.errors import OutputError, PdserveError, unforeseen
 
     try:
         if (instruction := os.environ.get("_PDSERVE_COMPLETE")) and _completed(instruction):
@@ -45,6 +45,11 @@ def _run() -> int:
         if isinstance(error, OutputError):
             _discard()
         return status
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        process.conclude()
+        return console.failed(unforeseen(error))
     except SystemExit as end:
         if isinstance(end.code, str):
             console.say(end.code)

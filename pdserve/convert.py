@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from pdserve.errors import AliasError, ModelError, UsageError
 from pdserve.files import FileRecord, disk_errors, replace_files, replace_folders
-from pdserve.formats import prototxt
+from pdserve.formats import prototxt, text_file
 from pdserve.formats.inference_yml import FILES, read_description, task_aliases
 from pdserve.formats.model_files import ModelFiles, find_model_files, parameter_files, read_program
 from pdserve.formats.parameters import check_parameters
@@ -27,6 +27,8 @@ from pdserve.formats.prototxt import (
     ModelConfig,
 )
 from pdserve.formats.serving_model import (
+    DERIVED,
+    MAX_NOTE_BYTES,
     NOTE,
     ServingModel,
     folder_name,
@@ -36,6 +38,10 @@ from pdserve.formats.serving_model import (
 
 # What people edit in a serving model.
 EDITED = (SERVER_TEXT, *FILES)
+BEFORE = ".before"
+"""What a changed file's name gets that was replaced by a conversion."""
+# Beside a model, what a person puts there.
+_OWN = (".txt", ".yml", ".yaml", ".md", BEFORE)
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -57,7 +63,9 @@ def convert(
     one call fits both of Paddle 3's formats. Where none is given, the task that the exporter's description
     says decides. ``name`` (the catalog's) is noted beside the model, with the state of the source's files
     and of those that are edited by hand, so that one can see what changed since.
-    Both folders appear complete or not at all; serving folders that exist are replaced, whole.
+    Both folders appear complete or not at all. Serving folders that exist are replaced, but what was
+    published beside the model stays (its int8 form says itself of which model it is), a file that was
+    changed by hand stays as FILE.before, and texts that no conversion writes stay as they are.
     Raises ModelError, AliasError, UsageError for folders that must not be replaced, DiskError.
     """
     files = find_model_files(dirname, model_filename, params_filename)
@@ -92,9 +100,11 @@ def convert(
                     "written": {path.name: asdict(FileRecord.of(path)) for path in written},
                 }
                 (new_server / NOTE).write_text(json.dumps(content) + "\n", "utf-8")
+            _keep(server, new_server)
         built = open_serving_model(new_server)
         with disk_errors(serving_client):
             _write_config(new_client / CLIENT_TEXT, new_client / CLIENT_STREAM, config)
+            _keep(client, new_client)
     # Not opened again there: another process may be replacing it already.
     params = built.files.params and serving_server / built.files.params.name
     files = ModelFiles(serving_server / built.files.model.name, params, built.files.kind)
@@ -116,6 +126,34 @@ def _notes(dirname: Path, label_file: str | None) -> list[str]:
     """What the exporter wrote beside its model: descriptions, and the labels that one names."""
     names = [*FILES, *([PurePosixPath(label_file).name] if label_file else [])]
     return [name for name in names if (dirname / name).is_file()]
+
+
+def _keep(old: Path, new: Path) -> None:
+    """Take along what is in the folder that is replaced and no conversion makes again. Raises OSError."""
+    if not old.is_dir():
+        return
+    for path in old.iterdir():
+        made = new / path.name
+        if path.name == DERIVED:
+            for form in filter(Path.is_dir, path.iterdir()):  # the ONNX files are made again
+                shutil.copytree(form, made / form.name)
+        elif path.suffix in _OWN and path.is_file() and not made.exists():
+            shutil.copy2(path, made)
+    written = written_files(old)
+    for name in (*EDITED, CLIENT_TEXT):
+        path, made = old / name, new / name
+        by_hand = path.is_file() and not (name in written and written[name].matches(path))
+        if by_hand and not (made.is_file() and path.read_bytes() == made.read_bytes()):
+            shutil.copy2(path, new / (name + BEFORE))
+
+
+def written_files(folder: Path) -> dict[str, FileRecord]:
+    """The files that people edit as a conversion wrote them, by name; empty where that was not noted."""
+    try:
+        note = json.loads(text_file.read_text(folder / NOTE, MAX_NOTE_BYTES))
+        return {name: FileRecord(**each) for name, each in note["written"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _write_config(text: Path, stream: Path, config: ModelConfig) -> None:

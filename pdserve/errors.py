@@ -132,6 +132,15 @@ class OutputError(PdserveError):
     code = "output"
 
 
+def unforeseen(error: OSError) -> DiskError:
+    """What the system refuses and no command has words of its own for: a name too long, a loop of links."""
+    names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    said = error.strerror or str(error) or type(error).__name__
+    if not names:
+        return DiskError(f"The system says: {said}; free what is full or taken, and type the command again.")
+    return DiskError(f"Cannot use {names}: {said}; check the path, and who may read and write there.")
+
+
 class InUseError(PdserveError):
     code = "in_use"
 

@@ -62,6 +62,13 @@ def read_errors(kind: type[PdserveError], path: Path | None = None) -> Iterator[
         raise kind(f"Cannot read {path or error.filename}: {error.strerror}.") from error
 
 
+def user_path(wanted: str | Path) -> Path:
+    """What a person names as a path, with its ``~``; as it is where no such user is known."""
+    with suppress(RuntimeError):
+        return Path(wanted).expanduser()
+    return Path(wanted)
+
+
 def free_space(path: Path) -> int:
     """Bytes free where ``path`` is or would be created. Raises DiskError."""
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())

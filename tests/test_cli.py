@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,29 @@ def test_any_format_may_be_the_first_in_a_process(tiny_home: Path, name: str) ->
     image = Path(__file__).parent / "data" / "golden" / "images" / name
     done = pdserve(tiny_home, "predict", str(image), "--local", "--model", "tiny", "--json")
     assert done.returncode == 0, done.stdout
+
+
+def _loop(folder: Path) -> str:
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+    return "a/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (lambda folder: "x" * 300, "File name too long"),
+        (_loop, "There is no index at"),
+        (lambda folder: "~nobody-has-this-name/x", "There is no index at"),
+        (lambda folder: "é\udce9", "There is no index at"),
+    ],
+)
+def test_a_name_that_the_system_refuses_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Callable[[Path], str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x", "utf-8")
+    done = pdserve(tmp_path / "home", "index", "info", "--index", name(tmp_path))
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert says in done.stderr

@@ -9,10 +9,11 @@ from pdserve import console
 from pdserve.commands.options import Json, home
 from pdserve.errors import UsageError
 
-# The states of conversions that stay, where no model is named, and what is said of them.
+# The states of conversions that stay, and what is said of them.
 _SKIPPED = {
     "current": "skipped, is converted already",
-    "edited": "skipped, was fetched again but its serving model was changed (--model NAME converts it)",
+    "edited": "skipped, was fetched again but its serving model was changed (--force converts it, and keeps "
+    "changed files as FILE.before)",
 }
 
 
@@ -41,24 +42,25 @@ def convert(
         list[str] | None,
         typer.Option("--fetch-alias", metavar="NAME=ALIAS", help="The alias of a fetch; repeatable."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Without --model: convert again what is converted already.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Convert again what is converted already.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert inference models to serving models, with aliases.
 
-    Without options: all that are fetched and not converted, or were fetched again with another content. What
-    was changed in a serving model since, and what was published beside it, stays unless it is named.
+    Without --model and --dirname: all that are fetched. What is converted already is skipped, unless it was
+    fetched again with another content. Files of a serving model that were changed by hand are not lost: with
+    --force they stay beside the new ones, as FILE.before.
     """
+    from pdserve.convert import BEFORE
     from pdserve.convert import convert as convert_folder
     from pdserve.formats.serving_model import open_serving_model
     from pdserve.models import find
+    from pdserve.models.inventory import check_name
 
     skipped: dict[str, str] = {}  # name -> why
 
-    if dirname:
-        if model:
+    if dirname is not None:
+        if model is not None:
             raise UsageError("--model and --dirname name two models; give one of them.")
         if not serving_server or not serving_client:
             raise UsageError("--dirname needs --serving-server DIR and --serving-client DIR beside it.")
@@ -77,10 +79,12 @@ def convert(
         if serving_server or serving_client or model_filename or params_filename or feed_alias or fetch_alias:
             raise UsageError("These options go with --dirname; with --model only the name is given.")
         where = home()
-        names = [model] if model else find.fetched_models(where)
+        names = find.fetched_models(where) if model is None else [model]
         if not names:
             raise UsageError(f"Nothing is fetched in {where.models}; type `pdserve fetch NAME` first.")
-        if not model and not force:
+        for name in names:
+            check_name(name)
+        if not force:
             states = {name: find.conversion_state(name, where) for name in names}
             skipped = {name: _SKIPPED[state] for name, state in states.items() if state in _SKIPPED}
         done = [
@@ -91,14 +95,17 @@ def convert(
         ]
     for serving in done:
         reason = skipped.get(serving.path.name.removesuffix("_serving"))
-        content = {
+        content: dict[str, object] = {
             "name": serving.name,
             "action": "skipped" if reason else "converted",
             "path": str(serving.path),
             "feeds": {v.name: v.alias for v in serving.config.feeds},
             "fetches": {v.name: v.alias for v in serving.config.fetches},
         }
-        console.answer(content, f"{serving.name}: {reason or 'converted'}, {serving.path}", as_json)
+        if kept := [] if reason else sorted(path.name for path in serving.path.glob(f"*{BEFORE}")):
+            content["kept"] = kept
+        note = f" (changed by hand and kept: {', '.join(kept)})" if kept else ""
+        console.answer(content, f"{serving.name}: {reason or 'converted'}, {serving.path}{note}", as_json)
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:

@@ -168,12 +168,17 @@ def _parameter(
 def flags(given: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """A command's options as flags for the settings of a service; those that were not given are left out.
 
-    Raises UsageError for an option that only another service has, and where --gpu contradicts --cpu.
+    Raises UsageError for an option that only another service has, for one whose value is empty, as that of a
+    shell's variable may be, and where --gpu contradicts --cpu.
     """
     from pdserve.settings import describe
 
     found = {name: value for name, value in given.items() if value not in (None, [])}
     chosen = devices(found.pop("gpu", None), found.pop("cpu", False))
+    for name, value in found.items():
+        if value == "":
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is empty; give it a value, or leave the option out.")
     names = {service: {each.name for each in describe(entry)} for service, entry in SERVICES.items()}
     for name in found:
         if name not in names[kind]:

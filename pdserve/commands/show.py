@@ -48,13 +48,14 @@ def describe(name: str, where: "Home") -> list[dict[str, Any]]:
 
     Raises UsageError, with the nearest names, for a name that is nowhere.
     """
+    from pdserve.files import user_path
     from pdserve.index import inventory as indexes
     from pdserve.models import catalog, servers
     from pdserve.models import inventory as models
     from pdserve.models.home import is_path
 
     running = servers.running(where)
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir() and indexes.is_index(folder):
         return [_index(name, indexes.examine(folder), running)]
     if folder.is_dir() and (is_path(name) or not models.examine(folder).problems):

@@ -19,10 +19,9 @@ from pdserve.errors import ModelError
 from pdserve.files import read_errors, sha256
 from pdserve.formats.model_files import ModelFiles, parameter_files
 from pdserve.formats.program import Program
-from pdserve.formats.serving_model import ServingModel
+from pdserve.formats.serving_model import DERIVED, ServingModel
 
-# Folder beside a model for what is derived from it.
-FOLDER = ".pdserve"
+FOLDER = DERIVED
 PROGRAM, WEIGHTS, REPORT = "model.xml", "model.bin", "report.json"
 
 

@@ -29,7 +29,7 @@ from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device
 from pdserve.engines.runner import summary
 from pdserve.errors import ModelError, PdserveError, UnsupportedModelError
-from pdserve.files import Signature, read_errors, sha256, signature
+from pdserve.files import Signature, read_errors, sha256, signature, user_path
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Program
 from pdserve.formats.serving_model import open_serving_model
@@ -83,7 +83,7 @@ def require(engine: str, function: str, request: LoadRequest, derived: Sequence[
 def folders() -> list[Path]:
     """Where records are kept."""
     home = os.environ.get("PDSERVE_HOME")
-    own = [Path(home).expanduser() / "trials"] if home else []
+    own = [user_path(home) / "trials"] if home else []
     return [*own, platformdirs.user_cache_path("pdserve") / "trials"]
 
 

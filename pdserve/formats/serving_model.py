@@ -29,6 +29,8 @@ from pdserve.formats.program import Program, TensorSpec
 from pdserve.formats.prototxt import ModelConfig, Variable
 
 NOTE = "pdserve.json"
+# Folder beside a model for what is derived from it.
+DERIVED = ".pdserve"
 MAX_NOTE_BYTES = 4 << 20
 
 

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from pdserve.errors import IndexFolderError, UsageError
-from pdserve.files import FileRecord, replace_file, retry_while_busy, temp_siblings, write_synced
+from pdserve.files import FileRecord, replace_file, retry_while_busy, temp_siblings, user_path, write_synced
 from pdserve.index import entries as entry_files
 from pdserve.index import faiss_index, forms, id_map
 from pdserve.index.embed import EmbedderId
@@ -111,7 +111,7 @@ def find(name: str, home: Home, embedder: str | None = None) -> Path:
     What has a separator is a path. Raises UsageError where there is none, with the command that makes one,
     for the ``embedder`` that is to search it.
     """
-    given = Path(name).expanduser()
+    given = user_path(name)
     for base in (given,) if is_path(name) else (given, home.index(name)):
         for folder in (base, base / "index"):
             if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
@@ -124,7 +124,7 @@ def _how_to_get(name: str, home: Home, embedder: str | None) -> str:
     """The command that brings an index that is not there: of a data set of the catalog, or a new one."""
     from pdserve.models import catalog
 
-    base = Path(name).expanduser() if is_path(name) else home.index(name)
+    base = user_path(name) if is_path(name) else home.index(name)
     gallery = base / "gallery"
     entry = None if is_path(name) or base.is_dir() else catalog.load().get(name)
     if entry is not None and entry.task == "dataset":
@@ -143,7 +143,7 @@ def find_or_new(name: str, home: Home) -> Path:
     try:
         return find(name, home)
     except UsageError:
-        given = Path(name).expanduser()
+        given = user_path(name)
         bare = not is_path(name) and not given.exists()
         base = home.index(name) if bare else given
         return base / "index" if (base / "gallery").is_dir() else base

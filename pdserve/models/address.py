@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pdserve.errors import UsageError
+from pdserve.files import user_path
 from pdserve.models import catalog
 from pdserve.models.catalog import Archive, Entry, Folder, Hub, Source
 from pdserve.models.home import is_path
@@ -32,7 +33,7 @@ _FORMS = (
 
 def is_source(wanted: str) -> bool:
     """Whether a model is fetched to be opened: from an address or an archive; a folder is opened in place."""
-    return _SCHEME.match(wanted) is not None or (is_path(wanted) and Path(wanted).expanduser().is_file())
+    return _SCHEME.match(wanted) is not None or (is_path(wanted) and user_path(wanted).is_file())
 
 
 def entry_for(address: str) -> Entry:
@@ -68,7 +69,7 @@ def _known(name: str) -> Entry:
 
 
 def _local(address: str) -> Entry:
-    path = Path(address).expanduser().resolve()
+    path = user_path(address).resolve()
     if path.is_dir():
         return _entry(address, path.name.removesuffix("_infer"), Folder(path))
     if not path.exists():

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pdserve.errors import ModelError
-from pdserve.files import sha256
+from pdserve.files import sha256, user_path
 from pdserve.models import catalog, find, record
 from pdserve.models.address import entry_for, is_source
 from pdserve.models.home import Home, is_path
@@ -82,7 +82,7 @@ def fetch_missing(
 
 def _is_newer(wanted: str, name: str, home: Home) -> bool:
     """Whether an archive of this machine is another one than was fetched from its place."""
-    source, path = home.inference_model(name), Path(wanted).expanduser()
+    source, path = home.inference_model(name), user_path(wanted)
     if not is_source(wanted) or not path.is_file() or not source.is_dir():
         return False
     known = record.read(source)
@@ -103,7 +103,7 @@ def _convert(name: str, home: Home, progress: Progress, report: Report) -> None:
         if state == "edited":
             report(
                 f"{name}: was fetched again since it was converted, and changed by hand, so it is used as it "
-                f"is; `pdserve convert --model {name}` converts it again"
+                f"is; `pdserve convert --model {name} --force` converts it again"
             )
         elif state != "current":
             made = find.convert_fetched(name, home)

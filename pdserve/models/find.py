@@ -8,13 +8,14 @@ from typing import Literal
 from pdserve.convert import convert
 from pdserve.engines import int8
 from pdserve.errors import ModelError, UsageError
-from pdserve.files import FileRecord
+from pdserve.files import FileRecord, user_path
 from pdserve.formats import text_file
 from pdserve.formats.model_files import find_model_files, read_program
 from pdserve.formats.serving_model import MAX_NOTE_BYTES, NOTE, ServingModel, open_serving_model
 from pdserve.models import catalog, record
 from pdserve.models.address import entry_for, is_source
 from pdserve.models.home import Home, is_path
+from pdserve.models.inventory import check_name
 
 
 def open_model(wanted: str, home: Home, config_dir: Path = Path()) -> ServingModel:
@@ -31,7 +32,7 @@ def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Pa
     What has a separator is a path, unless it is an address: that means the model that was fetched from there.
     Raises ModelError with the command that fetches or converts the model.
     """
-    for folder in (Path(wanted).expanduser(), config_dir / wanted):
+    for folder in (user_path(wanted), config_dir / wanted):
         if folder.is_dir():
             return folder
     name = model_name(wanted)
@@ -39,7 +40,11 @@ def find_serving_model(wanted: str, home: Home, config_dir: Path = Path()) -> Pa
         _check_origin(wanted, name, home)
     if is_path(wanted) and not is_source(wanted):
         known = home.serving_model(name).is_dir() or name in catalog.load()
-        hint = f"for {name} of pdserve's home or catalog give its name alone" if known else "check the path"
+        hint = (
+            f"for {name} of pdserve's home or catalog give its name alone"
+            if known
+            else "check the path; `pdserve list` shows the models that have a name"
+        )
         raise ModelError(f"There is no serving model at {wanted!r}, which is a path; {hint}.")
     if home.serving_model(name).is_dir():
         return home.serving_model(name)
@@ -111,8 +116,9 @@ def convert_fetched(name: str, home: Home) -> ServingModel:
     """Convert a fetched model to ``NAME_serving`` and ``NAME_client``, with the catalog's aliases.
 
     A name that the catalog does not know keeps the model's own names. Raises ModelError with the
-    command that fetches the model, and what `convert` raises.
+    command that fetches the model, UsageError for what is no name, and what `convert` raises.
     """
+    check_name(name)
     entry = catalog.load().get(name)
     source = home.inference_model(name)
     if not source.is_dir():

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import platformdirs
 
+from pdserve.files import user_path
+
 
 def is_path(wanted: str) -> bool:
     """Whether what a person names is a path, and no name in the home: it has a separator, or is a dot."""
@@ -37,7 +39,7 @@ class Home:
     def from_environ(cls, environ: Mapping[str, str]) -> "Home":
         """``PDSERVE_HOME`` of the environment given, else the platform's user data folder."""
         set_ = environ.get("PDSERVE_HOME")
-        return cls(Path(set_).expanduser().absolute() if set_ else platformdirs.user_data_path("pdserve"))
+        return cls(user_path(set_).absolute() if set_ else platformdirs.user_data_path("pdserve"))
 
     @property
     def models(self) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pdserve.errors import UsageError
+from pdserve.files import user_path
 from pdserve.models import catalog
 
 
@@ -49,7 +50,7 @@ def mirrored(url: str, mirror: str | None) -> str | Path:
     # A scheme of one letter is a drive.
     if len(parts.scheme) > 1 and "://" in mirror:
         raise wrong
-    return Path(mirror).expanduser() / unquote(path)
+    return user_path(mirror) / unquote(path)
 
 
 def _local(url: str) -> Path | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from pdserve.answers import Label
 from pdserve.errors import DiskError, SettingsError
+from pdserve.files import user_path
 from pdserve.vision.resize import opencv
 from pdserve.vision.types import Image8
 
@@ -114,7 +115,7 @@ def load_font(environ: Mapping[str, str] = os.environ) -> Any:
     What a named font lacks is drawn with the built-in one. Raises SettingsError for a file that is no font.
     """
     named = environ.get("PDSERVE_FONT")
-    return _load(Path(named).expanduser() if named else None)
+    return _load(user_path(named) if named else None)
 
 
 @cache  # for good: OpenCV 5.0 takes a new font's letters for those of one that was freed

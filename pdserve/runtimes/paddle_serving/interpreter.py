@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.errors import EngineMissingError, UsageError
+from pdserve.files import user_path
 from pdserve.models.home import Home
 
 SCRIPTS = Path(__file__).with_name("scripts")
@@ -100,7 +101,7 @@ def choose(
 
 def query(name: Path | str, needed: Mapping[str, str]) -> Interpreter | None:
     """Run an interpreter (a path, or a name on the PATH) once to see what it has; None if it does not run."""
-    program = shutil.which(Path(name).expanduser())
+    program = shutil.which(user_path(name))
     if not program:
         return None
     path = Path(program).absolute()

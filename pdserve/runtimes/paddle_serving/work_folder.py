@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from pdserve.errors import SettingsError, UnsupportedModelError, UsageError
-from pdserve.files import replace_folder
+from pdserve.files import replace_folder, user_path
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
@@ -89,7 +89,7 @@ def export(settings: ServiceSettings, home: Home, folder: Path) -> WorkFolder:
     server = settings.server
     if 0 in (server.http_port, server.rpc_port):
         raise UsageError("A port of 0 means any free one, which only a server can find; give a number.")
-    folder = folder.expanduser().absolute()
+    folder = user_path(folder).absolute()
     ours = (folder / SERVICE).is_file()
     if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no folder of a service; give --out another name.")
