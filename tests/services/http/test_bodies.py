@@ -9,12 +9,23 @@ from starlette.requests import ClientDisconnect, Request
 
 from pdserve.errors import BodyTooLargeError, DeadlineError, OverloadedError
 from pdserve.services.budget import STEP, Entrance
+from pdserve.services.http import bodies
 from pdserve.services.http.bodies import RESERVATIONS, SlowBodyError, read_body, release
 from pdserve.services.telemetry.metrics import RequestContext, current
 from pdserve.settings import ServerSettings
 from tests.services.virtual import run
 
 MB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def joined_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Join large bodies in this thread: a clock of virtual time does not wait for another one."""
+
+    async def here(function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(bodies, "in_a_thread", here)
 
 
 class Caller:
