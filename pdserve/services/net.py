@@ -92,6 +92,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 _ATTEMPTS = 10
+_WHAT_A_HOST_IS = "give a name or an address alone, as 127.0.0.1 or ::1, or 0.0.0.0 for all"
 _LOOPBACK = ("127.0.0.1", "::1")
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _Address = tuple[socket.AddressFamily, Any]
@@ -103,6 +104,8 @@ class _OtherPortError(Exception):
 
 
 def _addresses(host: str, port: int) -> list[_Address]:
+    if host == "*":  # which is looked up to the loopback
+        raise SettingsError(f"The host '*' is no address; {_WHAT_A_HOST_IS}.")
     names = _LOOPBACK if host.lower().removesuffix(".") == "localhost" else (host,)
     found: dict[Any, _Address] = {}
     try:
@@ -112,13 +115,15 @@ def _addresses(host: str, port: int) -> list[_Address]:
     except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the codec's to refuse
         if not found:
             reason = getattr(error, "strerror", None) or "it is no host name"
-            raise SettingsError(f"The host {host!r} is no address of this machine: {reason}.") from error
+            raise SettingsError(
+                f"The host {host!r} is no address of this machine: {reason}; {_WHAT_A_HOST_IS}."
+            ) from error
     return list(found.values())
 
 
 def _bound(host: str, port: int, addresses: list[_Address]) -> list[socket.socket]:
     opened: list[socket.socket] = []
-    absent: OSError | None = None
+    absent = "no address"
     try:
         for family, address in addresses:
             chosen = opened[0].getsockname()[1] if opened else port
@@ -126,13 +131,15 @@ def _bound(host: str, port: int, addresses: list[_Address]) -> list[socket.socke
                 opened.append(_socket(family, (address[0], chosen, *address[2:])))
             except OSError as error:
                 if error.errno in _ABSENT:
-                    absent = error
+                    absent = error.strerror or absent
                     continue
                 if opened and not port and error.errno == errno.EADDRINUSE:
                     raise _OtherPortError(chosen) from error
                 raise _cannot_listen(host, chosen, error.strerror) from error
         if not opened:
-            raise _cannot_listen(host, port, absent.strerror if absent else "no address")
+            raise SettingsError(
+                f"Cannot listen on {host}:{port}: {absent}; there is no such address: {_WHAT_A_HOST_IS}."
+            )
     except BaseException:
         for each in opened:
             each.close()

@@ -179,6 +179,20 @@ def test_localhost_where_ipv6_is_off(monkeypatch: pytest.MonkeyPatch):
         opened("::1")
 
 
+def test_the_address_of_another_machine():
+    with pytest.raises(SettingsError, match=r"no such address: give .*, or 0\.0\.0\.0 for all") as caught:
+        opened("192.0.2.1")  # RFC 5737: nobody's
+    assert "port" not in caught.value.message
+
+
+@pytest.mark.parametrize("host", ["*", "http://127.0.0.1", "127.0.0.1:8080", "[::1]", "127.0.0.1/8"])
+def test_what_is_more_than_a_host(host: str):
+    """A star is looked up to the loopback, where nobody else would reach the server."""
+    with pytest.raises(SettingsError, match=r"is no address.*; give a name or an address alone") as caught:
+        opened(host)
+    assert repr(host) in caught.value.message
+
+
 @both
 def test_a_port_that_is_taken_at_one_of_them():
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:

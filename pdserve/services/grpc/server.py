@@ -70,9 +70,8 @@ def build_server(
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
     opened = bind(settings.host, port)
-    several = len(opened) > 1
-    hosts = [each.getsockname()[0] for each in opened] if several else [settings.host]
-    bound = opened[0].getsockname()[1] if several else port  # one that is free at all of them
+    hosts = [each.getsockname()[0] for each in opened]  # gRPC looks up less than the system, as 127.1
+    bound = opened[0].getsockname()[1] if len(opened) > 1 else port  # one that is free at all of them
     for each in opened:
         each.close()
     for host in hosts:

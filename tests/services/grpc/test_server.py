@@ -212,5 +212,5 @@ def test_a_port_that_is_taken():
     settings = ServerSettings(name="imagenet", rpc_port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=f"Cannot listen on 127.0.0.1:{port}; .*--rpc-port"):
+        with pytest.raises(SettingsError, match=f"Cannot listen on 127.0.0.1:{port}: .*in use; .*--rpc-port"):
             asyncio.run(build())
