@@ -29,12 +29,20 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command; its exit code."""
+    from itertools import pairwise
+
     from pdserve import console, process
-    from pdserve.errors import OutputError, PdserveError, unforeseen
+    from pdserve.errors import OutputError, PdserveError, UsageError, unforeseen
 
     try:
         if (instruction := os.environ.get("_PDSERVE_COMPLETE")) and _completed(instruction):
             return 0
+        for before, word in pairwise(sys.argv):
+            if not word:
+                raise UsageError(
+                    f"The argument after {before} is empty, as a shell's variable may be; give it a value, "
+                    "or leave it out."
+                )
         from pdserve.commands.table import app
 
         app()

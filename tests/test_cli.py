@@ -269,3 +269,19 @@ def test_a_name_that_the_system_refuses_is_a_sentence(
     assert done.returncode in (1, 2)
     assert done.stderr.count("\n") == 1, done.stderr
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "--model", ""),
+        ("predict", ""),
+        ("index", "build", "--gallery", "x", "--out", "", "--model", "y"),
+        ("predict", "x.png", "--local", "--model="),
+    ],
+)
+def test_an_empty_argument_means_nothing_else(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = pdserve(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is empty" in done.stderr
+    assert done.stderr.count("\n") == 1

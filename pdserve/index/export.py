@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pdserve.errors import IndexFolderError, UsageError
-from pdserve.files import replace_folder, write_synced
+from pdserve.files import disk_errors, replace_folder, write_synced
 from pdserve.index import METRICS, faiss_index, id_map, store
 from pdserve.index.forms import FORMS, LabelForm
 from pdserve.index.store import Snapshot
@@ -49,7 +49,7 @@ def export(folder: Path, out: Path, name: str = "paddleclas") -> Exported:
         )
     index = _vectors(snapshot, form)
     labels = form.dumps(id_map.with_copies(snapshot.id_map, faiss_index.copies(index)), kind, metric)
-    with replace_folder(out) as new:
+    with disk_errors(out), replace_folder(out) as new:
         write_synced(new / store.VECTORS, lambda file: faiss_index.write(index, file))
         write_synced(new / form.file, lambda file: file.write(labels))
     files = (store.VECTORS, form.file)

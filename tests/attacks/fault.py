@@ -91,6 +91,33 @@ def a_disk_that_is_full(target: Target) -> None:
     assert {name: after.get(name) for name in before} == before
 
 
+# pdserve on a file system that knows no flock, as some over a network.
+NO_FLOCK = """
+import errno, fcntl, os
+def flock(*_):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+fcntl.flock = flock
+from pdserve.cli import main
+main()
+"""
+
+
+@attack(service=None, full=True, without={"pdserve.locks:_has_flock": lambda path: True})
+def a_file_system_without_flock(target: Target) -> None:
+    """An index is changed there all the same, one writer after the other, and the lock is free afterwards."""
+    for number in range(2):
+        photos = target.home / "flock" / f"label {number}"
+        photos.mkdir(parents=True)
+        (photos / "0.png").write_bytes(picture((9, 99, 9 + number)))
+        change = ("index", "append", "--gallery", str(photos.parent), "--index", "colors")
+        done = target.python(NO_FLOCK, *change, timeout_s=30)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    entries = target.command("index", "info", "--entries", "--index", "colors", "--json")
+    labels = {json.loads(line)["label"] for line in entries.stdout.splitlines()}
+    assert labels >= {"label 0", "label 1"}
+
+
 @attack(
     full=True,
     options=("--max-queue-size", "8"),

@@ -2,13 +2,18 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pdserve.files import link_or_copy
 from pdserve.locks import file_lock
@@ -161,3 +166,85 @@ def name_that_is_no_text(target: Target) -> None:
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert (made["count"], [each["image"] for each in made["skipped"]]) == (1, ["red/caf\\xe9.png"])
+
+
+# Models, and what lies beside them
+
+
+def _serving(target: Target, name: str) -> Path:
+    """A copy of the tiny classifier's folder, for the attack to spoil."""
+    source = target.home / "models" / "tiny_serving"
+    return Path(shutil.copytree(source, target.home / name, dirs_exist_ok=True))
+
+
+@attack(service=None, full=True, without={"pdserve.engines.trial:require": lambda *_: None})
+def one_changed_byte_of_a_program(target: Target) -> None:
+    """A published program that ends Paddle's loader by a signal is refused, and what runs goes on."""
+    if importlib.util.find_spec("paddle") is None:
+        pytest.skip("needs Paddle, which alone loads such a program")
+    with target.start(service="classification") as own:
+        program = own.home / "models" / "tiny_serving" / "inference.pdmodel"
+        data = bytearray(program.read_bytes())
+        assert data[1841] == 95
+        data[1841] = 253
+        new = program.with_name("new")
+        new.write_bytes(data)
+        new.replace(program)
+        own.until(lambda: "not reloaded, what runs goes on" in own.log, 60)
+        assert "SIGSEGV" in own.log or "SIGABRT" in own.log, own.log[-1000:]
+        own.good()
+        assert "Traceback" not in own.log
+
+
+@attack(service=None, without={"pdserve.formats.yaml_file:_count": lambda text: None})
+def a_description_of_many_keys(target: Target) -> None:
+    """They are counted before one of them is built."""
+    folder = _serving(target, "many_keys_serving")
+    (folder / "inference.yml").write_text("".join(f"k{i}: 1\n" for i in range(100_000)), "utf-8")
+    done = target.command("predict", "--local", "--model", str(folder), str(target.home / "two.png"))
+    assert done.returncode != 0
+    assert "it has more than 100000 values" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+_TO_THE_END = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""", re.DOTALL)
+
+
+@attack(service=None, without={"pdserve.formats.prototxt:_QUOTED": _TO_THE_END})
+def quotes_without_an_end(target: Target) -> None:
+    """A text of a hundred thousand quotes is read once, and not from each of them to its end."""
+    folder = _serving(target, "quotes_serving")
+    (folder / "serving_server_conf.prototxt").write_text('\\"' * 100_000, "utf-8")
+    done = target.command("alias", str(folder), timeout_s=20)
+    assert done.returncode == 1, done.stderr
+    assert "is no serving configuration" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# pdserve that waits for a pipe's writer for a moment only, as nobody writes there.
+_IMPATIENT = """
+from pdserve.formats import text_file
+text_file.PATIENCE_S = 0.3
+from pdserve.cli import main
+main()
+"""
+
+
+@attack(
+    service=None,
+    without={"pdserve.formats.text_file:read_bytes": lambda path, most: path.read_bytes()},
+)
+def a_pipe_in_which_nobody_writes(target: Target) -> None:
+    """As a label file it is a sentence, and no command that never ends."""
+    pipe = target.home / "labels.txt"
+    os.mkfifo(pipe)
+    image = str(target.home / "two.png")
+    options = ("--local", "--model", "tiny", "--labels", str(pipe))
+    silent = os.open(pipe, os.O_RDWR)
+    try:
+        done = target.python(_IMPATIENT, "predict", image, *options, timeout_s=20)
+    finally:
+        os.close(silent)
+    assert done.returncode == 2, done.stderr
+    assert "Cannot read the label file" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,6 +1,8 @@
 """An index in the form of PaddleClas and of PaddleX, there and back, and read by PaddleX's own code."""
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pdserve.errors import IndexFolderError, UsageError
+from pdserve.errors import DiskError, IndexFolderError, UsageError
 from pdserve.index import INDEX_TYPES, edit, faiss_index, id_map, search, store
 from pdserve.index.export import export
 from pdserve.index.faiss_check import faiss
@@ -52,6 +54,21 @@ def test_paddlex_and_back(index: Path, tmp_path: Path) -> None:
     assert vectors(again.folder) == vectors(index)
     # PaddleClas takes an entry apart at its blanks, so there must be something before the label.
     assert all(len(entry.split()) > 1 for entry in id_map.read(again.folder / "id_map.pkl").values())
+
+
+@pytest.mark.parametrize("index", [("Flat", "IP")], indirect=True)
+def test_a_full_disk_is_named_and_leaves_nothing(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(faiss_index, "write", full)
+    out = tmp_path / "out"
+    with pytest.raises(DiskError, match=f"Cannot write {out}: No space left on device; free some space"):
+        export(index, out)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_paddleclas(index: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from pdserve.errors import SettingsError, UnsupportedModelError, UsageError
-from pdserve.files import replace_folder, user_path
+from pdserve.files import disk_errors, replace_folder, user_path
 from pdserve.formats import prototxt
 from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.program import Signature
@@ -94,7 +94,7 @@ def export(settings: ServiceSettings, home: Home, folder: Path) -> WorkFolder:
     if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no folder of a service; give --out another name.")
     lock = home.root / "exports.lock"
-    with file_lock(lock, folder.name), replace_folder(folder) as new:
+    with file_lock(lock, folder.name), disk_errors(folder), replace_folder(folder) as new:
         made = write(settings, home, new, (server.http_port, server.rpc_port), copy)
         (new / README).write_text(_readme(made, folder.name, server), "utf-8")
     return replace(made, path=folder, notes=(*notes, *made.notes))
