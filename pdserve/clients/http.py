@@ -112,6 +112,11 @@ class _Http:
         error = content.get("error")
         error = error if isinstance(error, dict) else {}
         message = str(error.get("message", response.reason_phrase))
+        if response.is_success and not error:  # a captive portal's page, another service's JSON
+            kind = response.headers.get("content-type", "").partition(";")[0][:60] or "no type"
+            message = (
+                f"{kind} that is no answer of pdserve; something else listens there, so check the address"
+            )
         if response.status_code == UnauthorizedError.http_status:
             raise key_refused(self.address, self._sends_key)
         if response.status_code == OverloadedError.http_status and error.get("code") == OverloadedError.code:
@@ -123,7 +128,7 @@ class _Http:
             )
             raise ClientError(f"{self.address} answers {response.status_code} {message}")
         if self._proxy is not None and not error:
-            message += f"; it was asked through the proxy {self._proxy}."
+            message += f"; it was asked through the proxy {self._proxy}"
         raise ClientError(f"{self.address} answers {response.status_code}: {message}")
 
     def _failed(self, error: httpx.HTTPError) -> ClientError:
