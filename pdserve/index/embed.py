@@ -98,9 +98,12 @@ def require_same(
     index, of the embedder) can be compared.
     """
     if built and built.fingerprint != given.fingerprint:
+        change = f"give --embedder {built.name} (--model to `pdserve index`)"
+        if built.name == given.name:
+            change = "its files are others now: give those that the index was built with"
         raise OtherEmbedderError(
-            f"The index {where} was built with {built} and cannot be used with {given}; give --embedder "
-            f"{built.name} (--model to `pdserve index`), or rebuild it with `pdserve index build`."
+            f"The index {where} was built with {built} and cannot be used with {given}; {change}, or rebuild "
+            "it with `pdserve index build`."
         )
     if dimensions[0] != dimensions[1]:
         raise OtherEmbedderError(

@@ -157,10 +157,16 @@ def test_what_is_not_there_cannot_be_removed(tmp_path: Path) -> None:
 def test_another_embedder_is_refused_by_name(tmp_path: Path) -> None:
     images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
     build(images, folder, EMBEDDER)
-    with pytest.raises(OtherEmbedderError, match=r"built with grid \(.*cannot be used with other \("):
+    with pytest.raises(
+        OtherEmbedderError, match=r"built with grid \(.*cannot be used with other \(.*give --embedder grid "
+    ):
         append(images, folder, GridEmbedder(name="other"))
-    with pytest.raises(OtherEmbedderError, match="built with grid"):
+    with pytest.raises(OtherEmbedderError, match="built with grid") as caught:
         load(folder).require(GridEmbedder(dimension=8))
+    assert (
+        "its files are others now: give those that the index was built with, or reb" in caught.value.message
+    )
+    assert "--embedder" not in caught.value.message
     load(folder).require(GridEmbedder())
 
 
