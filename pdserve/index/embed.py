@@ -358,9 +358,10 @@ def open_cache(folder: Path, embedder: GalleryEmbedder) -> Iterator[EmbeddingCac
         own = next(path for path in candidates if try_file_lock(path.with_name(f"{path.name}.lock"), stack))
         paths = (own.with_name(f"{own.name}.f32"), own.with_name(f"{own.name}.sha256"))
         with disk_errors(own):
-            files = [path.open("a+b") for path in paths]
-            for file in files:
-                stack.callback(_close, file)
+            files: list[BinaryIO] = []
+            for path in paths:
+                files.append(path.open("a+b"))
+                stack.callback(_close, files[-1])  # at once: the next one may not open
             cache = EmbeddingCache(own, embedder.dimension, files[0], files[1])
         yield cache
         for file, path in zip(files, paths, strict=True):
