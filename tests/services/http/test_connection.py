@@ -248,7 +248,8 @@ def test_idle_connections_make_room_for_a_request() -> None:
         assert (
             httpx.post(f"{opened.url}{ROUTE}", content=b"x", trust_env=False, timeout=20).status_code == 200
         )
-        assert idle[0].recv(1) == b""
+        while idle[0].recv(100):  # the rest of its answer, up to the end of the connection
+            pass
         idle[1].sendall(LIVE)
         assert statuses(idle[1], 1) == [200]
 
