@@ -257,7 +257,7 @@ def test_an_image_over_the_limit_is_not_added(home: Path) -> None:
         httpx.Client(base_url=server.url, trust_env=False) as client,
     ):
         response = append(client, "x", picture((1, 2, 3)))
-        assert response.status_code == 400
+        assert response.status_code == 413  # as at every other door
         message = response.json()["error"]["message"]
         assert "40×30 pixels, more than the limit of 1199" in message
         assert "--strict" not in message  # which is no option of a caller's

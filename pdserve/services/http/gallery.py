@@ -121,6 +121,14 @@ def _waited(seconds: float) -> OverloadedError:
     return OverloadedError(f"The gallery was being changed for {seconds:g} s; ask again in a moment.")
 
 
+class RefusedImageError(GalleryError):
+    """An image that is not added; the status is that of its error, as at the other doors."""
+
+    def __init__(self, image: str, cause: ImageError) -> None:
+        super().__init__(f"{image}: {cause.message}")
+        self.http_status = cause.http_status
+
+
 @dataclass(frozen=True)
 class Gallery:
     """The current index; ``writes``: it may be changed over HTTP."""
@@ -202,7 +210,7 @@ def routes(context: Context) -> Iterator[Route]:
         found = await unless_gone(request.receive, service.embed(files))
         for image, each in zip(images, found, strict=True):
             if isinstance(each, ImageError):
-                raise GalleryError(f"{image.image.image}: {each.message}") from each
+                raise RefusedImageError(image.image.image, each) from each
             if isinstance(each, PdserveError):
                 raise each
         if embedder is None or embedder is not service.embedder:
