@@ -115,7 +115,7 @@ class Target:
     def start(self, *options: str, service: str | None = None, **environ: str) -> Iterator["Target"]:
         """Another server, of the attack's own, in a copy of the home; for attacks that stop or change it."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            home = Path(shutil.copytree(self.home, Path(folder) / "home"))
+            home = Path(shutil.copytree(self.home, Path(folder) / "home", symlinks=True))
             own = Target(home, service or self.service or "classification", self._without)
             with contextlib.closing(own):
                 own.serve(options, environ)

@@ -40,7 +40,7 @@ class Targets:
             self.close()
             self._count += 1
             # Each server has a home of its own, so that what one writes is not met by another.
-            home = shutil.copytree(self._home, self._folder / str(self._count))
+            home = shutil.copytree(self._home, self._folder / str(self._count), symlinks=True)
             self._active, self._wants = Target(Path(home), attack.service), attack.wants
             if attack.service:
                 self._active.serve(attack.options, attack.environ)
