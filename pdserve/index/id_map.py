@@ -13,13 +13,13 @@ import io
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pdserve.errors import IndexFolderError
 from pdserve.formats.pickles import BadPickleError, Global, Unpickler, expect
-from pdserve.vision.types import Ids
+
+if TYPE_CHECKING:
+    from pdserve.vision.types import Ids
 
 IdMap = dict[int, str]
 
@@ -31,13 +31,17 @@ COPIES_BELOW = _FIRST_COPY + _MOST_COPIES * _COPY
 """Ids below this are copies."""
 
 
-def originals(ids: Ids) -> Ids:
+def originals(ids: "Ids") -> "Ids":
     """Ids of any shape, in place of a copy's that of its entry."""
+    import numpy as np  # where it is used: `pdserve index --help` needs none
+
     return np.where(ids < COPIES_BELOW, (ids - _FIRST_COPY) & (_COPY - 1), ids)
 
 
-def unique(ids: Ids) -> Ids:
+def unique(ids: "Ids") -> "Ids":
     """Ids (n) of which some come again: these become copies."""
+    import numpy as np
+
     order = np.argsort(ids, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(ids[order]) != 0])
     times = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)]))
@@ -46,7 +50,7 @@ def unique(ids: Ids) -> Ids:
     return made
 
 
-def may_repeat(ids: Ids) -> bool:
+def may_repeat(ids: "Ids") -> bool:
     """Whether each of the ids can be a copy's, and come so often as there are ids."""
     return len(ids) < _MOST_COPIES and bool((ids >= 0).all() and (ids < _COPY).all())
 
