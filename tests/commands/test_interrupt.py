@@ -76,7 +76,8 @@ def test_answers_that_came_are_whole(
     words = "".join("".join(seen.screen).split())
     # The signal may come when the second answer is on the screen and not counted yet.
     said = [
-        f"Interrupted after {count} of 3 images; their answers are whole. Ask again for those from {image} on."
+        f"Interrupted after {count} of 3 images; their answers are whole. "
+        f"Ask again for those from {image} on."
         for count, image in ((1, images[1]), (2, images[2]))
     ]
     assert words.endswith(tuple("".join(each.split()) for each in said)), words
