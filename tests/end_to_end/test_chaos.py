@@ -167,11 +167,17 @@ class Chaos:
         """Yellow comes and goes, each time a published version."""
         url = f"{self.server.url}/v1/gallery"
         headers = {"X-Pdserve-Write": "1"}
-        form = aiohttp.FormData()
-        form.add_field("label", "yellow")
-        form.add_field("images", shade(YELLOW, chance), filename="x.png")
-        async with self.session.post(url, data=form, headers=headers) as answer:
-            assert answer.status == 200, await answer.text()
+        data, status, text = shade(YELLOW, chance), 503, ""
+        for _ in range(100):  # its images wait in the queue of all others, which the bursts fill
+            form = aiohttp.FormData()
+            form.add_field("label", "yellow")
+            form.add_field("images", data, filename="x.png")
+            async with self.session.post(url, data=form, headers=headers) as answer:
+                status, text = answer.status, await answer.text()
+            if status != 503:
+                break
+            await asyncio.sleep(0.05)
+        assert status == 200, text
         async with self.session.delete(url, params={"label": "yellow"}, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
         self.counts["published indexes"] += 1

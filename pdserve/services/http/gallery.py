@@ -47,6 +47,8 @@ from pdserve.settings import ServerSettings
 from pdserve.vision.types import Vectors
 
 _PATH = "/v1/gallery"
+# How often images are embedded again where a reload has brought another embedder meanwhile.
+_ATTEMPTS = 3
 
 MAX_WAITING = 16
 """Changes of a gallery that are carried out or wait at once."""
@@ -206,15 +208,19 @@ def routes(context: Context) -> Iterator[Route]:
         body = await read_body(request, context.entrance)
         files, images = await parsed(partial(_labelled, request, body, settings), len(body))
         del body
-        embedder = service.embedder
-        found = await unless_gone(request.receive, service.embed(files))
+        for _ in range(_ATTEMPTS):
+            embedder = service.embedder
+            found = await unless_gone(request.receive, service.embed(files))
+            now = service.embedder
+            if embedder and now and embedder.fingerprint == now.fingerprint:
+                break
+        else:
+            raise ClosedError("The embedder was replaced meanwhile; send the images again.")
         for image, each in zip(images, found, strict=True):
             if isinstance(each, ImageError):
                 raise RefusedImageError(image.image.image, each) from each
             if isinstance(each, PdserveError):
                 raise each
-        if embedder is None or embedder is not service.embedder:
-            raise ClosedError("The embedder was replaced meanwhile; send the images again.")
         return images, np.stack([each for each in found if not isinstance(each, PdserveError)]), embedder
 
     async def drop(request: Request) -> Response:
