@@ -80,7 +80,7 @@ def test_what_was_done_to_a_serving_model_is_not_lost(home: Home, server: FileSe
     ensure(NAME, home, report=lines.append)
     assert "# mine" in description.read_text()
     assert len(lines) == 1
-    assert f"`pdserve convert --model {NAME}` converts it again" in lines[0]
+    assert f"`pdserve convert --model {NAME} --force` converts it again" in lines[0]
 
 
 def test_an_address_is_fetched_from_and_means_that_model_from_then_on(home: Home, server: FileServer) -> None:
