@@ -138,7 +138,7 @@ class Decoder:
                 raise ImageError("The image is not decoded, since the program is stopping.")
             process = self._idle.pop() if self._idle else None
         # One that was started for more pixels looks at the number of each image too.
-        if process and (process.max_pixels < max_pixels or process.ended):
+        if process and (process.max_pixels < max_pixels or process.gone()):
             process.close()
             process = None
         return process or _Process(max_pixels)
@@ -238,6 +238,10 @@ class _Process:
                 f"{header.width}×{header.height} that its header gives; send a smaller one."
             )
         raise ImageError(words or f"The {header.format} image is truncated or broken.")
+
+    def gone(self) -> bool:
+        """Whether it can be used no more, or was killed from outside while it waited."""
+        return self.ended or self._popen.poll() is not None
 
     def kill(self) -> None:
         """End it at once, from any thread. Waits for nothing."""
