@@ -14,11 +14,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from pdserve.errors import PdserveError
+from pdserve.machine import memory_limit
 
 # Bytes of a result; what is longer is no result of ours.
 _LONGEST = 1 << 20
@@ -53,16 +54,9 @@ class Limits:
     memory: int | None = None
 
 
-def memory_limit(size: int) -> int:
-    """Bytes that native code may take for files of ``size`` bytes: no more than the machine has."""
-    return min(_ROOM + _COPIES * size, _physical())
-
-
-def _physical() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 62
+def memory_for(size: int) -> int:
+    """Bytes that native code may take for files of ``size`` bytes: no more than this process may have."""
+    return min(_ROOM + _COPIES * size, memory_limit())
 
 
 class ChildError(Exception):
@@ -170,8 +164,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit(0, Limits(**message["limits"]))
     try:
-        module, _, name = message["function"].partition(":")
-        answer = {"result": getattr(import_module(module), name)(**message["arguments"])}
+        answer = {"result": resolve_name(message["function"])(**message["arguments"])}
     except PdserveError as error:
         answer = {"error": error.code, "message": error.message}
     except MemoryError:

@@ -1,4 +1,4 @@
-"""CPU cores that this process may use: by affinity, and by a container's quota in either cgroup version."""
+"""What this process may use: cores by affinity and quota, memory by limit, in either version of cgroups."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.machine import cores
+from pdserve.machine import cores, memory_limit
 
 ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 GROUPS = "sys/fs/cgroup"
@@ -66,3 +66,29 @@ def test_affinity_bounds_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 1 <= cores() <= ALLOWED
+
+
+MEMORY = f"{GROUPS}/memory"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/\n", {f"{GROUPS}/memory.max": "1000000\n"}, 1_000_000),
+        ("0::/a/b\n", {f"{GROUPS}/a/b/memory.max": "max\n", f"{GROUPS}/a/memory.max": "2000\n"}, 2000),
+        ("0::/outside/of/the/container\n", {f"{GROUPS}/memory.max": "3000\n"}, 3000),
+        ("5:cpu,memory:/x\n0::/\n", {f"{MEMORY}/x/memory.limit_in_bytes": "4000\n"}, 4000),
+        ("5:memory:/x\n", {f"{MEMORY}/memory.limit_in_bytes": "5000\n"}, 5000),
+        ("4:memory:/x\n", {f"{MEMORY}/x/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("0::/\n", {f"{GROUPS}/memory.max": "0\n"}, None),
+        ("0::/../../..\nno line\n:\n", {f"{GROUPS}/memory.max": "many\n"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_containers_limit(groups: str, files: Mapping[str, str], limit: int | None, tmp_path: Path) -> None:
+    write(tmp_path, {"proc/self/cgroup": groups, **files})
+    assert memory_limit(tmp_path) == (limit or memory_limit(tmp_path / "nothing"))
+
+
+def test_the_machines_memory() -> None:
+    assert memory_limit() > 100 << 20

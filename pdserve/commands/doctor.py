@@ -18,11 +18,10 @@ from pdserve.commands.options import Json
 from pdserve.commands.runtimes import RUNTIMES
 from pdserve.engines.table import engine_info
 from pdserve.errors import PdserveError
-from pdserve.machine import cores
+from pdserve.machine import cores, memory_limit
 from pdserve.models import servers
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES
-from pdserve.services.memory import memory_limit
 
 Status = Literal["ok", "missing", "failed", "taken", "note"]
 

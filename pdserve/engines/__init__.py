@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device, gpu_problem
 from pdserve.engines.runner import Engine, check_config
 from pdserve.engines.table import ENGINES, EngineInfo
-from pdserve.engines.trial import resolved
 from pdserve.errors import (
     DeviceError,
     EngineError,
@@ -147,7 +147,7 @@ def _open(name: str, request: LoadRequest, tried: bool) -> LoadedModel:
     table.require(name, next(iter(entry.packages)))
     _check_options(name, request)
     if not tried:
-        derived = resolved(entry.derived)(request) if entry.derived else ()
+        derived = resolve_name(entry.derived)(request) if entry.derived else ()
         trial.require(name, entry.open, request, derived)
     return trial.open_model(name, entry.open, request)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.child_process import Limits, ended, limit, memory_limit, too_much, wants_memory
+from pdserve.child_process import Limits, ended, limit, memory_for, too_much, wants_memory
 from pdserve.engines import pir_rewrites
 from pdserve.errors import DiskError, ModelError
 from pdserve.files import disk_errors
@@ -206,7 +206,7 @@ def run_python(code: str, out: Path, *arguments: str) -> str | None:
 
 def _run(command: Sequence[str], out: Path, size: int = 0, timeout_s: float = TIMEOUT_S) -> str | None:
     """Run a converter of ``size`` bytes that is to write ``out``; what went wrong, or None."""
-    limits = Limits(timeout_s, memory_limit(size))
+    limits = Limits(timeout_s, memory_for(size))
     try:
         process = subprocess.Popen(
             command,

@@ -16,14 +16,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import platformdirs
 
-from pdserve.child_process import ChildError, Limits, call, memory_limit
+from pdserve.child_process import ChildError, Limits, call, memory_for
 from pdserve.engines import table
 from pdserve.engines.base import LoadedModel, LoadRequest, Options
 from pdserve.engines.device import Device
@@ -53,7 +53,7 @@ def open_model(engine: str, function: str, request: LoadRequest) -> LoadedModel:
     Raises what the function raises on purpose, and UnsupportedModelError for the rest.
     """
     try:
-        loaded: LoadedModel = resolved(function)(request)
+        loaded: LoadedModel = resolve_name(function)(request)
     except PdserveError:
         raise
     except Exception as error:  # each engine has its own kinds; the files are known to be whole
@@ -91,7 +91,7 @@ def _try(engine: str, function: str, request: LoadRequest, files: Sequence[Path]
     with read_errors(ModelError):
         total = sum(path.stat().st_size for path in files)
     # Drivers of GPUs reserve more than there is.
-    memory = memory_limit(total) if request.device.kind == "cpu" else None
+    memory = memory_for(total) if request.device.kind == "cpu" else None
     limits = Limits(TENSORRT_TIMEOUT_S if request.options.tensorrt else TIMEOUT_S, memory)
     arguments = {
         "engine": engine,
@@ -146,12 +146,6 @@ def shapes(program: Program, size: tuple[int, int] | None) -> dict[str, list[int
         spec.name: [extent(axis, known) for axis, known in enumerate(spec.shape)]
         for spec in program.signature.feeds
     }
-
-
-def resolved(function: str) -> Any:
-    """The function of an import string, ``module:function``."""
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _signatures(files: Sequence[Path]) -> list[Signature | None]:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from pdserve.errors import BodyTooLargeError, DeadlineError, OverloadedError, PdserveError
-from pdserve.services.memory import memory_limit
+from pdserve.machine import memory_limit
 from pdserve.settings import ServerSettings
 
 STEP = 1 << 20

@@ -1,15 +1,8 @@
-"""Memory: how much this process may have, and what the C library's allocator keeps of it.
-
-Freed memory is kept for the next image, and returned after loading a model.
-"""
+"""Tune the C library's allocator: keep freed memory for the next image, return it after loading a model."""
 
 import ctypes
-import os
 import sys
-from pathlib import Path
 from typing import Any
-
-from pdserve.machine import control_files
 
 # glibc's names and numbers (malloc.h, mallopt(3)).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -48,36 +41,3 @@ def give_back_freed_memory() -> None:
 
 def _of_glibc(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
-
-
-def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may use: the machine's, or what its control group is allowed.
-
-    ``root``: where ``proc`` and ``sys`` are. A container's limit is in ``memory.max`` (cgroup v2, "Memory
-    Interface Files" of the kernel's documentation) or ``memory.limit_in_bytes`` (v1), of its own group or of
-    one above it; the smallest holds.
-    """
-    limits = [_physical_memory()]
-    for file in control_files("memory", "memory.max", "memory.limit_in_bytes", root):
-        try:
-            text = file.read_text("ascii").strip()
-        except (OSError, ValueError):
-            continue
-        if text.isdecimal() and int(text):
-            limits.append(int(text))
-    return min(limits)
-
-
-def _physical_memory() -> int:
-    if sys.platform == "win32":
-        return _windows_memory()
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _windows_memory() -> int:
-    """``ullTotalPhys`` of MEMORYSTATUSEX (sysinfoapi.h): the third field, after two of 32 bits."""
-    status = (ctypes.c_uint64 * 8)()
-    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
-    kernel: Any = getattr(ctypes, "windll")  # noqa: B009 - which there is on Windows alone
-    kernel.kernel32.GlobalMemoryStatusEx(status)
-    return int(status[1])

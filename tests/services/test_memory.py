@@ -1,13 +1,11 @@
-"""How much memory there is, in a container too; what is freed is kept for the next picture, not for ever."""
+"""What is freed is kept for the next picture, and not for ever."""
 
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
-from pdserve.services.memory import kept_bytes, memory_limit
+from pdserve.services.memory import kept_bytes
 
 glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="for glibc, which Linux has")
 
@@ -68,36 +66,6 @@ def test_a_pictures_memory_is_there_for_the_next() -> None:
 def test_what_loading_needed_is_given_back() -> None:
     before, after = output(_RESIDENT)
     assert before - after > 50
-
-
-V2 = "sys/fs/cgroup"
-V1 = "sys/fs/cgroup/memory"
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "limit"),
-    [
-        ("0::/\n", {f"{V2}/memory.max": "1000000\n"}, 1_000_000),
-        ("0::/a/b\n", {f"{V2}/a/b/memory.max": "max\n", f"{V2}/a/memory.max": "2000\n"}, 2000),
-        ("0::/outside/of/the/container\n", {f"{V2}/memory.max": "3000\n"}, 3000),
-        ("5:cpu,memory:/x\n0::/\n", {f"{V1}/x/memory.limit_in_bytes": "4000\n"}, 4000),
-        ("5:memory:/x\n", {f"{V1}/memory.limit_in_bytes": "5000\n"}, 5000),
-        ("4:memory:/x\n", {f"{V1}/x/memory.limit_in_bytes": "9223372036854771712\n"}, None),
-        ("0::/\n", {f"{V2}/memory.max": "0\n"}, None),
-        ("0::/../../..\nno line\n:\n", {f"{V2}/memory.max": "many\n"}, None),
-        ("", {}, None),
-    ],
-)
-def test_a_containers_limit(groups: str, files: Mapping[str, str], limit: int | None, tmp_path: Path) -> None:
-    for name, text in {"proc/self/cgroup": groups, **files}.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert memory_limit(tmp_path) == (limit or memory_limit(tmp_path / "nothing"))
-
-
-def test_the_machines_memory() -> None:
-    assert memory_limit() > 100 << 20
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8, 9, 64, 1000])
