@@ -35,6 +35,8 @@ MAX_PROCESSES = 8
 SMALL_PIXELS = 4_194_304
 """Of an image that does not wait behind larger ones."""
 
+# What a decoder has no need of, should a file make it do more than decode.
+_SECRETS = frozenset(("PDSERVE_API_KEY", "HF_TOKEN"))
 # Of CPU seconds allowed: how long they may take by the clock, where other work goes on.
 _PATIENCE = 4
 _PIPE = 1 << 20  # bytes; a pipe has 64 kB unless asked for more
@@ -202,7 +204,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **own},
+            env={name: value for name, value in os.environ.items() if name not in _SECRETS} | own,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent
         )
         assert self._popen.stdin
