@@ -61,6 +61,8 @@ def run(*arguments: str) -> str:
     """Run a pdserve command; return its standard output. Ends the demo where it fails."""
     done = subprocess.run(shown(*arguments), stdout=subprocess.PIPE, env=ENVIRONMENT, check=False)
     if done.returncode:
+        for line in done.stdout.decode("utf-8").splitlines():  # an image's error is said there
+            console.say(line)
         sys.exit(f"the command failed with exit code {done.returncode}")
     return done.stdout.decode("utf-8")
 
