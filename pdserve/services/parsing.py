@@ -76,12 +76,3 @@ def copied(view: View) -> Buffer:
     for at in range(0, len(view), SLICE):
         out += view[at : at + SLICE]
     return out
-
-
-def as_bytes(data: Buffer) -> bytes:
-    """The same as bytes; a copy where it is no bytes yet."""
-    if isinstance(data, bytes):
-        return data
-    view = memoryview(data)
-    # Joining bytes, and nothing else, lets go of Python's lock.
-    return b"".join([bytes(view[at : at + SLICE]) for at in range(0, len(view), SLICE)])

@@ -75,7 +75,7 @@ class Folder:
 class Served(Service):
     """As much of a service as the routes need."""
 
-    embedder: Any = object()  # type: ignore[assignment]
+    embedder: Any = SimpleNamespace(fingerprint="f")  # type: ignore[assignment]
     replica: Any = SimpleNamespace(  # type: ignore[assignment]
         settings=SimpleNamespace(first_model=SimpleNamespace(timeout_ms=None))
     )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -39,7 +39,7 @@ from pdserve.services.http.messages import (
     parameter,
     schema,
 )
-from pdserve.services.parsing import Bounds, Buffer, as_bytes, parsed
+from pdserve.services.parsing import Bounds, Buffer, parsed
 from pdserve.services.protocols import Context, Route
 from pdserve.services.service import Service
 from pdserve.services.watch import IndexWatch
@@ -308,6 +308,5 @@ def _entry(image: Buffer | PdserveError, label: object) -> tuple[bytes, HashedIm
         raise RequestError(f"The label {shown} {problem if isinstance(label, str) else 'is no text'}.")
     digest = hashlib.sha256(image).digest()
     # Named by content: a caller's file name must not take the place of another caller's.
-    return as_bytes(image), HashedImage(
-        GalleryImage(f"upload/{digest.hex()[:16]}", label.strip(), b""), digest
-    )
+    named = GalleryImage(f"upload/{digest.hex()[:16]}", label.strip(), b"")
+    return cast("bytes", image), HashedImage(named, digest)

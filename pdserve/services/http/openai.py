@@ -8,6 +8,7 @@ answers have no place for the error of one input, so an image that cannot be emb
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -152,7 +153,8 @@ def embeddings(context: Context) -> Iterator[Route]:
     async def embed(request: Request) -> Response:
         try:
             body = await read_body(request, context.entrance)
-            asked, images = await parsed(lambda bounds: _parse(body, settings, bounds), len(body))
+            asked, images = await parsed(partial(_parse, body, settings), len(body))
+            del body  # what was parsed are copies, and the request may take a while
             name = _served(service, asked.model)
             _refuse_bad(asked.input, images)
             answers = await unless_gone(request.receive, service.embed(images))

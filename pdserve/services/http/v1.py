@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
@@ -34,7 +35,8 @@ def routes(context: Context) -> Iterator[Route]:
         top_k = _top_k(request)
         body = await read_body(request, context.entrance)
         size = len(body) if is_parsed(request) else 0
-        images = await parsed(lambda bounds: read_images(request, body, settings, bounds), size)
+        images = await parsed(partial(read_images, request, body, settings), size)
+        del body  # what was parsed are copies, and the request may take a while
         answers = await unless_gone(request.receive, service.answer(images, top_k))
         log_failures(answers, path)
         status = _status(answers)

@@ -2,16 +2,26 @@
 
 import asyncio
 import functools
+import json
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from starlette.requests import Request
 
-from pdserve.errors import FetchError, OverloadedError
+from pdserve.errors import ClosedError, FetchError, OverloadedError
 from pdserve.index.plan import Change
+from pdserve.services.budget import Entrance
+from pdserve.services.http import gallery
 from pdserve.services.http.gallery import MAX_WAITING, Writers
+from pdserve.services.protocols import Context
+from pdserve.services.service import Service
+from pdserve.services.telemetry.metrics import Metrics
+from pdserve.settings import ServerSettings
 
 DONE = Change(Path(), 1, 1)
 
@@ -117,3 +127,62 @@ async def test_the_wait_ends() -> None:
 
     with pytest.raises(OverloadedError, match="was being changed for"):
         await writers.run(behind_another_process, 0.05)
+
+
+class Reloaded(Service):
+    """Its embedder is another one after each of the first ``times`` requests for vectors."""
+
+    replica: Any = SimpleNamespace(  # type: ignore[assignment]
+        settings=SimpleNamespace(first_model=SimpleNamespace(timeout_ms=None))
+    )
+    index: Any = SimpleNamespace(folder=Path(), refresh=refreshed)  # type: ignore[assignment]
+
+    def __init__(self, times: int) -> None:
+        self.times, self.asked = times, 0
+
+    @property
+    def embedder(self) -> Any:
+        return SimpleNamespace(fingerprint=str(min(self.asked, self.times)))
+
+    async def embed(self, images: Any, timeout_s: float | None = None) -> Any:
+        self.asked += 1
+        return [np.full(3, self.asked, np.float32) for _ in images]
+
+
+@pytest.mark.parametrize(("times", "asked"), [(0, 1), (1, 2), (2, 3)])
+def test_images_are_embedded_again_by_the_embedder_that_a_reload_has_brought(
+    times: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[Any] = []
+
+    def append(images: Any, vectors: Any, folder: Path, embedder: Any, **_: Any) -> Change:
+        added.append((vectors[0, 0], embedder.fingerprint))
+        return DONE
+
+    monkeypatch.setattr(gallery, "append_embedded", append)
+    asyncio.run(post(Reloaded(times)))
+    assert added == [(asked, str(times))]
+
+
+def test_a_reload_that_follows_the_other_is_told() -> None:
+    with pytest.raises(ClosedError, match="embedder was replaced meanwhile; send the images again"):
+        asyncio.run(post(Reloaded(3)))
+
+
+async def post(service: Service) -> None:
+    """Add an image over HTTP."""
+    entrance = Entrance(ServerSettings(name="x"))
+    options = SimpleNamespace(gallery_writes=True)
+    routes = gallery.routes(Context(service, entrance, Metrics(), options))
+    body = json.dumps({"images": [{"image": "QUJD", "label": "red"}]}).encode()
+    sent = asyncio.Event()
+
+    async def receive() -> Any:
+        if sent.is_set():
+            await asyncio.get_running_loop().create_future()  # the caller stays
+        sent.set()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    scope = {"type": "http", "method": "POST", "path": "/v1/gallery", "headers": headers, "query_string": b""}
+    await next(each for each in routes if each.method == "POST").endpoint(Request(scope, receive))
