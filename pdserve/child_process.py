@@ -59,6 +59,15 @@ def memory_for(size: int) -> int:
     return min(_ROOM + _COPIES * size, memory_limit())
 
 
+def search_path() -> list[str]:
+    """Where a child is to look for modules: where this process does.
+
+    While a thread imports OpenCV, its loader has the package's own folder in `sys.path`: a child that looks
+    there takes its ``typing`` for Python's, and cannot start.
+    """
+    return [entry for entry in sys.path if Path(entry).name != "cv2"]
+
+
 class ChildError(Exception):
     """The child ended, or did not end, before it had a result; the text says how, as ``it …``."""
 
@@ -70,7 +79,7 @@ def call(function: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
     too much, and for a function that fails otherwise.
     """
     message = {"function": function, "arguments": dict(arguments), "limits": vars(limits)}
-    command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path)]
+    command = [sys.executable, "-P", "-c", _START, json.dumps(search_path())]
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -21,11 +21,12 @@ from typing import IO, TypeVar
 
 import numpy as np
 
-from pdserve.errors import DeadlineError, ImageError, ImageTooLargeError
+from pdserve.child_process import search_path
+from pdserve.errors import DeadlineError, ImageError, ImageTooLargeError, PdserveError
 from pdserve.machine import cores
 from pdserve.vision import decoder_process
 from pdserve.vision.decode import MAX_PIXELS, decode_plain
-from pdserve.vision.decoder_process import ANSWER, IMAGE, REQUEST, TOO_LARGE
+from pdserve.vision.decoder_process import ANSWER, IMAGE, READY, REQUEST, TOO_LARGE
 from pdserve.vision.header import Buffer, Header, read_header
 from pdserve.vision.types import Image8
 
@@ -39,6 +40,8 @@ SMALL_PIXELS = 4_194_304
 _SECRETS = frozenset(("PDSERVE_API_KEY", "HF_TOKEN"))
 # Of CPU seconds allowed: how long they may take by the clock, where other work goes on.
 _PATIENCE = 4
+# Seconds to start in, which takes a quarter of one.
+_START_S = 60
 _PIPE = 1 << 20  # bytes; a pipe has 64 kB unless asked for more
 
 if sys.platform == "linux":
@@ -79,9 +82,9 @@ class Decoder:
         image = decode_plain(data, header)
         if image is not None:
             return image
-        task, future = self._submit(data, header, max_pixels)
-        try:
-            return future.result(timeout_s)
+        task = _Task()
+        try:  # Ctrl-C may come while a thread is started
+            return self._submit(task, data, header, max_pixels).result(timeout_s)
         except TimeoutError:
             raise _late() from None
         finally:
@@ -94,10 +97,10 @@ class Decoder:
 
         A call that is cancelled, or whose deadline passes, ends the decoding. Raises as `decode`.
         """
-        task, future = self._submit(data, header, max_pixels)
+        task = _Task()
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.wrap_future(future)
+                return await asyncio.wrap_future(self._submit(task, data, header, max_pixels))
         except TimeoutError:
             raise _late() from None
         finally:
@@ -116,10 +119,9 @@ class Decoder:
         for threads in (self._small, self._large):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, data: Buffer, header: Header, max_pixels: int) -> "tuple[_Task, Future[Image8]]":
-        task = _Task()
+    def _submit(self, task: "_Task", data: Buffer, header: Header, max_pixels: int) -> "Future[Image8]":
         threads = self._small if max(header.pixels, header.buffered) <= SMALL_PIXELS else self._large
-        return task, threads.submit(self._run, task, data, header, max_pixels)
+        return threads.submit(self._run, task, data, header, max_pixels)
 
     def _run(self, task: "_Task", data: Buffer, header: Header, max_pixels: int) -> Image8:
         """Decode one image, in a thread that waits for its process."""
@@ -192,7 +194,8 @@ class _Process:
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
         self.ended = False
-        path = os.pathsep.join(filter(None, sys.path))
+        self._ready = False
+        path = os.pathsep.join(filter(None, search_path()))
         own = {
             "OPENCV_IO_MAX_IMAGE_PIXELS": str(max_pixels),
             "OPENBLAS_NUM_THREADS": "1",  # it would map memory for threads that nobody uses
@@ -214,7 +217,8 @@ class _Process:
             _widen(pipe)
 
     def decode(self, data: Buffer, header: Header, max_pixels: int) -> Image8:
-        """Decode one image. Raises ImageError."""
+        """Decode one image. Raises ImageError; PdserveError for a process that does not start."""
+        self._await_start(header)
         seconds = header.seconds_allowed
         try:
             _write(self._requests, REQUEST.pack(len(data), max_pixels, header.bytes_needed, seconds))
@@ -240,6 +244,24 @@ class _Process:
                 f"{header.width}×{header.height} that its header gives; send a smaller one."
             )
         raise ImageError(words or f"The {header.format} image is truncated or broken.")
+
+    def _await_start(self, header: Header) -> None:
+        """Wait until it takes images. What ends it before that is no fault of the first one."""
+        if self._ready:
+            return
+        late = not _readable(self._answers, _START_S)
+        if late or self._answers.read(1) != READY:
+            if self.ended:  # by who waited for the image
+                raise self._crashed(header)
+            if late:
+                self.kill()
+            self.ended = True
+            code = self._popen.wait()
+            raise PdserveError(
+                f"A decoder process does not start (exit code {code}), and without one no images but "
+                f"ordinary JPEG are read; see what {sys.executable} -c 'import cv2' says."
+            )
+        self._ready = True
 
     def gone(self) -> bool:
         """Whether it can be used no more, or was killed from outside while it waited."""

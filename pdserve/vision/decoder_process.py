@@ -22,6 +22,9 @@ ANSWER = struct.Struct("<BII")
 
 IMAGE, BROKEN, TOO_LARGE, REFUSED = range(4)
 
+READY = b"!"
+"""Written once, before the first answer, as soon as requests are taken."""
+
 MAX_SCANS = 100
 MAX_CHUNKS = 65536
 
@@ -54,6 +57,7 @@ def main() -> None:
 
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    _write(answers_out, READY)
     while True:
         (_, max_pixels, memory, seconds), data = requests.get()
         _limit(memory, seconds)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import io
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pdserve.errors import DeadlineError, ImageError, ImageTooLargeError
+from pdserve.errors import DeadlineError, ImageError, ImageTooLargeError, PdserveError
 from pdserve.vision import decoder as module
 from pdserve.vision.decode import MAX_PIXELS, decode_plain, plain
 from pdserve.vision.decoder import Decoder
@@ -165,6 +166,25 @@ def test_a_crash_costs_one_image(decoder):
 
 
 @linux
+def test_it_starts_while_a_thread_imports_opencv(monkeypatch):
+    """OpenCV's loader has its own folder in the search path then, where ``typing`` is not Python's."""
+    folder = importlib.util.find_spec("cv2").submodule_search_locations[0]
+    monkeypatch.setattr(sys, "path", [sys.path[0], folder, *sys.path[1:]])
+    with contextlib.closing(Decoder(1)) as decoder:
+        assert decoder.decode(png()).shape == (30, 40, 3)
+
+
+def test_that_none_starts_is_no_fault_of_the_image(monkeypatch, tmp_path):
+    (tmp_path / "cv2.py").write_text("raise ImportError")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with (
+        contextlib.closing(Decoder(1)) as decoder,
+        pytest.raises(PdserveError, match="exit code 1") as caught,
+    ):
+        decoder.decode(png())
+    assert not isinstance(caught.value, ImageError)
+
+
 def test_time_that_no_picture_needs_is_not_spent(decoder, monkeypatch):
     monkeypatch.setattr(Header, "seconds_allowed", 0.0)
     with pytest.raises(ImageError, match="to decode, far more than one of 8000×8000 pixels should"):
@@ -220,7 +240,7 @@ def test_a_caller_that_leaves_ends_the_process(decoder):
 
     async def leave() -> None:
         task = asyncio.create_task(decoder.run(SLOW, read_header(SLOW, MAX_PIXELS), MAX_PIXELS))
-        while decoder._idle:
+        while not any(each._process for each in decoder._tasks):
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -241,12 +261,19 @@ def test_a_decoder_that_is_closed_decodes_no_more():
 
 
 _PARENT = """
-import os, sys
+import sys, threading, time
 from pdserve.vision.decoder import Decoder
+
+def say():
+    while not any(task._process for task in decoder._tasks):
+        time.sleep(0.001)
+    print(pid, flush=True)
 
 decoder = Decoder(1)
 decoder.decode(open(sys.argv[1], "rb").read())
-print(decoder._idle[0]._popen.pid, flush=True)
+pid = decoder._idle[0]._popen.pid
+decoder._large.submit(int).result()  # CPython waits for ever for a thread whose start Ctrl-C has broken off
+threading.Thread(target=say, daemon=True).start()
 decoder.decode(open(sys.argv[2], "rb").read())
 """
 
