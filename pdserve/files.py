@@ -45,11 +45,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = (
-            "free some space, or set PDSERVE_HOME to a folder on another disk"
-            if error.errno in _FULL
-            else "check who may write there, or set PDSERVE_HOME to another folder"
-        )
+        hint = "check who may write there, or set PDSERVE_HOME to another folder"
+        if error.errno in _FULL:
+            hint = "free some space, or set PDSERVE_HOME to a folder on another disk"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            files = [each for each in (path, *path.parents) if each.is_file()]
+            hint = f"{files[-1]} is a file, where a folder is meant; name another place" if files else hint
         raise DiskError(f"Cannot write {path}: {error.strerror or error}; {hint}.") from error
 
 

@@ -242,3 +242,13 @@ def test_what_nobody_has_touched_for_a_day_is_swept(tmp_path: Path, monkeypatch:
     with replace_files(tmp_path / "f") as (new,):
         new.touch()
     assert [path.name[:3] for path in temp_siblings(tmp_path)] == [".g."]
+
+
+@pytest.mark.parametrize("below", ["", "x", "x/y"])
+def test_a_file_where_a_folder_is_meant(below: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"kept")
+    words = f"{file} is a file, where a folder is meant"
+    with pytest.raises(DiskError, match=words), files.disk_errors(file / below):
+        (file / below).mkdir(parents=True)
+    assert file.read_bytes() == b"kept"

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from pdserve.errors import IndexFolderError, UsageError
+from pdserve.errors import IndexFolderError, UsageError, unshown
 from pdserve.files import FileRecord, replace_file, retry_while_busy, temp_siblings, user_path, write_synced
 from pdserve.index import entries as entry_files
 from pdserve.index import faiss_index, forms, id_map
@@ -116,6 +116,9 @@ def find(name: str, home: Home, embedder: str | None = None) -> Path:
         for folder in (base, base / "index"):
             if (folder / MANIFEST).is_file() or (folder / VECTORS).is_file():
                 return folder
+    if given.is_file():
+        which = f"that, {given.parent}" if given.name in FILES else "another"
+        raise UsageError(f"{name!r} is a file, and an index is a folder; name {which}.")
     where = "which is a path" if is_path(name) else f"neither as a folder nor in {home.indexes}"
     raise UsageError(f"There is no index at {name!r}, {where}; {_how_to_get(name, home, embedder)}.")
 
@@ -138,13 +141,20 @@ def _how_to_get(name: str, home: Home, embedder: str | None) -> str:
 def find_or_new(name: str, home: Home) -> Path:
     """Where to write an index: what `find` finds, else the folder or, for a bare name, the home's.
 
-    A data set's folder (``gallery/`` is in it) gets its index in ``index/``.
+    A data set's folder (``gallery/`` is in it) gets its index in ``index/``. Raises UsageError for a file,
+    and for a new name that nobody could type again.
     """
+    given = user_path(name)
     try:
         return find(name, home)
     except UsageError:
-        given = user_path(name)
+        if given.is_file():
+            raise
         bare = not is_path(name) and not given.exists()
+        if not given.exists() and (unshown(name) or (bare and name != name.strip())):
+            raise UsageError(
+                f"{name!r} has a line break, a control character or a blank at its end; give a plain name."
+            ) from None
         base = home.index(name) if bare else given
         return base / "index" if (base / "gallery").is_dir() else base
 

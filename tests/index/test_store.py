@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from pdserve.errors import IndexFolderError
+from pdserve.errors import IndexFolderError, UsageError
 from pdserve.files import FileRecord
 from pdserve.index import store
 from pdserve.index.embed import EmbedderId
 from pdserve.index.store import Manifest
+from pdserve.models.home import Home
 
 KNOWN = Manifest(
     version=7,
@@ -67,3 +68,21 @@ def test_no_manifest_at_all(tmp_path: Path, text: str) -> None:
     (tmp_path / store.MANIFEST).write_text(text, "utf-8")
     with pytest.raises(IndexFolderError, match="cannot be read"):
         store.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./file", "file", "./vector.index"])
+def test_a_file_is_no_index(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    for find in (store.find, store.find_or_new):
+        with pytest.raises(UsageError, match="is a file, and an index is a folder"):
+            find(name, Home(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["name ", " name", "na\tme", "name\n", "./name\n", "na\x1b[2Jme"])
+def test_a_new_name_can_be_typed_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="plain name"):
+        store.find_or_new(name, Home(tmp_path))
+    for there in ("./my photos ", "my photos", "商品"):
+        assert store.find_or_new(there, Home(tmp_path)).name == Path(there).name
