@@ -23,6 +23,7 @@ View = Buffer | memoryview
 
 SLICE = 256 * 1024
 """Bytes of a large text that one call looks at, where it does not let go of Python's lock."""
+_SEARCH = 1024 * 1024  # bytes that one search looks at
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,15 @@ async def parsed(parse: Callable[[Bounds], Result], size: int) -> Result:
 async def in_a_thread(work: Callable[[], Result]) -> Result:
     """What ``work`` returns or raises; for what takes long."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
+
+
+def find(body: Buffer, mark: bytes, at: int) -> int:
+    """Where a mark is next in a large body, from ``at`` on; -1 for nowhere."""
+    found = -1
+    while found < 0 and at < len(body):
+        found = body.find(mark, at, at + _SEARCH + len(mark) - 1)
+        at += _SEARCH
+    return found
 
 
 def copied(view: View) -> Buffer:

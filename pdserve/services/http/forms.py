@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from pdserve.errors import BodyTooLargeError, RequestError
-from pdserve.services.parsing import Buffer, View, copied
+from pdserve.services.parsing import Buffer, View, copied, find
 from pdserve.settings import ServerSettings
 
 # Fields of a form beside the images, and what one may hold.
@@ -18,7 +18,6 @@ _MAX_FIELD_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 8 * 1024
 _MAX_HEADERS = 8
 _MAX_HEAD_BYTES = (_MAX_HEADERS + 1) * (_MAX_HEADER_BYTES + 2)
-_SEARCH = 1024 * 1024  # bytes that one search for a boundary looks at
 # In a head: parameters, and backslashes, since for each quoted text without an end the library looks at all
 # that follows.
 _MAX_MARKS = 32
@@ -99,7 +98,7 @@ def _split(body: bytes | bytearray, boundary: bytes, most: int) -> tuple[bytes, 
     delimiter = b"\r\n--" + boundary
     heads: list[View] = []
     contents: list[memoryview] = []
-    at = _find(body, delimiter[2:], 0)
+    at = find(body, delimiter[2:], 0)
     if at < 0:
         return bytes(view[:_MAX_HEAD_BYTES]), iter(contents)
     if at:
@@ -107,7 +106,7 @@ def _split(body: bytes | bytearray, boundary: bytes, most: int) -> tuple[bytes, 
     while True:
         ends = at + _MAX_HEAD_BYTES + len(delimiter)
         head = body.find(b"\r\n\r\n", at, ends)
-        end = -1 if head < 0 else _find(body, delimiter, head + 4)
+        end = -1 if head < 0 else find(body, delimiter, head + 4)
         begins = bytes(view[at : at + len(delimiter) + 2]).removeprefix(b"\r\n")
         if end < 0 or not begins.startswith(delimiter[2:] + b"\r\n"):
             # The end, or what the library has words for.
@@ -119,12 +118,3 @@ def _split(body: bytes | bytearray, boundary: bytes, most: int) -> tuple[bytes, 
         if len(contents) > most:
             return b"".join((*heads, delimiter, b"--")), iter(contents)
         at = end
-
-
-def _find(body: bytes | bytearray, mark: bytes, at: int) -> int:
-    """Where a mark is next; -1 for nowhere."""
-    found = -1
-    while found < 0 and at < len(body):
-        found = body.find(mark, at, at + _SEARCH + len(mark) - 1)
-        at += _SEARCH
-    return found

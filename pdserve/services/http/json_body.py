@@ -14,12 +14,11 @@ import orjson
 
 from pdserve.services import base64_text
 from pdserve.services.base64_text import Decoded, Text
-from pdserve.services.parsing import SLICE, Bounds, Buffer, TooMuchError, View
+from pdserve.services.parsing import SLICE, Bounds, Buffer, TooMuchError, View, find
 
 LONG = 4096
 """Bytes of a text above which it is cut out."""
 _BEGINNING = 8 * 1024  # bytes that show whether JSON is nested more deeply than orjson reads
-_SEARCH = 16 * 1024 * 1024  # bytes that one search for a byte looks at
 
 
 class JsonBody:
@@ -85,14 +84,14 @@ def _cut(body: bytes | bytearray, bounds: Bounds) -> tuple[bytes | bytearray, di
     pieces: list[View] = []
     places: dict[str, tuple[int, int]] = {}
     done = plain = marks = 0
-    start = _find(body, b'"', 0)
+    start = find(body, b'"', 0)
     while start >= 0:
-        end = _find(body, b'"', start + 1)
+        end = find(body, b'"', start + 1)
         while end >= 0 and body[end - 1] == 92 and _backslashes(body, start, end) % 2:
             marks += 1
             if marks > 2 * bounds.values:
                 raise TooMuchError(bounds)
-            end = _find(body, b'"', end + 1)
+            end = find(body, b'"', end + 1)
         marks += 1
         if marks > 2 * bounds.values:
             raise TooMuchError(bounds)
@@ -106,19 +105,10 @@ def _cut(body: bytes | bytearray, bounds: Bounds) -> tuple[bytes | bytearray, di
             done = end
             if plain > bounds.plain_bytes:
                 raise TooMuchError(bounds, "bytes")
-        start = _find(body, b'"', end + 1)
+        start = find(body, b'"', end + 1)
     if plain + len(body) - done > bounds.plain_bytes:
         raise TooMuchError(bounds, "bytes")
     return b"".join((*pieces, view[done:])), places
-
-
-def _find(body: bytes | bytearray, byte: bytes, at: int) -> int:
-    """Where a byte is next; -1 for nowhere."""
-    found = -1
-    while found < 0 and at < len(body):
-        found = body.find(byte, at, at + _SEARCH)
-        at += _SEARCH
-    return found
 
 
 def _backslashes(body: bytes | bytearray, start: int, end: int) -> int:
