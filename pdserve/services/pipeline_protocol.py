@@ -9,7 +9,7 @@ import binascii
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from pdserve.services import base64_text, tensors
 from pdserve.services.base64_text import Decoded, Text
 from pdserve.services.http.messages import encode_results, log_failures, message
 from pdserve.services.parsing import in_a_thread, parsed
+from pdserve.services.repository import Repository
 from pdserve.services.service import Answering, check_count
 from pdserve.services.telemetry.metrics import current
 from pdserve.services.tensors import Tensor
@@ -63,7 +64,7 @@ class PipelineResponse:
 
 
 async def answer(
-    service: Answering,
+    services: Repository,
     request: PipelineRequest,
     limits: ServerSettings,
     *,
@@ -79,7 +80,8 @@ async def answer(
     started = time.monotonic_ns()
     profile = False
     try:
-        if request.name and request.name not in service.names:
+        service = services.find(request.name)
+        if service is None:
             raise WrongServiceError("Failed to inference: Service name error.")
         inputs = await in_a_thread(lambda: _inputs(request)) if request.tensors else _inputs(request)
         profile = inputs.pop(PROFILE, None) in ("1", b"1")
@@ -91,8 +93,10 @@ async def answer(
         )
         answers = await service.answer(images, top_k, timeout_s)
         log_failures(answers, f"log_id {request.logid}")
-        results = {pipeline.RESULTS_KEY: (await encode_results(answers)).decode()} if full else {}
-        response = _response(service, answers, request.logid, results)
+        response = _response(service, answers, request.logid)  # first: it may be unloaded after this
+        if full:
+            results = (await encode_results(answers)).decode()
+            response = _with(response, pipeline.RESULTS_KEY, results)
     except PdserveError as error:
         log_failures([error], f"log_id {request.logid}")
         response = _failed(error, request.logid)
@@ -104,20 +108,22 @@ async def answer(
     if profile:
         micros = (time.monotonic_ns() - started) // 1000
         text = f"PROFILE\tpid:{os.getpid()}\tcall_0:0 call_1:{micros} "
-        response = replace(response, key=(*response.key, PROFILE), value=(*response.value, text))
+        response = _with(response, PROFILE, text)
     return response
 
 
-def _response(
-    service: Answering, answers: Sequence[Any], logid: int, extra: Mapping[str, str]
-) -> PipelineResponse:
-    """The answer to a request; ``extra``: keys and values that it has besides."""
+def _with(response: PipelineResponse, key: str, value: str) -> PipelineResponse:
+    """The same answer with one more key."""
+    return replace(response, key=(*response.key, key), value=(*response.value, value))
+
+
+def _response(service: Answering, answers: Sequence[Any], logid: int) -> PipelineResponse:
+    """The answer to a request."""
     for answer in answers:
         if isinstance(answer, PdserveError):
             # One bad image fails the request as a whole: the lists have no place for an error.
-            failed = _failed(answer, logid)
-            return PipelineResponse(failed.err_no, failed.err_msg, tuple(extra), tuple(extra.values()))
-    fields = {**service.fields(answers), **extra}
+            return replace(_failed(answer, logid), error=None)
+    fields = service.fields(answers)
     return PipelineResponse(key=tuple(fields), value=tuple(fields.values()))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from pdserve.services.budget import Entrance
+    from pdserve.services.repository import Repository
     from pdserve.services.service import Answering
     from pdserve.services.telemetry.metrics import Metrics
     from pdserve.settings import ServerSettings
@@ -37,7 +38,7 @@ class Protocol:
     """A protocol.
 
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
-    for gRPC it takes the service and its `Intake`, and gives handlers by the name of their method.
+    for gRPC it takes the `Repository` and an `Intake`, and gives handlers by the name of their method.
     ``open``: answered without a key (over HTTP: GET and HEAD). ``predicts``: its requests count as
     predictions. ``errors``: import string of the function that answers an HTTP request that failed (status,
     code, text, headers), where the form is its own. ``foreign``: its answers are another server's, headers
@@ -65,13 +66,22 @@ class Protocol:
 class Context:
     """What the functions of HTTP protocols get. ``options``: the service's own settings, where known.
 
-    ``entrance``: the budgets that all requests share, with the server's settings.
+    ``entrance``: the budgets that all requests share, with the server's settings. ``repository``: all
+    services of the server, of which ``service`` is one.
     """
 
     service: "Answering"
     entrance: "Entrance"
     metrics: "Metrics"
     options: Any = None
+    repository: "Repository | None" = None
+
+    @property
+    def services(self) -> "Repository":
+        """All services of the server."""
+        from pdserve.services.repository import Repository
+
+        return self.repository or Repository.of(self.service)
 
     @property
     def settings(self) -> "ServerSettings":

@@ -76,16 +76,18 @@ class Reloader(Generic[R]):
             raise ClosedError("The server is stopping.")
 
     async def reload(self, read_settings: bool = False) -> None:
-        """Put a newly built replica in the place of the active one, which stays if that fails."""
+        """Put a newly built replica in the place of the active one, which stays if that fails, and log it."""
+        try:
+            await self.renew(read_settings)
+        except PdserveError as error:
+            log.error("not reloaded, what runs goes on: %s", error)
+        except Exception:
+            log.exception("not reloaded, what runs goes on")
+
+    async def renew(self, read_settings: bool = False) -> None:
+        """As `reload`; raises what keeps the replica from being built."""
         async with self._replacing:
-            try:
-                newer = await asyncio.to_thread(self._build, read_settings)
-            except PdserveError as error:
-                log.error("not reloaded, what runs goes on: %s", error)
-                return
-            except Exception:
-                log.exception("not reloaded, what runs goes on")
-                return
+            newer = await asyncio.to_thread(self._build, read_settings)
             if self.closing:  # meanwhile: what is active is being closed, and nothing takes its place
                 await newer.close()
                 return

@@ -188,6 +188,11 @@ class Replica:
         """Run every engine once; called in a thread. Raises EngineError, ModelError, SettingsError."""
         self.pipeline.check()
 
+    def forget(self) -> None:
+        """Take it out of the metrics: no other replica follows."""
+        for model in self.pipeline.models.values():
+            self._metrics.forget(model.role, model.name)
+
     def retire(self) -> None:
         """Abandon the engines: whoever waits for them gets RetiredError."""
         self.state = State.REBUILDING

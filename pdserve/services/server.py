@@ -130,7 +130,7 @@ class _Server:
                 entrance=self.entrance,
             )
             _run(self._serve(service, app, tracer, end))
-        if service.reloader.hangs or self._stuck:
+        if service.hangs or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
             end.now("with an engine that had not finished")
         end.reached()
@@ -148,9 +148,9 @@ class _Server:
                     ports[door] = await opened
                     addresses.append(address % ports[door])
                 register.write(self._record(service, ports))
-                service.reloader.replaced = lambda: register.write(self._record(service, ports))
+                service.replaced = lambda: register.write(self._record(service, ports))
                 log.info("ready: %s at %s", service.kind, " and ".join(addresses))
-                events = (stop, service.reloader.failed)
+                events = (stop, service.failed)
                 waits = [asyncio.ensure_future(event.wait()) for event in events]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for each in waits:
@@ -175,7 +175,7 @@ class _Server:
         host = bracketed(usable(self.settings.host))
         tls = self.settings.tls_cert is not None
         doors = {door: f"{host}:{port}" for door, port in ports.items()}
-        models = service.replica.pipeline.models.values()
+        models = service.replica.pipeline.models.values() if service.loaded else ()
         return RunningServer(
             os.getpid(),
             service.kind,
@@ -183,7 +183,7 @@ class _Server:
             rpc=f"{'grpcs://' if tls else ''}{doors['rpc']}" if "rpc" in doors else None,
             tls=tls,
             models=tuple(str(each.model.path.resolve()) for each in models),
-            index=str(service.index.folder.resolve()) if service.index else None,
+            index=str(service.index.folder.resolve()) if service.loaded and service.index else None,
         )
 
     def _listeners(
@@ -227,11 +227,12 @@ class _Server:
         except PdserveError as error:
             log.error("not reloaded, the keys that were read before stay in force: %s", error)
             return
-        await service.reloader.reload(read_settings=True)
+        if service.loaded:
+            await service.reloader.reload(read_settings=True)
 
 
 def _exit_code(service: Service) -> int:
-    return EngineError.exit_code if service.reloader.failed.is_set() else 0
+    return EngineError.exit_code if service.failed.is_set() else 0
 
 
 async def _listen(

@@ -14,6 +14,7 @@ from pdserve.errors import (
     OverloadedError,
     PdserveError,
     RequestError,
+    WrongServiceError,
 )
 from pdserve.index.search import MAX_TOP_K
 from pdserve.pipelines import ServiceEntry
@@ -21,7 +22,7 @@ from pdserve.pipelines.embedder import Embedder
 from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
-from pdserve.services.replica import Pool, Replica
+from pdserve.services.replica import Pool, Replica, Requests
 from pdserve.services.telemetry.metrics import Metrics, Stages, current
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
@@ -55,11 +56,19 @@ class Answering(Protocol):
         """All images' answers, none an error, as keys and values of the pipeline protocol."""
 
 
+class NotLoadedError(WrongServiceError):
+    """The service was unloaded."""
+
+    code = "not_loaded"
+
+
 class Service:
     """Answers requests from its active replica, within limits; ready between ``start`` and ``stop``.
 
     ``build`` opens a replica, whose images are decoded in the given pool; see `Reloader`. An answer is an
-    instance of the entry's answer type, or the error of an image that has none.
+    instance of the entry's answer type, or the error of an image that has none. `unload` frees the replica,
+    `load` opens another one. ``failed`` is set when its engines hung too often for the process to go on;
+    ``replaced`` is called when another replica is active, or none.
     """
 
     def __init__(self, entry: ServiceEntry, build: Callable[[bool, Pool], Replica], metrics: Metrics) -> None:
@@ -71,48 +80,137 @@ class Service:
             return replica
 
         first = built(False)
-        model = first.settings.first_model
+        self._build = built
+        self._metrics = metrics
         self.entry = entry
         self.kind = entry.kind
-        self.names = frozenset({first.settings.server.name, entry.kind})
-        self.reloader: Reloader[Replica] = Reloader(first, built, model.hang_s, metrics)
+        self.name = first.settings.server.name
+        self.names = frozenset({self.name, entry.kind})
+        self._had_index = self._had_embedder = False
+        self.replaced: Callable[[], object] = lambda: None
         self.inside = 0  # images between their arrival and their answer
+        self._requests = Requests()
         self._limits = first.settings.server
-        self._max_waiting = model.max_queue_size
+        self._max_waiting = first.settings.first_model.max_queue_size
         self._stages = Stages(metrics)
+        self._changing, self._unloading = asyncio.Lock(), asyncio.Lock()
+        self._started = self._stopped = False
+        self.failed = asyncio.Event()
+        self._hangs = 0
+        self._reloader: Reloader[Replica] | None = self._reloading(first)
+
+    def _reloading(self, first: Replica) -> Reloader[Replica]:
+        hang_s = first.settings.first_model.hang_s
+        made: Reloader[Replica] = Reloader(first, self._build, hang_s, self._metrics)
+        made.failed, made.hangs = self.failed, self._hangs
+        made.replaced = lambda: self.replaced()
+        return made
+
+    @property
+    def reloader(self) -> Reloader[Replica]:
+        """Holds the active replica. Raises NotLoadedError where the service was unloaded."""
+        if self._reloader is None:
+            raise NotLoadedError(
+                f"The service {self.name} is not loaded; load it first (`pdserve load {self.name}`)."
+            )
+        return self._reloader
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has a replica."""
+        return self._reloader is not None
+
+    @property
+    def has_index(self) -> bool:
+        """Whether its kind has an index; loaded or not."""
+        with contextlib.suppress(NotLoadedError):
+            return self.index is not None
+        return self._had_index
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether its kind has an embedder; loaded or not."""
+        with contextlib.suppress(NotLoadedError):
+            return self.embedder is not None
+        return self._had_embedder
+
+    @property
+    def hangs(self) -> int:
+        """Engines that hang in this process."""
+        return self._reloader.hangs if self._reloader else self._hangs
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered now."""
-        return self.reloader.ready
+        return self._reloader is not None and self._reloader.ready
 
     @property
     def replica(self) -> Replica:
-        """The active replica."""
+        """The active replica. Raises NotLoadedError."""
         return self.reloader.active
 
     @property
     def index(self) -> IndexWatch | None:
-        """The active index; None for a service without one."""
+        """The active index; None for a service without one. Raises NotLoadedError."""
         return self.replica.index
 
     @property
     def embedder(self) -> Embedder | None:
-        """What made the index; None for a service without one."""
+        """What made the index; None for a service without one. Raises NotLoadedError."""
         return self.replica.pipeline.embedder
 
     def start(self) -> None:
         """Take requests from now on; called on the running event loop."""
+        self._started = True
         self.reloader.start()
 
     def stop(self) -> None:
         """Stop being ready, and answer what is inside."""
-        self.reloader.stop()
+        self._stopped = True
+        if self._reloader:
+            self._reloader.stop()
 
     async def close(self) -> None:
         """Finish what is queued and free engines and threads."""
-        await self.reloader.close()
+        self.stop()
+        async with self._unloading:
+            if self._reloader:
+                await self._reloader.close()
         self._pool.close()
+
+    async def load(self) -> None:
+        """Open a replica, with settings and files as they are now; where there is one, replace it.
+
+        Raises what keeps it from being opened; then all stays as it was.
+        """
+        async with self._changing:
+            if self._reloader:
+                await self._reloader.renew(read_settings=True)
+                return
+            first = await asyncio.to_thread(self._build, True)
+            if self._stopped:
+                await first.close()
+                raise ClosedError("The server is stopping.")
+            self._reloader = self._reloading(first)
+            self._reloader.start()
+            self.replaced()
+
+    async def unload(self) -> None:
+        """Take no more requests, let those inside have their answers for as long as a stop would, and free
+        the replica. Where there is none nothing is done."""
+        async with self._changing, self._unloading:
+            if self._reloader is None or self._stopped:
+                return
+            self._had_index, self._had_embedder = self.has_index, self.has_embedder
+            reloader, self._reloader = self._reloader, None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._requests.none(), self._limits.grace_s)
+            self._hangs = reloader.hangs
+            reloader.active.forget()
+            await reloader.close()
+            del reloader
+            give_back_freed_memory()
+            self.replaced()
 
     async def answer(
         self,
@@ -170,7 +268,7 @@ class Service:
         work: Callable[[Replica, float | None], Awaitable[list[Result]]],
         timeout_s: float | None,
     ) -> list[Result]:
-        reloader = self.reloader
+        reloader = self.reloader  # one that is unloaded meanwhile answers what is inside
         if not reloader.ready and not reloader.closing:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
         if self.inside and self.inside + images > self._max_waiting + reloader.active.capacity:
@@ -178,19 +276,28 @@ class Service:
         deadline = self._deadline(timeout_s)
         self.inside += images
         try:
-            async with asyncio.timeout_at(deadline) if deadline is not None else contextlib.nullcontext():
-                # Once more than engines may hang: who waited for engines that were retired asks the next.
-                for _ in range(MAX_HANGS):
-                    replica = reloader.active
-                    with contextlib.suppress(RetiredError), replica.requests:
-                        return await work(replica, deadline)
-                    await reloader.wait_until_rebuilt(deadline)
+            with self._requests:
+                return await self._answered(reloader, work, deadline)
         except TimeoutError:
             raise DeadlineError(
                 "The answer would come too late; give it more time, or ask for less at once."
             ) from None
         finally:
             self.inside -= images
+
+    async def _answered(
+        self,
+        reloader: Reloader[Replica],
+        work: Callable[[Replica, float | None], Awaitable[list[Result]]],
+        deadline: float | None,
+    ) -> list[Result]:
+        async with asyncio.timeout_at(deadline) if deadline is not None else contextlib.nullcontext():
+            # Once more than engines may hang: who waited for engines that were retired asks the next.
+            for _ in range(MAX_HANGS):
+                replica = reloader.active
+                with contextlib.suppress(RetiredError), replica.requests:
+                    return await work(replica, deadline)
+                await reloader.wait_until_rebuilt(deadline)
         raise EngineError("The engine failed again and again.")
 
     def _deadline(self, timeout_s: float | None) -> float | None:

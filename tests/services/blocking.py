@@ -16,6 +16,7 @@ from pdserve.services.grpc import health
 from pdserve.services.grpc.intake import Intake
 from pdserve.services.grpc.pipeline import methods
 from pdserve.services.http.app import build_app
+from pdserve.services.repository import Repository
 from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
@@ -76,9 +77,9 @@ class Doors:
         service = EveryService(self.metrics)
         options = SimpleNamespace(gallery_writes=True)
         self._app = build_app(service, self.settings, self.metrics, options=options, entrance=entrance)
-        intake = Intake(entrance)
-        self._rpc: Any = methods(service, intake)["inference"].stream_unary
-        self._check: Any = health.methods(service, intake)["Check"].stream_unary
+        intake, services = Intake(entrance), Repository.of(service)
+        self._rpc: Any = methods(services, intake)["inference"].stream_unary
+        self._check: Any = health.methods(services, intake)["Check"].stream_unary
 
     async def send(
         self, hostile: Hostile, body: bytes, more: Sequence[tuple[bytes, bytes]] = (), query: bytes = b""

@@ -13,6 +13,7 @@ from pdserve.services.budget import Entrance
 from pdserve.services.http.app import build_app
 from pdserve.services.http.messages import json_response, operation
 from pdserve.services.protocols import PROTOCOLS, Context, Protocol, Route, grpc_protocol, resources
+from pdserve.services.repository import Repository
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
 from tests.services.watching import FakeService, counted, numbers, served
@@ -39,7 +40,7 @@ def test_every_entry_says_what_it_is_and_loads(name: str) -> None:
     assert callable(protocol.function())
     assert (protocol.transport == "grpc") == bool(protocol.grpc_service) == bool(protocol.grpc_methods)
     if protocol.transport == "grpc":
-        methods = protocol.function()(FakeService(Metrics()), Entrance(SETTINGS))
+        methods = protocol.function()(Repository.of(FakeService(Metrics())), Entrance(SETTINGS))
         assert set(methods) == set(protocol.grpc_methods)
 
 

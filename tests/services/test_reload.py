@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,8 @@ class Models:
 
 class Standin:
     capacity = 2
+    index = None
+    pipeline = SimpleNamespace(embedder=None)
 
     def __init__(self, models: Models, number: int) -> None:
         model = ModelSettings(model="m", max_queue_size=models.max_waiting, hang_s=5)
@@ -69,6 +72,9 @@ class Standin:
         if self.retired.is_set():
             raise RetiredError("given up")
         return [self.number] * len(images)
+
+    def forget(self) -> None:
+        self.told.append("forget")
 
     def signature(self) -> Hashable:
         if self.models.unseen:

@@ -12,7 +12,7 @@ from pdserve.formats.protos import pipeline
 from pdserve.services.grpc.intake import Intake, end
 from pdserve.services.grpc.wire import MalformedMessageError, read_service
 from pdserve.services.parsing import TooMuchError
-from pdserve.services.service import Answering
+from pdserve.services.repository import Repository
 
 _POLL_S = 0.5
 # Streams of Watch at once: they need no key, and each is a task that wakes at every poll.
@@ -20,13 +20,13 @@ MAX_WATCHES = 100
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def methods(service: Answering, intake: Intake) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
-    """The handlers of the protocol's methods, by name; the status follows the service's readiness."""
+def methods(services: Repository, intake: Intake) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
+    """The handlers of the protocol's methods, by name; the status follows the services' readiness."""
 
     def status(name: str) -> Any:
         if name not in ("", pipeline.SERVICE):
             return HealthCheckResponse.SERVICE_UNKNOWN
-        return HealthCheckResponse.SERVING if service.ready else HealthCheckResponse.NOT_SERVING
+        return HealthCheckResponse.SERVING if services.ready else HealthCheckResponse.NOT_SERVING
 
     async def asked(context: _Context) -> str:
         """The name of the service that is asked about."""
@@ -57,7 +57,7 @@ def methods(service: Answering, intake: Intake) -> "Mapping[str, grpc.RpcMethodH
     async def report(name: str, context: _Context) -> None:
         last = None
         while True:
-            ready, found = service.ready, status(name)  # before the write, which may take a while
+            ready, found = services.ready, status(name)  # before the write, which may take a while
             if found != last:
                 await context.write(HealthCheckResponse(status=found))
                 last = found

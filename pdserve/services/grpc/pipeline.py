@@ -18,11 +18,11 @@ from pdserve.services.grpc.intake import Intake, end
 from pdserve.services.grpc.wire import MalformedMessageError, read_request, read_tensors
 from pdserve.services.parsing import Bounds, parsed
 from pdserve.services.pipeline_protocol import PipelineRequest, answer, check_entries
-from pdserve.services.service import Answering
+from pdserve.services.repository import Repository
 from pdserve.settings import ServerSettings
 
 
-def methods(service: Answering, intake: Intake) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
+def methods(services: Repository, intake: Intake) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """The handlers of the protocol's methods, by name."""
     response_class = pipeline.response_class()
     limits = intake.settings
@@ -38,7 +38,7 @@ def methods(service: Answering, intake: Intake) -> Mapping[str, "grpc.RpcMethodH
         except (MalformedMessageError, BodyTooLargeError) as error:
             await end(context, error.grpc_status, error.message)
         response = await answer(
-            service,
+            services,
             request,
             limits,
             full=pipeline.RESULTS_METADATA in metadata,

@@ -12,6 +12,7 @@ from pdserve.services.budget import Entrance
 from pdserve.services.grpc.intake import Intake
 from pdserve.services.net import bind, bracketed, check_tls
 from pdserve.services.protocols import PROTOCOLS
+from pdserve.services.repository import Repository
 from pdserve.services.service import Answering
 from pdserve.settings import ServerSettings
 
@@ -30,7 +31,7 @@ _COMPRESSION = 1 << grpc.Compression.NoCompression
 
 @contextlib.asynccontextmanager
 async def grpc_listener(
-    service: Answering,
+    service: Answering | Repository,
     entrance: Entrance,
     port: int,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
@@ -49,7 +50,7 @@ async def grpc_listener(
 
 
 def build_server(
-    service: Answering,
+    service: Answering | Repository,
     entrance: Entrance,
     port: int,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -63,10 +64,10 @@ def build_server(
     server = grpc.aio.server(
         interceptors=tuple(interceptors), options=_options(settings), maximum_concurrent_rpcs=_CALLS
     )
-    intake = Intake(entrance)
+    services, intake = Repository.of(service, settings.name), Intake(entrance)
     for protocol in PROTOCOLS.values():
         if protocol.transport == "grpc":
-            handlers = protocol.function()(service, intake)
+            handlers = protocol.function()(services, intake)
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
     opened = bind(settings.host, port)

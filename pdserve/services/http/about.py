@@ -33,13 +33,13 @@ class Metadata:
 
 def health(context: Context) -> Iterator[Route]:
     """Liveness and readiness, as the Open Inference Protocol has them."""
-    service = context.service
+    services = context.services
 
     async def live(_: Request) -> Response:
         return json_response({"live": True})
 
     async def ready(_: Request) -> Response:
-        return json_response({"ready": service.ready}, 200 if service.ready else 503)
+        return json_response({"ready": services.ready}, 200 if services.ready else 503)
 
     flag = dict[str, bool]
     yield Route("GET", "/v2/health/live", live, operation("health", "Is the process up?", flag))

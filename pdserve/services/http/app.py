@@ -30,6 +30,7 @@ from pdserve.services.protocols import (
     Send,
     resources,
 )
+from pdserve.services.repository import Repository
 from pdserve.services.service import Answering
 from pdserve.services.telemetry.metrics import HEADER, Metrics
 from pdserve.services.telemetry.middleware import telemetry
@@ -40,7 +41,7 @@ log = logging.getLogger("pdserve.http")
 
 
 def build_app(
-    service: Answering,
+    service: Answering | Repository,
     settings: ServerSettings,
     metrics: Metrics,
     *,
@@ -55,7 +56,9 @@ def build_app(
     ``options``: the service's own settings. ``keys``: callers must show one of them. ``entrance``: the
     process's, where other doors share it. Raises SettingsError for an allowed host that is no name.
     """
-    context = Context(service, entrance or Entrance(settings), metrics, options)
+    services = Repository.of(service, settings.name)
+    first = next(each for _, each in services)
+    context = Context(first, entrance or Entrance(settings), metrics, options, services)
     table = RouteTable(resources(context))
     keyed = keys is not None
     app: App = Dispatcher(table, functools.partial(check_write, keyed=keyed, origins=settings.cors_origins))

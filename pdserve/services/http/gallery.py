@@ -1,6 +1,7 @@
 """The gallery over HTTP at ``/v1/gallery``: show, append, remove. Writes need ``--gallery-writes``."""
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ from pdserve.services.http.messages import (
 )
 from pdserve.services.parsing import Bounds, Buffer, parsed
 from pdserve.services.protocols import Context, Route
-from pdserve.services.service import Service
+from pdserve.services.service import NotLoadedError, Service
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
 from pdserve.vision.types import Vectors
@@ -163,7 +164,7 @@ class LabelledForm:
 def routes(context: Context) -> Iterator[Route]:
     """The routes of a service's gallery; none where the service has no index."""
     service, settings, options = context.service, context.settings, context.options
-    if not isinstance(service, Service) or service.index is None:
+    if not isinstance(service, Service) or not service.has_index:
         return
 
     def active() -> IndexWatch:
@@ -172,7 +173,8 @@ def routes(context: Context) -> Iterator[Route]:
         return service.index
 
     async def refresh() -> None:
-        await active().refresh()
+        with contextlib.suppress(NotLoadedError):  # it was unloaded meanwhile, and published all the same
+            await active().refresh()
 
     writers = Writers(refresh)
 

@@ -147,7 +147,7 @@ def error_response(
 def embeddings(context: Context) -> Iterator[Route]:
     """The route of embeddings, for a service that has an embedder."""
     service, settings = context.service, context.settings
-    if not isinstance(service, Service) or service.embedder is None:
+    if not isinstance(service, Service) or not service.has_embedder:
         return
 
     async def embed(request: Request) -> Response:
@@ -186,7 +186,7 @@ def embeddings(context: Context) -> Iterator[Route]:
 def models(context: Context) -> Iterator[Route]:
     """The route that lists the model of `embeddings`."""
     service, since = context.service, int(time.time())
-    if not isinstance(service, Service) or service.embedder is None:
+    if not isinstance(service, Service) or not service.has_embedder:
         return
 
     async def show(_: Request) -> Response:

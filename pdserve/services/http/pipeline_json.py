@@ -74,14 +74,14 @@ class PipelineAnswer:
 
 def routes(context: Context) -> Iterator[Route]:
     """The route of the pipeline protocol."""
-    service, limits = context.service, context.settings
+    services, limits = context.services, context.settings
 
     async def pipeline(request: Request) -> Response:
         # Any method will do; it is in the path because Paddle Serving's clients put it there.
         name = request.scope["path"].split("/", 2)[1]
         body = await read_body(request, context.entrance)
         asked = await parsed(lambda bounds: parse(name, body, limits, bounds), len(body))
-        got = await unless_gone(request.receive, answer(service, asked, limits))
+        got = await unless_gone(request.receive, answer(services, asked, limits))
         return gateway_json(PipelineAnswer(got.err_no, got.err_msg, list(got.key), list(got.value), []))
 
     segment = Annotated[str, Field(min_length=1)]

@@ -9,6 +9,7 @@ mix. No label takes what a caller sent.
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -132,6 +133,12 @@ class Metrics:
         self._models.labels(role).info(
             {"model": name, "engine": engine, "device": device, "precision": precision}
         )
+
+    def forget(self, role: str, name: str) -> None:
+        """Take a model that runs no more out of `queue` and `model`."""
+        for gauge, label in ((self._queue, name), (self._models, role)):
+            with contextlib.suppress(KeyError):
+                gauge.remove(label)
 
     def rebuilt(self, cause: str) -> None:
         """Count a rebuild of the engines: ``failing``, ``hanging``, ``reload``."""
