@@ -122,7 +122,10 @@ def scans_that_say_nothing(target: Target) -> None:
         assert "2001 scans" in _refused(_post(target, empty_scans(8000, 8000, 2000)))
 
 
-@attack(options=("--timeout-ms", "1500"), without=_IN_THE_SERVER)
+@attack(
+    options=("--timeout-ms", "1500"),
+    without={"pdserve.services.service:Service._deadline": lambda self, timeout_s: None},
+)
 def a_slow_picture_and_the_time_limit(target: Target) -> None:
     """Whoever sends pictures that decode for many seconds gets 504 in time, and others are answered."""
     answers: list[tuple[int, float]] = []

@@ -162,6 +162,8 @@ def a_key_that_can_be_guessed(target: Target) -> None:
         "tiny",
         "--http-port",
         "0",
+        "--rpc-port",
+        "0",
         PDSERVE_API_KEY="secret",
         timeout_s=20,
     )
