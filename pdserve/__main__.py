@@ -1,5 +1,10 @@
-"""``python -m pdserve``: the same as the ``pdserve`` command."""
+"""``python -m pdserve``: the same as the ``pdserve`` command, or as ``pdserve-client`` where only that is."""
 
-from pdserve.cli import main
+from importlib.util import find_spec
 
-main()
+from pdserve.cli import client, main
+
+if find_spec("pdserve.commands.table") is None:
+    client()
+else:
+    main()

@@ -6,8 +6,13 @@ import sys
 # Nothing else is imported here: what `main` imports, Ctrl-C may interrupt.
 
 
-def main() -> None:
-    """The ``pdserve`` command.
+def client() -> None:
+    """The ``pdserve-client`` command; beside pdserve itself it is there too."""
+    main("pdserve.commands.client:app")
+
+
+def main(app: str = "pdserve.commands.table:app") -> None:
+    """The ``pdserve`` command; ``app``: import string of what runs it.
 
     Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C has ended it.
     """
@@ -19,7 +24,7 @@ def main() -> None:
         os.write(2, b"pdserve: Interrupted; nothing was done yet.\n")
         os._exit(130)
     try:
-        status = _run()
+        status = _run(app)
     except BrokenPipeError:
         status = 1
     except KeyboardInterrupt:
@@ -27,7 +32,7 @@ def main() -> None:
     process.end(status if _flushed() else status or 1)
 
 
-def _run() -> int:
+def _run(app: str) -> int:
     """Run the command; its exit code."""
     from itertools import pairwise
 
@@ -43,9 +48,9 @@ def _run() -> int:
                     f"The argument after {before} is empty, as a shell's variable may be; give it a value, "
                     "or leave it out."
                 )
-        from pdserve.commands.table import app
+        from pkgutil import resolve_name
 
-        app()
+        resolve_name(app)()
         status = 0
     except PdserveError as error:
         process.conclude()

@@ -14,10 +14,11 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pdserve.errors import PdserveError, unshown, visible
-from pdserve.progress import Progress
+from pdserve.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -299,8 +300,11 @@ def download_bars() -> Iterator[Bars]:
 
 
 @contextmanager
-def image_bars(silent: bool = False) -> Iterator[Bars]:
+def image_bars(silent: bool = False) -> Iterator[Progress]:
     """Bars of images, erased at the end; notes alone if ``silent`` or standard error is no terminal."""
+    if find_spec("rich") is None:  # with the clients it is a matter of choice
+        yield SILENT
+        return
     from rich.progress import MofNCompleteColumn
 
     with _bars(MofNCompleteColumn(), transient=True, silent=silent) as bars:

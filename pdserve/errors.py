@@ -4,7 +4,8 @@
 
     PdserveError                     every error that pdserve raises on purpose
     ├── UsageError                   the command line or a setting is wrong
-    │   └── SettingsError            config.yml, environment
+    │   ├── SettingsError            config.yml, environment
+    │   └── OnlyClientError          pdserve-client is installed, and that takes pdserve itself
     ├── FetchError                   a download failed
     │   ├── OfflineError             a download is needed, and the network is forbidden
     │   ├── ChecksumError            a file is not the one expected
@@ -101,6 +102,15 @@ class UsageError(PdserveError):
 
 class SettingsError(UsageError):
     code = "settings"
+
+
+class OnlyClientError(UsageError):
+    """``what``: a command, an option, a file: the beginning of the sentence."""
+
+    code = "only_client"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} needs pdserve itself, not pdserve-client alone: pip install pdserve.")
 
 
 class FetchError(PdserveError):

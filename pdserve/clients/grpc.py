@@ -19,7 +19,7 @@ from pdserve.clients.base import AsyncClient, Client, busy, service_entry, unrea
 from pdserve.clients.credentials import Access, channel_credentials, key_refused, no_tls
 from pdserve.clients.transport import MAX_ANSWER_BYTES, parse_json
 from pdserve.errors import ClientError, UnreachableError
-from pdserve.formats.protos import pipeline
+from pdserve.formats.protos import pipeline, wire
 from pdserve.pipelines import ServiceEntry
 from pdserve.proxies import find_proxy
 
@@ -75,25 +75,23 @@ class _Rpc:
             if self._credentials
             else self._transport.insecure_channel(self.address.netloc, options)
         )
-        self._call = self._channel.unary_unary(
-            pipeline.METHOD,
-            request_serializer=pipeline.request_class().SerializeToString,
-            response_deserializer=pipeline.response_class().FromString,
-        )
+        # Bytes in and out: the messages are few and small, and need no library.
+        self._call = self._channel.unary_unary(pipeline.METHOD)
 
     def _request(self, images: Sequence[bytes], top_k: int | None) -> dict[str, Any]:
-        request = pipeline.request_class()(
-            name=self.name,
-            method="prediction",
-            key=[f"image_{i}" for i in range(len(images))],
-            value=[base64.b64encode(image).decode("ascii") for image in images],
-        )
+        keys = [f"image_{i}" for i in range(len(images))]
+        request = wire.write_request(self.name, "prediction", keys, list(map(base64.b64encode, images)))
         metadata = self._access.headers | {pipeline.RESULTS_METADATA: "1"}
         if top_k:
             metadata[pipeline.TOP_K_METADATA] = str(top_k)
         return {"request": request, "timeout": self.timeout, "metadata": tuple(metadata.items())}
 
-    def _read(self, response: Any, count: int, entry: ServiceEntry) -> list[Any]:
+    def _read(self, message: bytes, count: int, entry: ServiceEntry) -> list[Any]:
+        try:
+            response = wire.read_response(message)
+        except ValueError as error:
+            said = str(error) if not isinstance(error, UnicodeError) else "a text is not UTF-8"
+            raise ClientError(f"{self.address} answers with no message of the protocol: {said}.") from error
         fields = dict(zip(response.key, response.value, strict=False))
         if pipeline.RESULTS_KEY in fields:
             content = parse_json(fields[pipeline.RESULTS_KEY], str(self.address))

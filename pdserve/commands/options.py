@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from pdserve.commands.predict_options import OPTIONS
 from pdserve.errors import UsageError
 from pdserve.pipelines import SERVICES, TASKS, ServiceEntry
 
@@ -38,39 +39,29 @@ def service_kind(text: str) -> str:
     return SERVICES[one_of(SERVICES)(text)].kind
 
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
+def declared(name: str, **more: Any) -> Any:
+    """A typer option as `pdserve.commands.predict_options` declares it."""
+    found = OPTIONS[name]
+    return typer.Option(
+        found.flag,
+        metavar=found.metavar,
+        help=found.help,
+        min=found.least,
+        max=found.most,
+        rich_help_panel=found.panel,
+        **more,
+    )
+
+
+Json = Annotated[bool, declared("as_json")]
 # The annotation is Any, since typer gives a parser's option no other type.
-ServiceOption = Annotated[
-    Any,
-    typer.Option(
-        "--service", parser=service_kind, metavar="NAME", help=f"Which service: {', '.join(SERVICES)}."
-    ),
-]
+ServiceOption = Annotated[Any, declared("service", parser=service_kind)]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="A config.yml in Paddle Serving's form.")
 ]
-ApiKeyOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key",
-        metavar="FILE",
-        help="A file whose first line is the key to send; else the key in PDSERVE_API_KEY.",
-        rich_help_panel="Security",
-    ),
-]
-TlsOption = Annotated[
-    bool,
-    typer.Option("--tls", help="Use TLS; https:// in the address does too.", rich_help_panel="Security"),
-]
-CaOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca",
-        metavar="FILE",
-        help="The certificate (PEM) of a private authority; uses TLS.",
-        rich_help_panel="Security",
-    ),
-]
+ApiKeyOption = Annotated[Path | None, declared("api_key")]
+TlsOption = Annotated[bool, declared("tls")]
+CaOption = Annotated[Path | None, declared("ca")]
 
 
 def group(help: str, cls: type[TyperGroup] | None = None) -> typer.Typer:  # noqa: A002 - typer's word

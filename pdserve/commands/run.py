@@ -14,9 +14,9 @@ from pdserve.commands.predict import (
     ImagesArgument,
     JobsOption,
     TopKOption,
-    answer_all,
     open_local,
 )
+from pdserve.commands.remote import answer_all
 from pdserve.errors import UsageError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines import SERVICES, TASKS

@@ -12,14 +12,13 @@ The fields are walked in the mapped file, as protobuf's own parser would copy th
 """
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from pdserve.errors import ModelError
 from pdserve.files import read_errors
 from pdserve.formats.program import Signature, TensorSpec, tensor_spec
+from pdserve.formats.protos.wire import Span, fields
 
 # TensorProto.DataType -> NumPy's name.
 _DTYPES = {
@@ -39,12 +38,6 @@ _DTYPES = {
     15: "complex128",
     16: "bfloat16",
 }
-
-# Wire types: a varint, eight bytes, bytes after their number, four bytes.
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
-
-Span: TypeAlias = tuple[int, int]
-"""First byte and the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +65,14 @@ def _model(data: mmap.mmap) -> OnnxFile:
     opset = 0
     feeds: list[TensorSpec] = []
     fetches: list[TensorSpec] = []
-    for field, value in _fields(data, (0, len(data))):
+    for field, value in fields(data, (0, len(data))):
         if field == 8 and isinstance(value, tuple):
-            imported = dict(_fields(data, value))
+            imported = dict(fields(data, value))
             domain, version = imported.get(1, (0, 0)), imported.get(2, 0)
             if isinstance(domain, tuple) and isinstance(version, int) and domain[0] == domain[1]:
                 opset = version
         elif field == 7 and isinstance(value, tuple):
-            for part, span in _fields(data, value):
+            for part, span in fields(data, value):
                 if part in (11, 12):
                     (feeds if part == 11 else fetches).append(_spec(data, span))
     if not opset or not fetches:
@@ -88,14 +81,14 @@ def _model(data: mmap.mmap) -> OnnxFile:
 
 
 def _spec(data: mmap.mmap, span: int | Span) -> TensorSpec:
-    info = dict(_fields(data, _message(span)))
+    info = dict(fields(data, _message(span)))
     start, end = _message(info[1])
-    tensor = dict(_fields(data, _message(dict(_fields(data, _message(info[2])))[1])))
+    tensor = dict(fields(data, _message(dict(fields(data, _message(info[2])))[1])))
     dims = []
     if 2 in tensor:
-        for field, dimension in _fields(data, _message(tensor[2])):
+        for field, dimension in fields(data, _message(tensor[2])):
             if field == 1:
-                extent = dict(_fields(data, _message(dimension))).get(1, -1)
+                extent = dict(fields(data, _message(dimension))).get(1, -1)
                 dims.append(extent if isinstance(extent, int) and extent < 2**31 else -1)
     element = tensor[1]
     if not isinstance(element, int) or element not in _DTYPES:
@@ -107,35 +100,3 @@ def _message(value: int | Span) -> Span:
     if isinstance(value, int):
         raise ValueError("a number stands where a message should")
     return value
-
-
-def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
-    """The fields of a message: number, and the varint or where the bytes are."""
-    at, end = span
-    while at < end:
-        key, at = _varint(data, at, end)
-        wire = key & 7
-        if wire == _VARINT:
-            number, at = _varint(data, at, end)
-            yield key >> 3, number
-            continue
-        length = {_EIGHT: 8, _FOUR: 4}.get(wire, 0)
-        if wire == _BYTES:
-            length, at = _varint(data, at, end)
-        elif not length:
-            raise ValueError(f"a field has the wire type {wire}")
-        if at + length > end:
-            raise ValueError(f"it ends {at + length - end} bytes too early")
-        yield key >> 3, (at, at + length)
-        at += length
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    number = shift = 0
-    while at < end and shift < 64:
-        byte = data[at]
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return number, at
-    raise ValueError("it ends inside a number")

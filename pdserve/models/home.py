@@ -13,12 +13,11 @@
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import platformdirs
 
 from pdserve.files import user_path
 
@@ -39,7 +38,7 @@ class Home:
     def from_environ(cls, environ: Mapping[str, str]) -> "Home":
         """``PDSERVE_HOME`` of the environment given, else the platform's user data folder."""
         set_ = environ.get("PDSERVE_HOME")
-        return cls(user_path(set_).absolute() if set_ else platformdirs.user_data_path("pdserve"))
+        return cls(user_path(set_).absolute() if set_ else _data_folder(environ, sys.platform))
 
     @property
     def models(self) -> Path:
@@ -87,6 +86,20 @@ class Home:
 
     def runtime(self, name: str) -> Path:
         return self.root / "runtimes" / name
+
+
+def _data_folder(environ: Mapping[str, str], platform: str) -> Path:
+    """Where the platform keeps a program's data for its user; the same as platformdirs says.
+
+    The clients come without that library, which weighs more than they do.
+    """
+    if platform == "win32":
+        local = environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "pdserve" / "pdserve"
+    if (shared := environ.get("XDG_DATA_HOME", "")).startswith("/"):
+        return Path(shared) / "pdserve"
+    folder = ("Library", "Application Support") if platform == "darwin" else (".local", "share")
+    return Path.home().joinpath(*folder, "pdserve")
 
 
 def _folders(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from pdserve.clients import AsyncHttpClient, AsyncRpcClient, HttpClient, RpcClient
 from pdserve.clients.credentials import Access, key_to_send
 from pdserve.clients.discovery import find_service
-from pdserve.commands.predict import open_remote, predict_all
+from pdserve.commands.remote import open_remote, predict_all
 from pdserve.errors import (
     BusyError,
     ClientError,

@@ -9,7 +9,8 @@ from PIL import Image
 
 from pdserve.answers import FoundMatch, FoundObject, Label
 from pdserve.commands.images import Source, find_sources
-from pdserve.commands.predict import Outcome, Picture, _local_kind, draw_answer, open_local, predict_all, show
+from pdserve.commands.predict import _local_kind, open_local
+from pdserve.commands.remote import Outcome, Picture, draw_answer, predict_all, show
 from pdserve.errors import ClientError, ImageError, UnreachableError, UsageError
 from pdserve.models.home import Home
 from pdserve.pipelines import SERVICES

@@ -8,15 +8,18 @@ one release of protobuf.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pool import DescriptorPool
 
 DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
 
 
 @cache
-def _pool() -> descriptor_pool.DescriptorPool:
+def _pool() -> "DescriptorPool":
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
     files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
@@ -27,4 +30,6 @@ def _pool() -> descriptor_pool.DescriptorPool:
 @cache
 def message(full_name: str) -> Any:
     """The class of a message by its full name, ``pdserve.program.ProgramDesc`` for one."""
+    from google.protobuf import message_factory
+
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
