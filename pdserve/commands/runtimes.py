@@ -16,7 +16,7 @@ class RuntimeEntry:
     ``find(home, environ)`` describes what would run it; None where this system cannot. Raises PdserveError
     with the reason where it is missing.
     ``install(home, python, environ, progress)`` installs it: an object with path, python and versions.
-    ``export``: a command that writes a service's folder for it, `pdserve export NAME`.
+    `pdserve export NAME` may write a service's folder for it: commands/exports.py.
     """
 
     help: str
@@ -24,7 +24,6 @@ class RuntimeEntry:
     serve: str
     find: str
     install: str
-    export: str
 
 
 RUNTIMES: Mapping[str, RuntimeEntry] = {
@@ -34,6 +33,5 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
         serve="pdserve.runtimes.paddle_serving.launch:serve",
         find="pdserve.runtimes.paddle_serving.interpreter:find",
         install="pdserve.runtimes.paddle_serving.install:install",
-        export="pdserve.runtimes.paddle_serving.command:export",
     )
 }

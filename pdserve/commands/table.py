@@ -84,8 +84,8 @@ COMMANDS: Mapping[str, Command] = {
         "Tools",
     ),
     "export": Command(
-        "pdserve.runtimes.command:export_app",
-        "Write a service for another runtime.",
+        "pdserve.commands.export:export_app",
+        "Write a service for where servers run, or for another runtime.",
         f"what was not said to be written is not there, or not whole; {_AGAIN}.",
         "Tools",
     ),

@@ -1,4 +1,4 @@
-"""``pdserve export NAME`` and ``pdserve runtime install NAME``, for the runtimes of the RUNTIMES table."""
+"""``pdserve runtime install NAME``, for the runtimes of the RUNTIMES table."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,7 @@ from pdserve import console
 from pdserve.commands import options as o
 from pdserve.commands.runtimes import RUNTIMES
 
-export_app = o.group("Write a service for another runtime.")
 runtime_app = o.group("Install other runtimes.")
-
-for _name, _entry in RUNTIMES.items():
-    export_app.command(_name)(resolve_name(_entry.export))
 
 
 @runtime_app.command("install")

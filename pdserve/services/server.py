@@ -27,6 +27,7 @@ from pdserve.services.net import bind, bracketed, check_tls, container_warning
 from pdserve.services.replica import Pool, Replica
 from pdserve.services.service import Service
 from pdserve.services.signals import AFTER_GRACE_S, End, handled
+from pdserve.services.supervisor import Supervisor
 from pdserve.services.telemetry.logs import open_log
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.middleware import TelemetryInterceptor
@@ -57,6 +58,7 @@ def serve(
             active.settings = settings
             return Replica(pipeline, settings, pool, server.metrics, server.entrance)
 
+        server.supervisor.starting("bringing and loading models")
         bring(active.settings, home)
         service = Service(entry, build, server.metrics)
         server.run(service, active.settings.options)
@@ -115,6 +117,7 @@ class _Server:
         self._keys = keys
         self._home = home
         self._stuck = False
+        self.supervisor = Supervisor(os.environ)
 
     def run(self, service: Service, options: Any) -> None:
         """Serve until a signal. Ends the process where something goes on that would keep it from ending."""
@@ -149,7 +152,9 @@ class _Server:
                     addresses.append(address % ports[door])
                 register.write(self._record(service, ports))
                 service.replaced = lambda: register.write(self._record(service, ports))
-                log.info("ready: %s at %s", service.kind, " and ".join(addresses))
+                what = f"{service.kind} at {' and '.join(addresses)}"
+                log.info("ready: %s", what)
+                self.supervisor.ready(what)
                 events = (stop, service.failed)
                 waits = [asyncio.ensure_future(event.wait()) for event in events]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -157,6 +162,7 @@ class _Server:
                     each.cancel()
             finally:
                 end.begin()
+                self.supervisor.stopping()
                 over = asyncio.get_running_loop().time() + self.settings.grace_s + AFTER_GRACE_S / 2
                 stop.set()
                 service.stop()
@@ -221,14 +227,15 @@ class _Server:
             yield
 
     async def _reload(self, service: Service) -> None:
-        try:
-            if self._keys:
-                self._keys.reload()
-        except PdserveError as error:
-            log.error("not reloaded, the keys that were read before stay in force: %s", error)
-            return
-        if service.loaded:
-            await service.reloader.reload(read_settings=True)
+        with self.supervisor.reloading():
+            try:
+                if self._keys:
+                    self._keys.reload()
+            except PdserveError as error:
+                log.error("not reloaded, the keys that were read before stay in force: %s", error)
+                return
+            if service.loaded:
+                await service.reloader.reload(read_settings=True)
 
 
 def _exit_code(service: Service) -> int:

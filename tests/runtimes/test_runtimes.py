@@ -12,7 +12,7 @@ from tests.running import pdserve
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_an_entry_can_be_loaded(name: str) -> None:
     entry = RUNTIMES[name]
-    for target in (entry.serve, entry.find, entry.install, entry.export):
+    for target in (entry.check, entry.serve, entry.find, entry.install):
         assert callable(resolve_name(target))
 
 
