@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -283,21 +283,18 @@ def _described(name: str, info: FieldInfo, default: Any) -> Setting:
 
 
 _Group = TypeVar("_Group", bound=SettingsGroup)
-_Values: TypeAlias = Mapping[str, Any]
-_Texts: TypeAlias = Mapping[str, str]
 
 
 def resolve(
-    service: "ServiceEntry", flags: _Values, environ: _Texts, config: Path | None = None, read: Any = None
+    service: "ServiceEntry", flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
 ) -> ServiceSettings:
     """Resolve a service's settings: flags over environment over configuration file over defaults.
 
     ``flags``: setting -> value or its text, None where the flag was not given. Engine, device and batches
     hold for all models of a service, except that the configuration file may give each model its own.
-    ``read``: the file's ReadConfig, where it was read. Raises SettingsError with the setting's name, where it
-    came from and what was wrong with it.
+    Raises SettingsError with the setting's name, where it came from and what was wrong with it.
     """
-    merged = _Merged(service, flags, environ, config, read)
+    merged = _Merged(service, flags, environ, config)
     models = {role: merged.group(ModelSettings, role) for role in service.roles}
     return ServiceSettings(
         service.kind,
@@ -314,15 +311,18 @@ class _Merged:
     """All that was given for one service, from everywhere."""
 
     def __init__(
-        self, service: "ServiceEntry", flags: _Values, environ: _Texts, config: Path | None, read: Any
+        self,
+        service: "ServiceEntry",
+        flags: Mapping[str, Any],
+        environ: Mapping[str, str],
+        config: Path | None,
     ) -> None:
         from pdserve.config_yml import read_config
 
         settings = {setting.name: setting for setting in describe(service)}
         operators = {operator: role for role, operator in service.operators.items()}
         only = next(iter(service.roles))
-        if read is None and config:
-            read = read_config(config, settings, operators or None, service.kind, only)
+        read = read_config(config, settings, operators or None, service.kind, only) if config else None
         self.config_dir = config.parent if config else Path()
         self.notes = read.notes if read else ()
         self._config = config

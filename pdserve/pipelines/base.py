@@ -35,6 +35,12 @@ class PipelineModel:
 
     ``infer(items, engine=N)`` runs a batch of items on the N-th engine and returns as many results.
     ``role``: its part in the metrics (classifier, detector, embedder).
+
+    For callers of the model itself: ``prepare(image)`` makes of H×W×3 uint8 RGB what ``infer`` takes of one
+    image, a tensor C×H×W or its feeds by alias. ``size``: (height, width) of that, None where it depends on
+    the image. ``names``: of classes by their ids, None where it has none. ``read(scores, top_k)``: labels of
+    a row of the fetch ``scores``; None where it gives none. ``by_row``: its fetches have a row for each row
+    of its feeds, so that rows of several callers may run together.
     """
 
     role: str
@@ -42,6 +48,12 @@ class PipelineModel:
     engines: tuple[Engine, ...]
     settings: ModelSettings
     infer: Callable[..., Sequence[Any]]
+    prepare: Callable[[Image8], Any] | None = None
+    size: tuple[int, int] | None = None
+    names: Sequence[str] | None = None
+    scores: str = ""
+    read: Callable[[Any, int | None], Sequence[Any]] | None = None
+    by_row: bool = True
 
     @property
     def name(self) -> str:

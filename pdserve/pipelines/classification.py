@@ -59,7 +59,20 @@ class ClassificationPipeline(Pipeline[Labels]):
 
     @cached_property
     def models(self) -> Mapping[str, PipelineModel]:
-        return {"model": PipelineModel("classifier", self.model, self.engines, self.settings, self.infer)}
+        config = self.config
+        model = PipelineModel(
+            "classifier",
+            self.model,
+            self.engines,
+            self.settings,
+            self.infer,
+            self.preprocess,
+            config.chain.size,
+            config.names,
+            self.fetch,
+            self.read,
+        )
+        return {"model": model}
 
     def preprocess(self, image: Image8) -> Tensor:
         """H×W×3 uint8 RGB -> C×H×W float32. Raises ImageError."""

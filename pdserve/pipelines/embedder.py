@@ -17,7 +17,7 @@ from pdserve.formats.model_files import parameter_files, read_program
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models import catalog, find
 from pdserve.models.home import Home
-from pdserve.pipelines.base import Clock, Steps, record_laps, together
+from pdserve.pipelines.base import Clock, PipelineModel, Steps, record_laps, together
 from pdserve.pipelines.loading import load_engines
 from pdserve.pipelines.model_config import build_chain
 from pdserve.settings import ModelSettings
@@ -117,6 +117,19 @@ async def embed_images(
             record_laps(steps, each[1], embedder.name, embedder.name)
     vectors = iter(await steps.infer(role, tensors))
     return [each if isinstance(each, PdserveError) else next(vectors) for each in prepared]
+
+
+def embedder_model(embedder: Embedder, settings: ModelSettings) -> PipelineModel:
+    """An embedder as a pipeline's model."""
+    return PipelineModel(
+        "embedder",
+        embedder.model,
+        embedder.engines,
+        settings,
+        embedder.infer,
+        embedder.prepare,
+        embedder.chain.size,
+    )
 
 
 def check_embedder(embedder: Embedder) -> None:

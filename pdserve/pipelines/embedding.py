@@ -6,8 +6,8 @@ import numpy as np
 
 from pdserve.answers import Embedding
 from pdserve.models.home import Home
-from pdserve.pipelines.base import PipelineModel, Steps
-from pdserve.pipelines.embedder import Embedder, check_embedder, open_embedder
+from pdserve.pipelines.base import Steps
+from pdserve.pipelines.embedder import Embedder, check_embedder, embedder_model, open_embedder
 from pdserve.pipelines.loading import open_model
 from pdserve.pipelines.regions import Cut, Stage
 from pdserve.settings import ModelSettings, ServiceSettings
@@ -25,7 +25,7 @@ class Features(Stage):
 
     def __init__(self, role: str, embedder: Embedder, settings: ModelSettings) -> None:
         self.role, self.embedder = role, embedder
-        self.model = PipelineModel("embedder", embedder.model, embedder.engines, settings, embedder.infer)
+        self.model = embedder_model(embedder, settings)
 
     def prepare(self, part: Image8) -> Tensor:
         """See `Stage.prepare`."""

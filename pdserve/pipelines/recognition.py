@@ -13,8 +13,8 @@ from pdserve.index import search
 from pdserve.index.search import LoadedIndex, Match
 from pdserve.models import catalog
 from pdserve.models.home import Home
-from pdserve.pipelines.base import PipelineModel, Steps
-from pdserve.pipelines.embedder import Embedder, check_embedder, open_embedder
+from pdserve.pipelines.base import Steps
+from pdserve.pipelines.embedder import Embedder, check_embedder, embedder_model, open_embedder
 from pdserve.pipelines.loading import index_folder, open_model
 from pdserve.pipelines.options import SearchOptions
 from pdserve.pipelines.regions import Cut, Region, Stage
@@ -68,7 +68,7 @@ class Search(Stage):
         options: SearchOptions,
     ) -> None:
         self.role, self.embedder, self.index = role, embedder, index
-        self.model = PipelineModel("embedder", embedder.model, embedder.engines, settings, embedder.infer)
+        self.model = embedder_model(embedder, settings)
         self._options = options
 
     def prepare(self, part: Image8) -> Tensor:

@@ -117,8 +117,16 @@ class RegionsPipeline(Pipeline[Any]):
         models = {}
         if self.detector_model:
             engines = tuple(detector.engine for detector in self.detectors)
+            first = self.detectors[0]
             models[DETECTOR] = PipelineModel(
-                DETECTOR, self.detector_model, engines, self.settings[DETECTOR], self.detect
+                DETECTOR,
+                self.detector_model,
+                engines,
+                self.settings[DETECTOR],
+                self.detect,
+                first.prepare,
+                first.size,
+                by_row=False,
             )
         if self.stage.model:
             models[self.stage.role] = self.stage.model

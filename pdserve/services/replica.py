@@ -15,14 +15,15 @@ import contextlib
 import contextvars
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from pdserve.engines.device import cores
 from pdserve.errors import BodyTooLargeError, DeadlineError, ImageError, PdserveError
-from pdserve.pipelines.base import Pipeline
+from pdserve.pipelines import feeds
+from pdserve.pipelines.base import Pipeline, Steps
 from pdserve.services.batcher import Batcher, for_engines
 from pdserve.services.budget import Entrance, Reservation
 from pdserve.services.telemetry.metrics import Metrics, Stages
@@ -144,7 +145,14 @@ class Replica:
         self._metrics = metrics
         self._stages = Stages(metrics)
         self._batchers: dict[str, Batcher[Any, Any]] = {
-            role: for_engines(each.infer, each.engines, each.settings, self._broken, metrics, each.name)
+            role: for_engines(
+                functools.partial(feeds.infer, each),
+                each.engines,
+                each.settings,
+                self._broken,
+                metrics,
+                each.name,
+            )
             for role, each in pipeline.models.items()
         }
 
@@ -179,6 +187,14 @@ class Replica:
     ) -> list[Tensor | PdserveError]:
         """See Service.embed; otherwise as `answer`."""
         return await self.pipeline.embed(images, _Steps(self, deadline))
+
+    async def run(
+        self,
+        work: Callable[[Pipeline[Any], Steps], Awaitable[list[Result]]],
+        deadline: float | None,
+    ) -> list[Result]:
+        """See Service.run; otherwise as `answer`."""
+        return await work(self.pipeline, _Steps(self, deadline))
 
     def signature(self) -> Hashable:
         """The signature of the models' files as they are now; called in a thread. Raises OSError."""

@@ -18,6 +18,7 @@ from pdserve.errors import (
 )
 from pdserve.index.search import MAX_TOP_K
 from pdserve.pipelines import ServiceEntry
+from pdserve.pipelines.base import Pipeline, Steps
 from pdserve.pipelines.embedder import Embedder
 from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
@@ -68,16 +69,10 @@ class Service:
     ``build`` opens a replica, whose images are decoded in the given pool; see `Reloader`. An answer is an
     instance of the entry's answer type, or the error of an image that has none. `unload` frees the replica,
     `load` opens another one. ``failed`` is set when its engines hung too often for the process to go on;
-    ``replaced`` is called when another replica is active, or none. ``options``: its own, as at its start.
+    ``replaced`` is called when another replica is active, or none.
     """
 
-    def __init__(
-        self,
-        entry: ServiceEntry,
-        build: Callable[[bool, Pool], Replica],
-        metrics: Metrics,
-        failed: asyncio.Event | None = None,
-    ) -> None:
+    def __init__(self, entry: ServiceEntry, build: Callable[[bool, Pool], Replica], metrics: Metrics) -> None:
         self._pool = Pool()
 
         def built(read_settings: bool) -> Replica:
@@ -92,9 +87,9 @@ class Service:
         self.kind = entry.kind
         self.name = first.settings.server.name
         self.names = frozenset({self.name, entry.kind})
-        self.options, self.entrance = first.settings.options, first.entrance
         self._had_index = self._had_embedder = False
         self.replaced: Callable[[], object] = lambda: None
+        self.metrics = metrics
         self.inside = 0  # images between their arrival and their answer
         self._requests = Requests()
         self._limits = first.settings.server
@@ -102,7 +97,7 @@ class Service:
         self._stages = Stages(metrics)
         self._changing, self._unloading = asyncio.Lock(), asyncio.Lock()
         self._started = self._stopped = False
-        self.failed = failed or asyncio.Event()
+        self.failed = asyncio.Event()
         self._hangs = 0
         self._reloader: Reloader[Replica] | None = self._reloading(first)
 
@@ -202,11 +197,6 @@ class Service:
             self._reloader.start()
             self.replaced()
 
-    async def reload(self) -> None:
-        """As `load` where there is a replica; what keeps it from being opened is logged."""
-        if self._reloader:
-            await self._reloader.reload(read_settings=True)
-
     async def unload(self) -> None:
         """Take no more requests, let those inside have their answers for as long as a stop would, and free
         the replica. Where there is none nothing is done."""
@@ -264,9 +254,22 @@ class Service:
 
         return await self._within_limits(images, work, timeout_s)
 
+    async def run(
+        self,
+        images: Sequence[object],
+        work: Callable[[Pipeline[Any], Steps], Awaitable[list[Result]]],
+        timeout_s: float | None = None,
+    ) -> list[Result]:
+        """Do other work of a request, with a result for each of its images; otherwise as `answer`."""
+
+        def on(replica: Replica, deadline: float | None) -> Awaitable[list[Result]]:
+            return replica.run(work, deadline)
+
+        return await self._within_limits(images, on, timeout_s)
+
     async def _within_limits(
         self,
-        images: Sequence[bytes | PdserveError],
+        images: Sequence[object],
         work: Callable[[Replica, float | None], Awaitable[list[Result]]],
         timeout_s: float | None,
     ) -> list[Result]:

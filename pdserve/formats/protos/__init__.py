@@ -1,6 +1,6 @@
 """Protobuf messages, built from the compiled descriptors beside this file.
 
-``make protos`` compiles the three ``.proto`` files into ``descriptors.binpb``, one FileDescriptorSet.
+``make protos`` compiles the ``.proto`` files into ``descriptors.binpb``, one FileDescriptorSet.
 The messages live in a separate pool, so that a process that has also loaded Paddle or
 Paddle Serving (which register the same names) does not clash; and no generated code ties pdserve to
 one release of protobuf.
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
+
+INFERENCE = "inference.GRPCInferenceService"
+"""The Open Inference Protocol's service."""
 
 DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
 

@@ -48,10 +48,25 @@ class Intake:
 
         Ends the call where the message does not come in time, where there is no room, or none comes.
         """
+        async with self.next_message(context) as message:
+            if message is None:
+                await end(context, "INVALID_ARGUMENT", "The call has no message.")
+            yield message
+
+    @contextlib.asynccontextmanager
+    async def next_message(self, context: _Context) -> AsyncIterator[bytes | None]:
+        """The same for the next message of a stream; None where its caller has sent the last.
+
+        Nothing tells a stream whose caller thinks from one that sends: both take longer than a moment, and
+        need a slot.
+        """
         waiting = _Waiting(self, client(context))
         room: Reservation | None = None
         try:
             message = await waiting.read(context)
+            if message is None:
+                yield None
+                return
             room = waiting.keep(len(message))
             if room is None:
                 await refuse(context, _FULL)
@@ -107,8 +122,8 @@ class _Waiting:
         self._limit = asyncio.timeout(None)
         self._timer = asyncio.get_running_loop().call_later(_MOMENT_S, self._takes_longer)
 
-    async def read(self, context: _Context) -> bytes:
-        """The message. Ends the call where it does not come in time, or where none comes."""
+    async def read(self, context: _Context) -> bytes | None:
+        """The message; None where none comes. Ends the call where it does not come in time."""
         message: Any = None
         try:
             async with self._limit:
@@ -122,9 +137,7 @@ class _Waiting:
                 f"The message did not come within {seconds}; send it again.",
             )
         self._timer.cancel()
-        if message is grpc.aio.EOF:
-            await end(context, "INVALID_ARGUMENT", "The call has no message.")
-        return bytes(message)
+        return None if message is grpc.aio.EOF else bytes(message)
 
     def _takes_longer(self) -> None:
         self._slot = self._intake.take_slot(self._address)

@@ -18,7 +18,7 @@ from pdserve.errors import RequestError
 from pdserve.services.parsing import SLICE, Bounds, TooMuchError
 from pdserve.services.tensors import MAX_RANK, Tensor
 
-_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
+VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _DEEPEST = 100  # groups in groups, as protobuf bounds them
 _LONGEST_TEXT = 4096  # that is read as a text, and not left as bytes
 _TOO_LONG = re.compile(rb"[\x80-\xff]{10}")  # varints have ten bytes at most, the last below 128
@@ -56,40 +56,40 @@ class WireRequest:
 
 def read_request(message: bytes, bounds: Bounds) -> WireRequest:
     """The Request in a message. Raises MalformedMessageError, TooMuchError."""
-    found, reader = WireRequest(), _Reader(bounds)
+    found, reader = WireRequest(), Reader(bounds)
     for number, wire, content in reader.fields(memoryview(message)):
-        if number == 6 and wire == _VARINT and isinstance(content, int):
-            found.logid = _signed(content, 64)
-        elif wire == _BYTES and isinstance(content, memoryview):
+        if number == 6 and wire == VARINT and isinstance(content, int):
+            found.logid = signed(content, 64)
+        elif wire == BYTES and isinstance(content, memoryview):
             if number == 1:
-                found.key.append(_text(content))
+                found.key.append(text_of(content))
             elif number == 2:
                 found.value.append(content)
             elif number == 3:
                 found.tensors.append(content)
             elif number == 4:
-                found.name = _text(content)
+                found.name = text_of(content)
             elif number in (5, 7):
-                _text(content)
+                text_of(content)
     return found
 
 
 def read_service(message: bytes) -> str:
     """The field ``service`` of a HealthCheckRequest. Raises MalformedMessageError, TooMuchError."""
     name = ""
-    for number, wire, content in _Reader(Bounds(16, 0)).fields(memoryview(message)):
-        if number == 1 and wire == _BYTES and isinstance(content, memoryview):
-            name = _text(content)
+    for number, wire, content in Reader(Bounds(16, 0)).fields(memoryview(message)):
+        if number == 1 and wire == BYTES and isinstance(content, memoryview):
+            name = text_of(content)
     return name
 
 
 def read_tensors(contents: list[memoryview], bounds: Bounds) -> list[Tensor]:
     """Tensor messages. Raises MalformedMessageError, TooMuchError for the fields of all of them together."""
-    reader = _Reader(bounds)
+    reader = Reader(bounds)
     return [_tensor(reader, content) for content in contents]
 
 
-def _tensor(reader: "_Reader", data: memoryview) -> Tensor:
+def _tensor(reader: "Reader", data: memoryview) -> Tensor:
     name, elem_type, byte_data = "", 0, memoryview(b"")
     texts: list[memoryview] = []
     shape: list[int] = []
@@ -97,16 +97,16 @@ def _tensor(reader: "_Reader", data: memoryview) -> Tensor:
     for number, wire, content in reader.fields(data):
         size = _NUMBERS[number][1] if number in _NUMBERS else 0
         if isinstance(content, int):
-            if wire == _VARINT and number == 20:
-                elem_type = _signed(content, 32)
-            elif number in counts and wire == {0: _VARINT, 4: _FIXED32, 8: _FIXED64}[size]:
+            if wire == VARINT and number == 20:
+                elem_type = signed(content, 32)
+            elif number in counts and wire == {0: VARINT, 4: _FIXED32, 8: _FIXED64}[size]:
                 counts[number] += 1
                 if number == _SHAPE and len(shape) < MAX_RANK:
-                    shape.append(_signed(content, 32))
+                    shape.append(signed(content, 32))
         elif number in counts:
             if size and len(content) % size:
                 raise MalformedMessageError("packed numbers end in the middle of one")
-            counts[number] += len(content) // size if size else _varints_in(content)
+            counts[number] += len(content) // size if size else count_varints(content)
             if number == _SHAPE:
                 shape += _first(content, MAX_RANK - len(shape))
         elif number == 9:
@@ -114,12 +114,12 @@ def _tensor(reader: "_Reader", data: memoryview) -> Tensor:
         elif number == 10:
             byte_data = content
         elif number == 23:
-            name = _text(content)
+            name = text_of(content)
     numbers = {title: counts[number] for number, (title, _) in _NUMBERS.items()}
     return Tensor(name, elem_type, shape, counts[_SHAPE], counts[_LOD], numbers, texts, byte_data)
 
 
-def _varints_in(packed: memoryview) -> int:
+def count_varints(packed: memoryview) -> int:
     """How many varints there are. Raises MalformedMessageError."""
     if packed and packed[-1] >= 128:
         raise MalformedMessageError("packed numbers end in the middle of one")
@@ -134,12 +134,12 @@ def _first(packed: memoryview, most: int) -> list[int]:
     found: list[int] = []
     at = 0
     while at < len(packed) and len(found) < most:
-        value, at = _varint(packed, at)
-        found.append(_signed(value, 32))
+        value, at = read_varint(packed, at)
+        found.append(signed(value, 32))
     return found
 
 
-def _text(content: memoryview) -> str:
+def text_of(content: memoryview) -> str:
     """A text; what is too long for a name stands as its digest, and is never shown."""
     if len(content) > _LONGEST_TEXT:
         return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -149,12 +149,12 @@ def _text(content: memoryview) -> str:
         raise MalformedMessageError("a text is not UTF-8") from error
 
 
-def _signed(value: int, bits: int) -> int:
+def signed(value: int, bits: int) -> int:
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def read_varint(data: memoryview, at: int) -> tuple[int, int]:
     """A number of up to 64 bits, and where it ends. Raises IndexError at the end of the data."""
     value = shift = 0
     while True:
@@ -168,7 +168,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             raise MalformedMessageError("a number has more than ten bytes")
 
 
-class _Reader:
+class Reader:
     """Finds fields, and counts them: all messages that it reads share its bounds."""
 
     def __init__(self, bounds: Bounds) -> None:
@@ -184,7 +184,7 @@ class _Reader:
         groups: list[int] = []
         try:
             while at < end:
-                tag, at = _varint(data, at)
+                tag, at = read_varint(data, at)
                 number, wire = tag >> 3, tag & 7
                 if not number or tag >= 1 << 32:
                     raise MalformedMessageError(f"{number} is no number of a field")
@@ -192,10 +192,10 @@ class _Reader:
                 if self._left < 0:
                     raise TooMuchError(self._bounds)
                 content: int | memoryview = 0
-                if wire == _VARINT:
-                    content, at = _varint(data, at)
-                elif wire == _BYTES:
-                    size, at = _varint(data, at)
+                if wire == VARINT:
+                    content, at = read_varint(data, at)
+                elif wire == BYTES:
+                    size, at = read_varint(data, at)
                     content = data[at : at + size]
                     at += size
                 elif wire in (_FIXED64, _FIXED32):

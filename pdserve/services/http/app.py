@@ -39,6 +39,9 @@ from pdserve.settings import ServerSettings
 
 log = logging.getLogger("pdserve.http")
 
+# Of a path; none of ours has more.
+_MOST_SEGMENTS = 12
+
 
 def build_app(
     service: Answering | Repository,
@@ -60,7 +63,6 @@ def build_app(
     first = next(each for _, each in services)
     context = Context(first, entrance or Entrance(settings), metrics, options, services)
     table = RouteTable(resources(context))
-    services.on_change(lambda: table.fill(resources(context)))
     keyed = keys is not None
     app: App = Dispatcher(table, functools.partial(check_write, keyed=keyed, origins=settings.cors_origins))
     if settings.cors_origins:
@@ -73,19 +75,21 @@ def build_app(
 
 
 class RouteTable:
-    """The resources of a service, or of several, by path."""
+    """The resources of a service, by path."""
 
     def __init__(self, found: Iterable[Resource]) -> None:
-        self.fill(found)
-
-    def fill(self, found: Iterable[Resource]) -> None:
-        """Have these, and no others."""
         self._by_path = {resource.path: resource for resource in found}
         self._pipeline = self._by_path.pop(PIPELINE_PATH, None)
+        # Those with any text in a segment, by how many segments they have.
+        self._templates: dict[int, list[tuple[list[str], Resource]]] = {}
+        for path, resource in self._by_path.items():
+            if "{" in path:
+                parts = path.split("/")
+                self._templates.setdefault(len(parts), []).append((parts, resource))
 
     def nothing(self, path: str) -> str:
         """What is said of a path that is none of them."""
-        asked = [each.path for each in self._by_path.values() if each.protocol.predicts][:20]
+        asked = [each.path for each in self._by_path.values() if each.protocol.predicts]
         return (
             f"There is nothing at {path[:100]}; images go by POST to {' or '.join(asked)}, and /docs shows "
             "the other routes."
@@ -95,10 +99,22 @@ class RouteTable:
         """The resource at a path; None where there is none."""
         resource = self._by_path.get(path)
         if resource is None:
+            if path.startswith("/v2/"):
+                return self._matching(path)
             parts = path.split("/", 4)
             if len(parts) == 3 and parts[1] and parts[2] and parts[1] not in ("v1", "v2"):
                 return self._pipeline
         return resource
+
+    def _matching(self, path: str) -> Resource | None:
+        parts = path.split("/", _MOST_SEGMENTS)
+        for template, resource in self._templates.get(len(parts), ()):
+            if all(
+                part and (part == own or own.startswith("{"))
+                for part, own in zip(parts[1:], template[1:], strict=True)
+            ):
+                return resource
+        return None
 
 
 class Dispatcher:

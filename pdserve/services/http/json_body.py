@@ -2,7 +2,7 @@
 
 No JSON parser lets go of Python's lock, and one that makes a text of 200 MB holds it for a second. So long
 texts are cut out first, by their quotation marks; the rest is small, or refused, and is counted before it is
-parsed.
+parsed. Long lists of numbers are cut out, too, where a body may have some: they are read in slices.
 """
 
 import codecs
@@ -14,6 +14,7 @@ import orjson
 
 from pdserve.services import base64_text
 from pdserve.services.base64_text import Decoded, Text
+from pdserve.services.http.json_numbers import numbers_between
 from pdserve.services.parsing import SLICE, Bounds, Buffer, TooMuchError, View, find
 
 LONG = 4096
@@ -24,10 +25,22 @@ _BEGINNING = 8 * 1024  # bytes that show whether JSON is nested more deeply than
 class JsonBody:
     """The ``content`` of a body; what stands in it for a long text is to be handed to `taken`."""
 
-    def __init__(self, content: Any, body: bytes | bytearray, places: dict[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        content: Any,
+        body: bytes | bytearray,
+        places: dict[str, tuple[int, int]],
+        lists: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
         self.content = content
         self._body = body
         self._places = places
+        self._lists = lists or {}
+
+    def numbers(self, value: object) -> memoryview | None:
+        """A long list of numbers, or of lists of them, as it stands in the body; None for another value."""
+        place = self._lists.get(value) if isinstance(value, str) else None
+        return None if place is None else memoryview(self._body)[slice(*place)]
 
     def is_long(self, value: object) -> bool:
         """Whether a value of the content stands for a long text: longer than any name or label."""
@@ -46,13 +59,17 @@ class JsonBody:
         return _unescaped(raw, lenient) if image is None else Decoded(image)
 
 
-def read_json(body: bytes | bytearray, bounds: Bounds, lenient: bool = False) -> JsonBody:
+def read_json(
+    body: bytes | bytearray, bounds: Bounds, lenient: bool = False, *, numbers: bool = False
+) -> JsonBody:
     """Parse a body. Raises ValueError for what is no JSON, TooMuchError.
 
-    ``lenient``: as the published gateway does: text after the value is ignored, what is no UTF-8 replaced,
-    and an empty body is None.
+    ``numbers``: long lists of numbers are left where they are, see `JsonBody.numbers`. ``lenient``: as the
+    published gateway does: text after the value is ignored, what is no UTF-8 replaced, and an empty body is
+    None.
     """
-    plain, places = _cut(body, bounds)
+    lists: dict[str, tuple[int, int]] = {}
+    plain, places = _cut(body, bounds, lists if numbers else None)
     if len(plain) > bounds.plain_bytes:
         raise TooMuchError(bounds, "bytes")
     if sum(plain.count(mark) for mark in (b",", b"[", b"{")) > bounds.values:
@@ -72,11 +89,16 @@ def read_json(body: bytes | bytearray, bounds: Bounds, lenient: bool = False) ->
             content = _DECODER.raw_decode(text)[0] if text else None
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
-    return JsonBody(content, body, places)
+    return JsonBody(content, body, places, lists)
 
 
-def _cut(body: bytes | bytearray, bounds: Bounds) -> tuple[bytes | bytearray, dict[str, tuple[int, int]]]:
-    """The body with something short in place of each long text, and where those are. Raises TooMuchError."""
+def _cut(
+    body: bytes | bytearray, bounds: Bounds, lists: dict[str, tuple[int, int]] | None = None
+) -> tuple[bytes | bytearray, dict[str, tuple[int, int]]]:
+    """The body with something short in place of each long text, and where those are. Raises TooMuchError.
+
+    ``lists`` gets the places of long lists of numbers, which are cut out likewise; None: they are not.
+    """
     if len(body) <= LONG:
         return body, {}
     secret = os.urandom(8).hex()  # so that no text of the caller can be taken for another
@@ -84,8 +106,23 @@ def _cut(body: bytes | bytearray, bounds: Bounds) -> tuple[bytes | bytearray, di
     pieces: list[View] = []
     places: dict[str, tuple[int, int]] = {}
     done = plain = marks = 0
+
+    def cut_numbers(begin: int, end: int) -> None:
+        """Cut a list out of what stands between two texts."""
+        nonlocal done, plain
+        found = None if lists is None or end - begin <= LONG else numbers_between(body, begin, end)
+        if lists is None or found is None:
+            return
+        name = f"a list of {found[1] - found[0]} bytes ({secret}.{len(lists)})"
+        lists[name] = found
+        pieces.extend((view[done : found[0]], b'"%s"' % name.encode()))
+        plain += found[0] - done
+        done = found[1]
+
     start = find(body, b'"', 0)
+    between = 0
     while start >= 0:
+        cut_numbers(between, start)
         end = find(body, b'"', start + 1)
         while end >= 0 and body[end - 1] == 92 and _backslashes(body, start, end) % 2:
             marks += 1
@@ -105,7 +142,10 @@ def _cut(body: bytes | bytearray, bounds: Bounds) -> tuple[bytes | bytearray, di
             done = end
             if plain > bounds.plain_bytes:
                 raise TooMuchError(bounds, "bytes")
-        start = find(body, b'"', end + 1)
+        between = end + 1
+        start = find(body, b'"', between)
+    else:
+        cut_numbers(between, len(body))
     if plain + len(body) - done > bounds.plain_bytes:
         raise TooMuchError(bounds, "bytes")
     return b"".join((*pieces, view[done:])), places

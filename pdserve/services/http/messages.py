@@ -70,13 +70,13 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def json_object(body: bytes, bounds: Bounds, wanted: str) -> JsonBody:
+def json_object(body: bytes, bounds: Bounds, wanted: str, *, numbers: bool = False) -> JsonBody:
     """A body whose content is a JSON object; ``wanted`` shows its form in errors.
 
-    Raises RequestError, BodyTooLargeError.
+    ``numbers``: see `read_json`. Raises RequestError, BodyTooLargeError.
     """
     try:
-        read = read_json(body, bounds)
+        read = read_json(body, bounds, numbers=numbers)
     except ValueError as error:
         raise RequestError(f"The body is no JSON; send {wanted}.") from error
     if not isinstance(read.content, dict):
@@ -236,7 +236,7 @@ def error_response(
 
 _FAILURES = {
     400: "The request is malformed, or no image can be read.",
-    403: "The server was started without --gallery-writes.",
+    403: "The server was started without --gallery-writes, or the caller may change nothing there.",
     404: "There is no such entry, or model.",
     408: "The body did not come in time.",
     413: "Too many bytes, images or pixels.",

@@ -151,7 +151,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """The method's handler in telemetry; one that refuses where there is no such method.
 
-        A handler that answers with a stream (health's Watch) passes as it is.
+        A stream of predictions counts as one request; health's Watch passes as it is.
         """
         handler = await continuation(details)
         if handler is None:
@@ -164,6 +164,10 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
         if handler.stream_unary:
             around = self._around(handler.stream_unary, details)
             return grpc.stream_unary_rpc_method_handler(around, *how)
+        protocol = grpc_protocol(details.method)
+        if handler.stream_stream and protocol and protocol.predicts:
+            around = self._around(handler.stream_stream, details)
+            return grpc.stream_stream_rpc_method_handler(around, *how)
         return handler
 
     def _around(self, answer: Any, details: grpc.HandlerCallDetails) -> Any:

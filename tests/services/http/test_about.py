@@ -84,11 +84,17 @@ def client_of_the_service(**settings: Any) -> Iterator[httpx.Client]:
 def test_the_servers_metadata() -> None:
     with client_of_the_service() as client:
         content = client.get("/v2").json()
-    # "classification" would be Triton's extension of that name, which this is not.
+    # "classification" is Triton's extension of that name.
     assert content == {
         "name": "pdserve",
         "version": __version__,
-        "extensions": [],
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "model_repository",
+            "statistics",
+        ],
         "service": "classification",
     }
 
