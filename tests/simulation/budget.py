@@ -92,7 +92,7 @@ class BudgetWorld(World):
     def first_of_those_who_wait(self, number: int) -> None:
         """Nobody of those who hold nothing, and are not small, has waited longer."""
         own = self.waiting[number]
-        ungranted = {each.more for each in self.budget._waiters}
+        ungranted = {each.more for each in self.budget._waiters if not each.future.done()}
         for other, amount in self.waiting.items():
             if other == number or own <= self.small:
                 return

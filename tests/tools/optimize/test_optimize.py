@@ -24,6 +24,8 @@ needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason='needs nncf: pip install "pdserve[optimize]"'
 )
 
+NO_PORTS = ("--http-port", "0", "--rpc-port", "0")  # what runs on the usual ones is none of theirs
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
@@ -141,7 +143,7 @@ def test_a_model_that_has_changed_since_is_not_run_in_its_old_form(home: Path, p
     content = bytearray(parameters.read_bytes())
     content[-1] ^= 1
     parameters.write_bytes(bytes(content))
-    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    done = pdserve(home, "serve", "classification", *NO_PORTS, "--model", "tiny", "--precision", "int8")
     assert done.returncode == 1
     assert "has changed since" in done.stderr
     assert "pdserve optimize" in done.stderr
@@ -164,7 +166,7 @@ def test_what_does_not_agree_is_not_published(home: Path, tmp_path: Path) -> Non
     assert "is not published" in done.stderr
     stored = home / "models" / "tiny_serving" / ".pdserve"
     assert not list(stored.rglob("model.*"))
-    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    done = pdserve(home, "serve", "classification", *NO_PORTS, "--model", "tiny", "--precision", "int8")
     assert done.returncode == 1
 
 
@@ -194,7 +196,7 @@ def test_what_cannot_be_done_is_said(
 
 
 def test_int8_that_was_never_made_is_an_error_with_the_command(home: Path) -> None:
-    done = pdserve(home, "serve", "classification", "--model", "tiny", "--precision", "int8")
+    done = pdserve(home, "serve", "classification", *NO_PORTS, "--model", "tiny", "--precision", "int8")
     assert done.returncode == 1
     assert "pdserve optimize" in done.stderr
 
