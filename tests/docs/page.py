@@ -1,4 +1,6 @@
-"""Runs the blocks of a page in turn, as a reader would: ``python -m tests.docs.page PAGE FOLDER``.
+"""Runs the blocks of a page in turn, as a reader would: ``python -m tests.docs.page PAGE FOLDER [MADE]``.
+
+MADE is a folder that `tests.docs.world` has made before; without it one is made.
 
 ``serve`` holds its terminal, so a block that ends with it goes on running while the next ones are run, until
 the page ends or serves the same ports again. What is wrong is printed; the exit code counts it.
@@ -6,6 +8,7 @@ the page ends or serves the same ports again. What is wrong is printed; the exit
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +28,12 @@ PATIENCE = 150.0
 class Page:
     """The terminals of one reader."""
 
-    def __init__(self, folder: Path) -> None:
-        self.work, _ = world.make(folder)
+    def __init__(self, folder: Path, made: Path | None = None) -> None:
+        if made is None:
+            world.make(folder)
+        else:
+            shutil.copytree(made, folder, symlinks=True, dirs_exist_ok=True)
+        self.work = folder / "checkout"
         self._folder = folder
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self._environ = environment(folder / "home", **world.environment(folder), COLUMNS="120")
@@ -115,11 +122,11 @@ def _raise_loopback() -> None:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", up))
 
 
-def main(name: str, folder: str, isolated: bool) -> int:
-    if isolated:
+def main(name: str, folder: str, *rest: str) -> int:
+    if "--isolated" in rest:
         _raise_loopback()
     wrong = 0
-    page = Page(Path(folder))
+    page = Page(Path(folder), *(Path(each) for each in rest if each != "--isolated"))
     try:
         for block in read(ROOT / name):
             if block.lacking is None and block.language in ("sh", "console", "python"):
@@ -133,4 +140,4 @@ def main(name: str, folder: str, isolated: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], "--isolated" in sys.argv))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,5 +1,7 @@
 """The command blocks of README and docs: each runs as it stands and prints what the page shows, in form."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.docs import world
 from tests.docs.blocks import COMMANDS, OTHER, PAGES, ROOT, Block, read
 from tests.docs.form import differences, same
 
@@ -49,13 +52,29 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]
         yield ()
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands find, made once for all pages and by one of the workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, is_whole = base / "made-for-pages", base / "made-for-pages.whole"
+    with FileLock(base / "made-for-pages.lock"):
+        if not is_whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            world.make(folder)
+            is_whole.touch()
+    return folder
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=() if page in QUICK else pytest.mark.full) for page in RUN]
 )
-def test_the_blocks_of_a_page_run_as_they_stand(page: str, ports: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_blocks_of_a_page_run_as_they_stand(
+    page: str, ports: tuple[str, ...], made: Path, tmp_path: Path
+) -> None:
     flag = ["--isolated"] if ports else []
     done = subprocess.run(
-        [*ports, sys.executable, "-m", "tests.docs.page", page, str(tmp_path), *flag],
+        [*ports, sys.executable, "-m", "tests.docs.page", page, str(tmp_path), str(made), *flag],
         cwd=ROOT,
         capture_output=True,
         text=True,
