@@ -33,6 +33,14 @@ def home_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(os.environ["PDSERVE_HOME"])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unflushed() -> Iterator[None]:
+    """No test loses power: what this process writes need not reach the disk, some ms for each file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses what is no open file, too
+        yield
+
+
 @pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder in the layout of the public model host, or a skip that says how to bring one."""

