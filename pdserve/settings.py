@@ -200,6 +200,9 @@ class ServerSettings(SettingsGroup):
     allowed_hosts: tuple[str, ...] = _security(
         (), "Host name that callers may use; * for any; repeatable.", "NAME", flags=("--allowed-host",)
     )
+    grpc_reflection: bool = _security(
+        False, "Describe the gRPC methods to callers with a key; without keys, to all."
+    )
     log_file: Path | None = _log(None, "Log to this file too, rotating.", "FILE")
     log_format: Literal["text", "json"] = _log("text", "text or json.", "NAME")
 

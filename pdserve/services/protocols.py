@@ -234,6 +234,17 @@ _ENTRIES = (
         grpc_service="grpc.health.v1.Health",
         grpc_methods=("Check", "Watch"),
     ),
+    *(
+        Protocol(
+            f"reflection-{version}",
+            "grpc",
+            f"{_GRPC}.reflection:methods",
+            "gRPC's server reflection: the methods and their messages",
+            grpc_service=f"grpc.reflection.{version}.ServerReflection",
+            grpc_methods=("ServerReflectionInfo",),
+        )
+        for version in ("v1", "v1alpha")
+    ),
 )
 
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ENTRIES}

@@ -20,12 +20,19 @@ DESCRIPTORS = Path(__file__).with_name("descriptors.binpb")
 
 
 @cache
-def _pool() -> "DescriptorPool":
-    from google.protobuf import descriptor_pb2, descriptor_pool
+def descriptors() -> tuple[Any, ...]:
+    """The FileDescriptorProto of each ``.proto`` file."""
+    from google.protobuf import descriptor_pb2
 
-    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    return tuple(descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file)
+
+
+@cache
+def _pool() -> "DescriptorPool":
+    from google.protobuf import descriptor_pool
+
     pool = descriptor_pool.DescriptorPool()
-    for file in files.file:
+    for file in descriptors():
         pool.Add(file)
     return pool
 

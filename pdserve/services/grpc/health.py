@@ -8,10 +8,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from pdserve.formats.protos import pipeline
 from pdserve.services.grpc.intake import Intake, end
 from pdserve.services.grpc.wire import MalformedMessageError, read_service
 from pdserve.services.parsing import TooMuchError
+from pdserve.services.protocols import PROTOCOLS
 from pdserve.services.repository import Repository
 
 _POLL_S = 0.5
@@ -21,12 +21,17 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def methods(services: Repository, intake: Intake) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
-    """The handlers of the protocol's methods, by name; the status follows the services' readiness."""
+    """The handlers of the protocol's methods, by name; the status follows the services' readiness.
+
+    The empty name and those of gRPC services mean the server as a whole, others one of its services.
+    """
+    overall = {"", *(protocol.grpc_service for protocol in PROTOCOLS.values())}
 
     def status(name: str) -> Any:
-        if name not in ("", pipeline.SERVICE):
+        asked = services if name in overall else services.find(name)
+        if asked is None:
             return HealthCheckResponse.SERVICE_UNKNOWN
-        return HealthCheckResponse.SERVING if services.ready else HealthCheckResponse.NOT_SERVING
+        return HealthCheckResponse.SERVING if asked.ready else HealthCheckResponse.NOT_SERVING
 
     async def asked(context: _Context) -> str:
         """The name of the service that is asked about."""

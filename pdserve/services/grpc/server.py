@@ -68,6 +68,8 @@ def build_server(
     for protocol in PROTOCOLS.values():
         if protocol.transport == "grpc":
             handlers = protocol.function()(services, intake)
+            if not handlers:
+                continue
             generic = grpc.method_handlers_generic_handler(protocol.grpc_service, handlers)
             server.add_generic_rpc_handlers((generic,))
     opened = bind(settings.host, port)

@@ -11,11 +11,12 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from pdserve.formats.protos import pipeline
+from pdserve.formats.protos import INFERENCE, pipeline
 from pdserve.services.auth import KeyInterceptor, Keys
 from pdserve.services.budget import Entrance
 from pdserve.services.grpc import health
 from pdserve.services.grpc.server import grpc_listener
+from pdserve.services.repository import Repository
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.services.telemetry.middleware import TelemetryInterceptor
 from pdserve.settings import ServerSettings
@@ -69,6 +70,35 @@ def test_the_status_follows_readiness_and_needs_no_key(name: str) -> None:
         assert requests(server.metrics) == {("Check", "OK"): 3}
 
     run(test)
+
+
+def test_each_service_has_its_own_status_and_the_server_that_of_all() -> None:
+    async def test() -> None:
+        metrics = Metrics()
+        cups, cars = FakeService(metrics), FakeService(metrics)
+        services = Repository({"cups": cups, "cars": cars})
+        async with (
+            grpc_listener(services, Entrance(SETTINGS), 0, ()) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            server = Opened(channel, cups, metrics)
+            cars.ready = False
+            for name, status in (
+                ("cups", SERVING),
+                ("cars", NOT_SERVING),
+                ("", NOT_SERVING),
+                (INFERENCE, NOT_SERVING),
+                ("grpc.health.v1.Health", NOT_SERVING),
+            ):
+                assert await server.check(name) == status
+            cars.ready = True
+            seen = []
+            async for answer in server.stub.Watch(HealthCheckRequest(service="cars"), timeout=20):
+                seen.append(answer.status)
+                cars.ready = False
+            assert seen == [SERVING, NOT_SERVING]
+
+    asyncio.run(test())
 
 
 def test_a_service_that_is_not_here() -> None:
