@@ -6,7 +6,7 @@ since a misspelt one would do nothing.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,9 @@ class ReadConfig:
     content: Mapping[str, Any]
 
 
-# Settings of the block ``pdserve:`` that name files.
-_FILES = {"labels", "api_key_file", "tls_cert", "tls_key"}
+FILES = frozenset({"labels", "api_key_file", "tls_cert", "tls_key"})
+"""Settings of the block ``pdserve:`` that name files."""
+
 PROMETHEUS_PORT = 19393  # Paddle Serving's, where the file names none
 
 _DEVICE_TYPES = {3: "ARM CPU", 4: "Kunlun XPU", 5: "Ascend 310", 6: "Ascend 910"}
@@ -133,6 +134,51 @@ def read_config(
     model; None for a service of one model, whose operator gives the service its name: its ``kind``, and
     the ``role`` of its model.
     """
+    conf, content = _read(path)
+    settings = _server_settings(conf)
+    if conf.pdserve.get("services") is not None:
+        raise SettingsError(
+            f"{path}: pdserve.services has services of their own kinds; type `pdserve serve --config {path}`."
+        )
+    if roles is None:
+        if len(conf.op) > 1:
+            raise SettingsError(f"{path}: op has {', '.join(conf.op)}; a {kind} service has one model.")
+        roles = dict.fromkeys(conf.op, role)
+        settings |= dict(zip(("name",), conf.op, strict=False))
+    models: dict[str, Mapping[str, Any]] = {}
+    notes = _server_notes(conf)
+    for name, op in conf.op.items():
+        if name not in roles:
+            raise SettingsError(
+                f"{path}: op.{name} is no operator of this service; it has {', '.join(roles)}."
+            )
+        models[roles[name]] = found = _op(f"{path}: op.{name}", op)
+        notes += _op_notes(f"op.{name}", op)
+        if named := _named_by_path(found.get("model", ""), path.parent):
+            notes.append(f"op.{name}: {found['model']} is not there, so {named} of pdserve's home is taken")
+            models[roles[name]] = {**found, "model": named}
+    block = _block(path, conf, known)
+    return ReadConfig(settings | block, models, _noted(path, notes), block, content)
+
+
+def read_server(path: Path, known: Collection[str]) -> ReadConfig:
+    """Read what a ``config.yml`` says of the server; its services are in the block, under ``services``.
+
+    ``known``: the server's settings. Raises SettingsError, also for operators, which are one service's.
+    """
+    conf, content = _read(path)
+    if conf.op:
+        raise SettingsError(
+            f"{path}: op.{next(iter(conf.op))} is a model of one service; with several, each names its "
+            "models in `pdserve: services:`."
+        )
+    block = _block(path, conf, {*known, "services"})
+    settings = _server_settings(conf) | {name: each for name, each in block.items() if name != "services"}
+    return ReadConfig(settings, {}, _noted(path, _server_notes(conf)), block, content)
+
+
+def _read(path: Path) -> tuple[ConfigFile, dict[str, Any]]:
+    """A file, checked, and as it is written. Raises SettingsError."""
     try:
         content = yaml_file.read(path)
     except OSError as error:
@@ -156,36 +202,30 @@ def read_config(
                 f"{path}: {key} has the name {first['input']!r}, which is no text; put it in quotation marks."
             ) from error
         raise SettingsError(f"{path}: {key} is {first['input']!r}: {first['msg']}.") from error
+    return conf, content
+
+
+def _server_settings(conf: ConfigFile) -> dict[str, Any]:
     settings: dict[str, Any] = {"http_port": conf.http_port, "rpc_port": conf.rpc_port}
     if conf.dag.enable_prometheus:
         settings["prometheus_port"] = conf.dag.prometheus_port or PROMETHEUS_PORT
-    if roles is None:
-        if len(conf.op) > 1:
-            raise SettingsError(f"{path}: op has {', '.join(conf.op)}; a {kind} service has one model.")
-        roles = dict.fromkeys(conf.op, role)
-        settings |= dict(zip(("name",), conf.op, strict=False))
-    models: dict[str, Mapping[str, Any]] = {}
-    notes = _server_notes(conf)
-    for name, op in conf.op.items():
-        if name not in roles:
-            raise SettingsError(
-                f"{path}: op.{name} is no operator of this service; it has {', '.join(roles)}."
-            )
-        models[roles[name]] = found = _op(f"{path}: op.{name}", op)
-        notes += _op_notes(f"op.{name}", op)
-        if named := _named_by_path(found.get("model", ""), path.parent):
-            notes.append(f"op.{name}: {found['model']} is not there, so {named} of pdserve's home is taken")
-            models[roles[name]] = {**found, "model": named}
+    return settings
+
+
+def _block(path: Path, conf: ConfigFile, known: Collection[str]) -> dict[str, Any]:
+    """The block ``pdserve:``. Raises SettingsError for what is not known."""
     block = {key: value for key, value in conf.pdserve.items() if value is not None}
     unknown = block.keys() - set(known)
     if unknown:
         raise SettingsError(f"{path}: pdserve.{min(unknown)} is no setting that pdserve knows.")
-    for key in _FILES & block.keys():  # relative to the configuration, wherever the server is started
+    for key in FILES & block.keys():  # relative to the configuration, wherever the server is started
         if isinstance(block[key], str):
             block[key] = path.parent / block[key]
-    return ReadConfig(
-        settings | block, models, tuple(f"{path.name}: {note}" for note in notes), block, content
-    )
+    return block
+
+
+def _noted(path: Path, notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{path.name}: {note}" for note in notes)
 
 
 def _named_by_path(model: str, folder: Path) -> str | None:

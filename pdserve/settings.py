@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -180,9 +180,7 @@ class ServerSettings(SettingsGroup):
         None, "Memory for all bodies and images; default: a quarter of what there is.", "BYTES", ge=1 << 20
     )
     max_connections: int = _limit(1024, "Most HTTP connections.", "N", ge=1)
-    max_connections_per_address: int = _limit(
-        512, "Most of them from one address; a reverse proxy is one.", "N", ge=1
-    )
+    max_connections_per_address: int = _limit(512, "Most of them from one address, a proxy's too.", "N", ge=1)
     header_timeout_s: float = _limit(10, "Time for a request's headers to arrive.", "SECONDS", gt=0)
     body_timeout_s: float = _limit(30, "Time that a body may stand still.", "SECONDS", gt=0)
     api_key: SecretStr | None = _security(None, "A key that callers must send.", flags=())
@@ -200,9 +198,7 @@ class ServerSettings(SettingsGroup):
     allowed_hosts: tuple[str, ...] = _security(
         (), "Host name that callers may use; * for any; repeatable.", "NAME", flags=("--allowed-host",)
     )
-    grpc_reflection: bool = _security(
-        False, "Describe the gRPC methods to callers with a key; without keys, to all."
-    )
+    grpc_reflection: bool = _security(False, "Describe gRPC's methods to callers with a key, too.")
     log_file: Path | None = _log(None, "Log to this file too, rotating.", "FILE")
     log_format: Literal["text", "json"] = _log("text", "text or json.", "NAME")
 
@@ -286,18 +282,21 @@ def _described(name: str, info: FieldInfo, default: Any) -> Setting:
 
 
 _Group = TypeVar("_Group", bound=SettingsGroup)
+_Values: TypeAlias = Mapping[str, Any]
+_Texts: TypeAlias = Mapping[str, str]
 
 
 def resolve(
-    service: "ServiceEntry", flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
+    service: "ServiceEntry", flags: _Values, environ: _Texts, config: Path | None = None, read: Any = None
 ) -> ServiceSettings:
     """Resolve a service's settings: flags over environment over configuration file over defaults.
 
     ``flags``: setting -> value or its text, None where the flag was not given. Engine, device and batches
     hold for all models of a service, except that the configuration file may give each model its own.
-    Raises SettingsError with the setting's name, where it came from and what was wrong with it.
+    ``read``: the file's ReadConfig, where it was read. Raises SettingsError with the setting's name, where it
+    came from and what was wrong with it.
     """
-    merged = _Merged(service, flags, environ, config)
+    merged = _Merged(service, flags, environ, config, read)
     models = {role: merged.group(ModelSettings, role) for role in service.roles}
     return ServiceSettings(
         service.kind,
@@ -314,18 +313,15 @@ class _Merged:
     """All that was given for one service, from everywhere."""
 
     def __init__(
-        self,
-        service: "ServiceEntry",
-        flags: Mapping[str, Any],
-        environ: Mapping[str, str],
-        config: Path | None,
+        self, service: "ServiceEntry", flags: _Values, environ: _Texts, config: Path | None, read: Any
     ) -> None:
         from pdserve.config_yml import read_config
 
         settings = {setting.name: setting for setting in describe(service)}
         operators = {operator: role for role, operator in service.operators.items()}
         only = next(iter(service.roles))
-        read = read_config(config, settings, operators or None, service.kind, only) if config else None
+        if read is None and config:
+            read = read_config(config, settings, operators or None, service.kind, only)
         self.config_dir = config.parent if config else Path()
         self.notes = read.notes if read else ()
         self._config = config

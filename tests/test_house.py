@@ -23,11 +23,11 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 def test_few_modules_stand_loose() -> None:
     assert len(loose(PACKAGE)) <= 15
-    assert len(loose(PACKAGE / "services")) <= 18
+    assert len(loose(PACKAGE / "services")) <= 19
 
 
 def test_there_are_no_more_modules_than_nouns() -> None:
-    assert len(MODULES) <= 256
+    assert len(MODULES) <= 261
 
 
 def test_the_tests_mirror_the_package() -> None:

@@ -83,10 +83,11 @@ def _registered(home: Home | None) -> list[FoundServer]:
     """The servers of the register; those with an address of another machine left out: no key goes there."""
     found = []
     for each in servers.of_this_user(home or Home.from_environ(os.environ)):
-        server = FoundServer(each.kind, each.http, each.rpc)
-        with suppress(UsageError):
-            if each.kind in SERVICES and all(is_this_machine(at.host) for at in _addresses(server)):
-                found.append(server)
+        for kind in dict.fromkeys(kind for _, kind in each.services) or (each.kind,):
+            server = FoundServer(kind, each.http, each.rpc)
+            with suppress(UsageError):
+                if kind in SERVICES and all(is_this_machine(at.host) for at in _addresses(server)):
+                    found.append(server)
     return found
 
 

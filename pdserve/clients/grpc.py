@@ -78,10 +78,10 @@ class _Rpc:
         # Bytes in and out: the messages are few and small, and need no library.
         self._call = self._channel.unary_unary(pipeline.METHOD)
 
-    def _request(self, images: Sequence[bytes], top_k: int | None) -> dict[str, Any]:
+    def _request(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> dict[str, Any]:
         keys = [f"image_{i}" for i in range(len(images))]
         request = wire.write_request(self.name, "prediction", keys, list(map(base64.b64encode, images)))
-        metadata = self._access.headers | {pipeline.RESULTS_METADATA: "1"}
+        metadata = self._access.headers | {pipeline.RESULTS_METADATA: "1", pipeline.KIND_METADATA: entry.kind}
         if top_k:
             metadata[pipeline.TOP_K_METADATA] = str(top_k)
         return {"request": request, "timeout": self.timeout, "metadata": tuple(metadata.items())}
@@ -139,7 +139,7 @@ class RpcClient(_Rpc, Client):
 
     def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = self._call(**self._request(images, top_k))
+            response = self._call(**self._request(images, top_k, entry))
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), entry)
@@ -155,7 +155,7 @@ class AsyncRpcClient(_Rpc, AsyncClient):
 
     async def _ask(self, images: Sequence[bytes], top_k: int | None, entry: ServiceEntry) -> list[Any]:
         try:
-            response = await self._call(**self._request(images, top_k))
+            response = await self._call(**self._request(images, top_k, entry))
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return self._read(response, len(images), entry)

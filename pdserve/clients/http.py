@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -202,11 +203,27 @@ class HttpClient(_Http, Client):
         """The kind of the service that a pdserve server offers; None where the server does not say."""
         try:
             _, content = self._send("GET", self.timeout, url="/v2")
+            several = {each.get("kind") for each in content.get("services", ())}
             # Older servers have it among the extensions, where "classification" is the protocol's, too.
-            offered = (content["service"],) if "service" in content else content.get("extensions", ())
+            says = "service" in content or several
+            offered = (content.get("service"), *(several if says else content.get("extensions", ())))
             return next((kind for kind in SERVICES if kind in offered), None)
         except (httpx.HTTPError, ClientError, AttributeError, TypeError):
             return None
+
+    def change_service(self, name: str, change: str) -> dict[str, Any]:
+        """``load`` or ``unload`` a service of a server that has several; what has become of it.
+
+        Raises UnreachableError, and ClientError with what the server says.
+        """
+        path = f"/v1/services/{quote(name, safe='')}/{change}"
+        try:
+            response, content = self._send("POST", self.timeout, url=path, headers={"X-Pdserve-Write": "1"})
+        except httpx.HTTPError as error:
+            raise self._failed(error) from error
+        if not response.is_success:
+            self._read(response, content, 0, service_entry(self.service))
+        return content
 
     def close(self) -> None:
         self._client.close()

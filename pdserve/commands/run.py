@@ -19,7 +19,7 @@ from pdserve.commands.predict import (
 from pdserve.commands.remote import answer_all
 from pdserve.errors import UsageError
 from pdserve.formats.serving_model import ServingModel
-from pdserve.pipelines import SERVICES, TASKS
+from pdserve.pipelines import SERVICES, TASKS, ServiceEntry
 
 _PANELS = ("Model", "Device", "Preprocessing", "Results")
 
@@ -46,22 +46,34 @@ def run(
     """
     sources = find_sources(images)
     settings = {key: value for key, value in given.items() if value is not None}
-    named: dict[str, str] = {}
-    if name in SERVICES:
-        entry = SERVICES[name]
-    elif together := [entry for entry in SERVICES.values() if name in entry.sets]:
-        entry, named = together[0], {"model": name}
-    else:
-        from pdserve.models.find import open_model
-
+    if not is_service(name):
         bring_models([name], o.home(), offline=settings.get("offline", False))
-        entry = SERVICES[TASKS[task_of(open_model(name, o.home()))]]
-        named = {next(iter(entry.roles)): name}
+    entry, named = meant(name)
     flags = o.flags(named | settings | {"top_k": top_k}, entry.kind)
     asked = open_local(entry.kind, flags, os.environ, o.home())
     failed = answer_all(sources, asked, entry, draw, jobs, as_json)
     console.say(f"Next: {o.serve_command(entry.kind, named | settings)}")
     raise typer.Exit(1 if failed else 0)
+
+
+def meant(name: str) -> tuple[ServiceEntry, dict[str, str]]:
+    """The service that a kind, a set of models or a model here means, and its models by option.
+
+    Raises what `open_model` raises, and UsageError where nothing says what the model does.
+    """
+    if name in SERVICES:
+        return SERVICES[name], {}
+    if together := [entry for entry in SERVICES.values() if name in entry.sets]:
+        return together[0], {"model": name}
+    from pdserve.models.find import open_model
+
+    entry = SERVICES[TASKS[task_of(open_model(name, o.home()))]]
+    return entry, {next(iter(entry.roles)): name}
+
+
+def is_service(name: str) -> bool:
+    """Whether a name is that of a kind of service, or of a set of models."""
+    return name in SERVICES or any(name in entry.sets for entry in SERVICES.values())
 
 
 def task_of(model: ServingModel) -> str:

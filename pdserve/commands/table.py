@@ -63,6 +63,16 @@ COMMANDS: Mapping[str, Command] = {
     "doctor": Command("pdserve.commands.doctor:doctor", "Check packages, engines, devices and ports."),
     "list": Command("pdserve.commands.list:list_", "List the models and indexes that are here."),
     "show": Command("pdserve.commands.show:show", "Show a model or an index, and where it came from."),
+    "load": Command(
+        "pdserve.commands.load:load",
+        "Load a service of a running server.",
+        "the server goes on with it; `pdserve load NAME` waits for it again.",
+    ),
+    "unload": Command(
+        "pdserve.commands.load:unload",
+        "Unload a service of a running server.",
+        "the server goes on with it; `pdserve unload NAME` waits for it again.",
+    ),
     "rm": Command(
         "pdserve.commands.rm:rm",
         "Remove models and indexes.",

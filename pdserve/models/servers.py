@@ -5,7 +5,8 @@
     run/
       4711.json    {"pid": 4711, "kind": "classification", "http": "http://127.0.0.1:18080",
                     "rpc": "127.0.0.1:9993", "tls": false, "models": [folder, …], "index": folder or null,
-                    "machine": the host's name, "started": "2026-01-31T12:00:00+00:00"}
+                    "machine": the host's name, "started": "2026-01-31T12:00:00+00:00",
+                    "services": [[name, kind], …] where there are several, else []}
       4711.lock    held by the server; the system frees it however the process ends
 
 A server writes its record when it listens, and removes it when it stops. A record whose lock is free is left
@@ -43,7 +44,10 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server's record; ``models`` and ``index`` are absolute paths of folders, ``started`` is UTC."""
+    """A server's record; ``models`` and ``index`` are absolute paths of folders, ``started`` is UTC.
+
+    ``services``: name and kind of each, where it has several; ``kind`` is then "services".
+    """
 
     pid: int
     kind: str
@@ -54,12 +58,14 @@ class RunningServer:
     index: str | None = None
     machine: str = field(default_factory=socket.gethostname)
     started: str = field(default_factory=_now)
+    services: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         """As a message names it: ``classification at http://127.0.0.1:18080 (pid 4711)``."""
         where = self.http or (self.rpc and f"gRPC {self.rpc}")
         here = "" if self.is_here else f" on {self.machine}"
-        return f"{self.kind}{f' at {where}' if where else ''} (pid {self.pid}{here})"
+        what = ", ".join(name for name, _ in self.services) or self.kind
+        return f"{what}{f' at {where}' if where else ''} (pid {self.pid}{here})"
 
     @property
     def is_here(self) -> bool:
@@ -171,6 +177,7 @@ def _read(path: Path) -> tuple[RunningServer, bool] | None:
             # On Windows the home is in the user's own profile.
             own = sys.platform == "win32" or os.fstat(file.fileno()).st_uid in (os.getuid(), 0)
             content = json.loads(file.read(_MAX_BYTES))
+        content.setdefault("services", [])  # which older ones do not have
         server = RunningServer(**{name: content[name] for name in _FIELDS})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -180,7 +187,13 @@ def _read(path: Path) -> tuple[RunningServer, bool] | None:
         type(server.pid) is int
         and isinstance(server.tls, bool)
         and isinstance(server.models, list)
+        and isinstance(server.services, list)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in server.services)
+        and all(isinstance(text, str) for pair in server.services for text in pair)
         and all(isinstance(text, str) for text in (*texts, *server.models))
         and all(text is None or isinstance(text, str) for text in optional)
     )
-    return (replace(server, models=tuple(server.models)), own) if right else None
+    if not right:
+        return None
+    named = tuple((name, kind) for name, kind in server.services)
+    return replace(server, models=tuple(server.models), services=named), own

@@ -17,7 +17,7 @@ from pdserve.pipelines.entry import REGIONS, RESULTS, ServiceEntry, entry_of
 MAX_BYTES = 64 * 1024
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 # Of routes below /v1, and of what the routes of Paddle Serving's protocol cannot begin with.
-_TAKEN = {"gallery", "embeddings", "v1", "v2", "docs", "metrics", "openapi", "redoc"}
+_TAKEN = {"gallery", "embeddings", "services", "v1", "v2", "docs", "metrics", "openapi", "redoc"}
 
 _Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n]+$")]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]

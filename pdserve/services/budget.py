@@ -18,6 +18,7 @@ Everything here is called on one event loop.
 """
 
 import asyncio
+import copy
 import itertools
 from collections.abc import Iterator
 from types import TracebackType
@@ -278,6 +279,10 @@ class Entrance:
         half = total // 2
         self.bodies = Budget(half, "bodies", small=STEP, wait_s=_BODY_WAIT_S)
         self.pixels = Budget(total - half, "images", small=half // _SMALL_IMAGE, wait_s=_PIXEL_WAIT_S)
+
+    def for_service(self) -> "Entrance":
+        """The same budgets for one of several services, which has its own time limit."""
+        return copy.copy(self)
 
     def pixel_count(self) -> PixelCount:
         """A count for one request's pixels."""

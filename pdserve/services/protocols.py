@@ -5,7 +5,7 @@ Adding a protocol is one file under http/ or grpc/ and one entry here. Whatever 
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,9 +40,11 @@ class Protocol:
     ``load``: import string "module:function". For HTTP the function takes a `Context` and gives `Route`s;
     for gRPC it takes the `Repository` and an `Intake`, and gives handlers by the name of their method.
     ``open``: answered without a key (over HTTP: GET and HEAD). ``predicts``: its requests count as
-    predictions. ``errors``: import string of the function that answers an HTTP request that failed (status,
-    code, text, headers), where the form is its own. ``foreign``: its answers are another server's, headers
-    too (browsers.py). ``grpc_service``, ``grpc_methods``: the gRPC service's full name and its methods.
+    predictions. ``by_service``: its routes are each service's own, so that with several services the function
+    is called for each, whose name follows in the path. ``errors``: import string of the function that answers
+    an HTTP request that failed (status, code, text, headers), where the form is its own. ``foreign``: its
+    answers are another server's, headers too (browsers.py). ``grpc_service``, ``grpc_methods``: the gRPC
+    service's full name and its methods.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Protocol:
     help: str
     open: bool = False
     predicts: bool = False
+    by_service: bool = False
     errors: str = ""
     foreign: bool = False
     grpc_service: str = ""
@@ -82,6 +85,16 @@ class Context:
         from pdserve.services.repository import Repository
 
         return self.repository or Repository.of(self.service)
+
+    def each(self) -> "Iterator[tuple[str, Context]]":
+        """The contexts of all services, by name."""
+        from pdserve.services.service import Service
+
+        for name, service in self.services:
+            if isinstance(service, Service):
+                yield name, replace(self, service=service, entrance=service.entrance, options=service.options)
+            else:
+                yield name, replace(self, service=service)
 
     @property
     def settings(self) -> "ServerSettings":
@@ -121,7 +134,14 @@ class Resource:
 
 _HTTP, _GRPC = "pdserve.services.http", "pdserve.services.grpc"
 _ENTRIES = (
-    Protocol("v1", "http", f"{_HTTP}.v1:routes", "pdserve's own: images in, JSON out", predicts=True),
+    Protocol(
+        "v1",
+        "http",
+        f"{_HTTP}.v1:routes",
+        "pdserve's own: images in, JSON out",
+        predicts=True,
+        by_service=True,
+    ),
     Protocol(
         "embeddings",
         "http",
@@ -167,7 +187,14 @@ _ENTRIES = (
         "the Open Inference Protocol: services are listed, loaded and unloaded",
         errors=f"{_HTTP}.oip:error_response",
     ),
-    Protocol("gallery", "http", f"{_HTTP}.gallery:routes", "the gallery of a service with an index"),
+    Protocol(
+        "gallery",
+        "http",
+        f"{_HTTP}.gallery:routes",
+        "the gallery of a service with an index",
+        by_service=True,
+    ),
+    Protocol("services", "http", f"{_HTTP}.services:routes", "several services: list, load, unload"),
     Protocol("health", "http", f"{_HTTP}.about:health", "liveness and readiness, for probes", open=True),
     Protocol("about", "http", f"{_HTTP}.about:routes", "name and version, metrics, the OpenAPI document"),
     Protocol(
@@ -255,13 +282,41 @@ def resources(context: Context) -> Iterator[Resource]:
     for protocol in PROTOCOLS.values():
         if protocol.transport == "http":
             by_path: dict[str, dict[str, Route]] = {}
-            for route in protocol.function()(context):
+            for route in _routes(protocol, context):
                 methods = by_path.setdefault(route.path, {})
                 methods[route.method] = route
                 if route.method == "GET":
                     methods["HEAD"] = route
             for path, methods in by_path.items():
                 yield Resource(path, protocol, methods)
+
+
+def _routes(protocol: Protocol, context: Context) -> Iterator[Route]:
+    """The routes of a protocol; of several services ``PATH/NAME`` for each, and PATH for the only one."""
+    if context.services.alone or not protocol.by_service:
+        yield from protocol.function()(context)
+        return
+    found: dict[tuple[str, str], dict[str, Route]] = {}
+    for name, each in context.each():
+        for route in protocol.function()(each):
+            found.setdefault((route.path, route.method), {})[name] = route
+    for (path, _), routes in found.items():
+        first = next(iter(routes.values()))
+        for name, route in routes.items():
+            yield replace(route, path=f"{path}/{name}", operation=first.operation)
+        yield (
+            first if len(routes) == 1 else replace(first, endpoint=_which(path, list(routes)), operation=None)
+        )
+
+
+def _which(path: str, names: "list[str]") -> Endpoint:
+    """An endpoint that says by which names the services there are to be asked."""
+    from pdserve.services.repository import AmbiguousError, listed
+
+    async def refuse(_: "Request") -> "Response":
+        raise AmbiguousError(f"Several services answer here; ask at {path}/NAME for one of {listed(names)}.")
+
+    return refuse
 
 
 _BY_GRPC_METHOD = {f"/{each.grpc_service}/{name}": each for each in _ENTRIES for name in each.grpc_methods}

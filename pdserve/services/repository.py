@@ -3,12 +3,16 @@
 One service alone, as `pdserve serve KIND` starts it, is a repository too; its routes carry no name then.
 """
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
-from pdserve.errors import RequestError, WrongServiceError
+from pdserve.errors import OverloadedError, RequestError, WrongServiceError
 from pdserve.services.service import Answering, Service
+
+MAX_CHANGES = 16
+"""Loads and unloads under way that callers have asked for."""
 
 
 class AmbiguousError(RequestError):
@@ -31,6 +35,10 @@ class Repository:
 
     def __init__(self, services: Mapping[str, Answering], *, alone: bool = False) -> None:
         self._services = dict(services)
+        self._on_change: list[Callable[[], object]] = []
+        self._changes: set[asyncio.Task[None]] = set()
+        self._replaced: Callable[[], object] = lambda: None
+        self.stopped = False
         self.alone = alone
 
     @classmethod
@@ -88,6 +96,26 @@ class Repository:
         """All services, loaded or not."""
         return [Listed(name, each.kind, _state(each)) for name, each in self]
 
+    async def finish(self, change: Coroutine[Any, Any, None]) -> None:
+        """Do one change to its end, also where who asked for it leaves. Raises OverloadedError for too many.
+
+        Changes of one service wait for each other; a load holds a thread, and the models' memory.
+        """
+        if len(self._changes) >= MAX_CHANGES:
+            change.close()
+            raise OverloadedError(
+                f"{len(self._changes)} services are being loaded or unloaded; ask again in a moment."
+            )
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.shield(task)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # else it would be logged as lost where nobody waits for it
+
     async def load(self, name: str) -> None:
         """Load a service, with its settings and files as they are now; one that is loaded is reloaded.
 
@@ -101,6 +129,56 @@ class Repository:
         Raises WrongServiceError.
         """
         await self._own(name).unload()
+
+    @property
+    def own(self) -> list[Service]:
+        """The services without stand-ins."""
+        return [each for each in self._services.values() if isinstance(each, Service)]
+
+    def start(self) -> None:
+        """Take requests from now on; called on the running event loop."""
+        for each in self.own:
+            each.start()
+
+    def stop(self) -> None:
+        """Stop being ready, and answer what is inside."""
+        self.stopped = True
+        for each in self.own:
+            each.stop()
+
+    async def close(self) -> None:
+        """Finish what is queued and free engines and threads."""
+        await asyncio.gather(*(each.close() for each in self.own))
+
+    def on_change(self, changed: Callable[[], object]) -> None:
+        """Call a function, on the event loop, when there are other services than before."""
+        self._on_change.append(changed)
+
+    def on_replaced(self, replaced: Callable[[], object]) -> None:
+        """Call a function, on the event loop, when another replica of a service is active, or none."""
+        self._replaced = replaced
+        for each in self.own:
+            each.replaced = replaced
+        self.on_change(replaced)
+
+    def add(self, name: str, service: Answering) -> None:
+        """Have one more service, which takes requests already."""
+        self._services[name] = service
+        if isinstance(service, Service):
+            service.replaced = self._replaced
+        self._changed()
+
+    async def remove(self, name: str) -> None:
+        """Take a service out: no more requests come, those that run are answered, its models are freed."""
+        service = self._services.pop(name)
+        self._changed()
+        if isinstance(service, Service):
+            await service.unload()
+            await service.close()
+
+    def _changed(self) -> None:
+        for changed in self._on_change:
+            changed()
 
     def _own(self, name: str) -> Service:
         found = self.get(name)

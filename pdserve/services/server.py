@@ -25,7 +25,9 @@ from pdserve.services.http.server import http_listener
 from pdserve.services.memory import keep_freed_memory
 from pdserve.services.net import bind, bracketed, check_tls, container_warning
 from pdserve.services.replica import Pool, Replica
+from pdserve.services.repository import Repository
 from pdserve.services.service import Service
+from pdserve.services.several import Plan, Several
 from pdserve.services.signals import AFTER_GRACE_S, End, handled
 from pdserve.services.supervisor import Supervisor
 from pdserve.services.telemetry.logs import open_log
@@ -60,8 +62,29 @@ def serve(
 
         server.supervisor.starting("bringing and loading models")
         bring(active.settings, home)
-        service = Service(entry, build, server.metrics)
-        server.run(service, active.settings.options)
+        service = Service(entry, build, server.metrics, server.failed)
+        one = Repository.of(service, service.name)
+        server.run(one, entry.kind, service.reload)
+
+
+def serve_several(
+    plan: Plan,
+    home: Home,
+    bring: Callable[[ServiceSettings, Home], object] = lambda settings, home: None,
+) -> None:
+    """Run several services in one process; otherwise as `serve`.
+
+    ``plan`` says which: now, and again at each SIGHUP, which adds and removes services.
+    """
+    planned = plan()
+    settings = [each.settings for each in planned.values()]
+    notes = tuple(dict.fromkeys(note for each in settings for note in each.notes))
+    with _prepared(settings[0].server, notes, home, by_service=True) as server:
+        server.supervisor.starting("bringing and loading models")
+        for each in settings:
+            bring(each, home)
+        several = Several(planned, plan, home, server.metrics, server.entrance, server.failed)
+        server.run(several.repository, "services", several.reload)
 
 
 class _ActiveSettings:
@@ -82,7 +105,9 @@ class _ActiveSettings:
 
 
 @contextlib.contextmanager
-def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> Iterator["_Server"]:
+def _prepared(
+    settings: ServerSettings, notes: tuple[str, ...], home: Home, *, by_service: bool = False
+) -> Iterator["_Server"]:
     """Open the log, log the notes, read keys and certificates, see that the ports are free."""
     with open_log(settings.log_file, settings.log_format):
         for note in notes:
@@ -104,58 +129,73 @@ def _prepared(settings: ServerSettings, notes: tuple[str, ...], home: Home) -> I
                 log.warning("%s", warning)
         keep_freed_memory(cores())
         raise_file_limit(settings)
-        yield _Server(settings, keys, home)
+        yield _Server(settings, keys, home, by_service)
 
 
 class _Server:
-    """The listeners of a service, its place in the register, and the signals to the process."""
+    """The listeners of the services, their place in the register, and the signals to the process."""
 
-    def __init__(self, settings: ServerSettings, keys: Keys | None, home: Home) -> None:
+    def __init__(self, settings: ServerSettings, keys: Keys | None, home: Home, by_service: bool) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(by_service=by_service)
         self.entrance = Entrance(settings)
+        self.failed = asyncio.Event()
         self._keys = keys
         self._home = home
         self._stuck = False
         self.supervisor = Supervisor(os.environ)
 
-    def run(self, service: Service, options: Any) -> None:
-        """Serve until a signal. Ends the process where something goes on that would keep it from ending."""
-        end = End(self.settings.grace_s, lambda: _exit_code(service))
-        with open_tracing(service.kind, os.environ) as tracer:
+    def run(self, services: Repository, what: str, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Serve until a signal. Ends the process where something goes on that would keep it from ending.
+
+        ``what``: their kind, in the log. ``reload``: what SIGHUP does, beside reading the keys again.
+        """
+        end = End(self.settings.grace_s, lambda: EngineError.exit_code if self.failed.is_set() else 0)
+        with open_tracing(what, os.environ) as tracer:
             app = build_app(
-                service,
+                services,
                 self.settings,
                 self.metrics,
-                options=options,
                 keys=self._keys,
                 tracer=tracer,
                 entrance=self.entrance,
             )
-            _run(self._serve(service, app, tracer, end))
-        if service.hangs or self._stuck:
+            _run(self._serve(services, what, app, tracer, end, reload))
+        if any(each.hangs for each in services.own) or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
             end.now("with an engine that had not finished")
         end.reached()
         log.info("stopped")
 
-    async def _serve(self, service: Service, app: Any, tracer: Tracer | None, end: End) -> None:
+    async def _serve(
+        self,
+        services: Repository,
+        what: str,
+        app: Any,
+        tracer: Tracer | None,
+        end: End,
+        reload: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         stop = asyncio.Event()
-        with self._on_signals(service, stop.set, end), registration(self._home) as register:
-            service.start()
+        with self._on_signals(reload, stop.set, end), registration(self._home) as register:
+            services.start()
             running, addresses, ports = [], [], {}
             try:
-                for door, address, listener in self._listeners(service, app, tracer, stop):
+                for door, address, listener in self._listeners(services, app, tracer, stop):
                     opened = asyncio.get_running_loop().create_future()
                     running.append(asyncio.create_task(_listen(listener, opened, stop)))
                     ports[door] = await opened
                     addresses.append(address % ports[door])
-                register.write(self._record(service, ports))
-                service.replaced = lambda: register.write(self._record(service, ports))
-                what = f"{service.kind} at {' and '.join(addresses)}"
-                log.info("ready: %s", what)
-                self.supervisor.ready(what)
-                events = (stop, service.failed)
+
+                def record() -> None:
+                    register.write(self._record(services, what, ports))
+
+                record()
+                services.on_replaced(record)
+                ready = f"{what} at {' and '.join(addresses)}"
+                log.info("ready: %s", ready)
+                self.supervisor.ready(ready)
+                events = (stop, self.failed)
                 waits = [asyncio.ensure_future(event.wait()) for event in events]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for each in waits:
@@ -165,35 +205,40 @@ class _Server:
                 self.supervisor.stopping()
                 over = asyncio.get_running_loop().time() + self.settings.grace_s + AFTER_GRACE_S / 2
                 stop.set()
-                service.stop()
+                services.stop()
                 register.close()
                 log.info("stopping: no new requests, finishing those that run")
                 # All at once: each has the same time to let its requests finish.
                 await asyncio.gather(*running, return_exceptions=True)
                 try:
                     async with asyncio.timeout_at(over):
-                        await service.close()
+                        await services.close()
                 except TimeoutError:
                     self._stuck = True
 
-    def _record(self, service: Service, ports: Mapping[str, int]) -> RunningServer:
+    def _record(self, services: Repository, what: str, ports: Mapping[str, int]) -> RunningServer:
         """What the register says of this server; ``ports`` by door, as `_listeners` names them."""
         host = bracketed(usable(self.settings.host))
         tls = self.settings.tls_cert is not None
         doors = {door: f"{host}:{port}" for door, port in ports.items()}
-        models = service.replica.pipeline.models.values() if service.loaded else ()
+        loaded = [each for each in services.own if each.loaded]
+        models = [model.model.path for each in loaded for model in each.replica.pipeline.models.values()]
+        indexes = [each.index.folder for each in loaded if each.index]
+        if len(indexes) > 1:
+            models += indexes  # in use as the models are
         return RunningServer(
             os.getpid(),
-            service.kind,
+            what,
             http=f"{'https' if tls else 'http'}://{doors['http']}" if "http" in doors else None,
             rpc=f"{'grpcs://' if tls else ''}{doors['rpc']}" if "rpc" in doors else None,
             tls=tls,
-            models=tuple(str(each.model.path.resolve()) for each in models),
-            index=str(service.index.folder.resolve()) if service.loaded and service.index else None,
+            models=tuple(dict.fromkeys(str(each.resolve()) for each in models)),
+            index=str(indexes[0].resolve()) if len(indexes) == 1 else None,
+            services=() if services.alone else tuple((name, each.kind) for name, each in services),
         )
 
     def _listeners(
-        self, service: Service, app: Any, tracer: Tracer | None, stop: asyncio.Event
+        self, services: Repository, app: Any, tracer: Tracer | None, stop: asyncio.Event
     ) -> Iterator[tuple[str, str, AbstractAsyncContextManager[int]]]:
         """The doors, their addresses with a place for the port, and what listens there."""
         settings = self.settings
@@ -207,26 +252,28 @@ class _Server:
             access = settings.log_format == "json"
             telemetry = TelemetryInterceptor(self.metrics, access=access, tracer=tracer)
             interceptors = (telemetry, *((KeyInterceptor(self._keys),) if self._keys else ()))
-            listener = grpc_listener(service, self.entrance, settings.rpc_port, interceptors)
+            listener = grpc_listener(services, self.entrance, settings.rpc_port, interceptors)
             yield "rpc", f"gRPC on {host}:%d", listener
         if settings.prometheus_port is not None:
             yield "metrics", f"metrics on {host}:%d", metrics_listener(self.metrics, settings, stop)
 
     @contextlib.contextmanager
-    def _on_signals(self, service: Service, stop: Callable[[], object], end: End) -> Iterator[None]:
+    def _on_signals(
+        self, again: Callable[[], Coroutine[Any, Any, None]], stop: Callable[[], object], end: End
+    ) -> Iterator[None]:
         """Signals stop, end and reload the server while this is open; see signals.py."""
         tasks: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
             log.info("reloading")
-            task = asyncio.create_task(self._reload(service))
+            task = asyncio.create_task(self._reload(again))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
         with handled(stop, reload, end):
             yield
 
-    async def _reload(self, service: Service) -> None:
+    async def _reload(self, again: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with self.supervisor.reloading():
             try:
                 if self._keys:
@@ -234,12 +281,7 @@ class _Server:
             except PdserveError as error:
                 log.error("not reloaded, the keys that were read before stay in force: %s", error)
                 return
-            if service.loaded:
-                await service.reloader.reload(read_settings=True)
-
-
-def _exit_code(service: Service) -> int:
-    return EngineError.exit_code if service.failed.is_set() else 0
+            await again()
 
 
 async def _listen(

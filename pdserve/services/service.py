@@ -69,10 +69,16 @@ class Service:
     ``build`` opens a replica, whose images are decoded in the given pool; see `Reloader`. An answer is an
     instance of the entry's answer type, or the error of an image that has none. `unload` frees the replica,
     `load` opens another one. ``failed`` is set when its engines hung too often for the process to go on;
-    ``replaced`` is called when another replica is active, or none.
+    ``replaced`` is called when another replica is active, or none. ``options``: its own, as at its start.
     """
 
-    def __init__(self, entry: ServiceEntry, build: Callable[[bool, Pool], Replica], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        entry: ServiceEntry,
+        build: Callable[[bool, Pool], Replica],
+        metrics: Metrics,
+        failed: asyncio.Event | None = None,
+    ) -> None:
         self._pool = Pool()
 
         def built(read_settings: bool) -> Replica:
@@ -87,6 +93,7 @@ class Service:
         self.kind = entry.kind
         self.name = first.settings.server.name
         self.names = frozenset({self.name, entry.kind})
+        self.options, self.entrance = first.settings.options, first.entrance
         self._had_index = self._had_embedder = False
         self.replaced: Callable[[], object] = lambda: None
         self.metrics = metrics
@@ -97,7 +104,7 @@ class Service:
         self._stages = Stages(metrics)
         self._changing, self._unloading = asyncio.Lock(), asyncio.Lock()
         self._started = self._stopped = False
-        self.failed = asyncio.Event()
+        self.failed = failed or asyncio.Event()
         self._hangs = 0
         self._reloader: Reloader[Replica] | None = self._reloading(first)
 
@@ -196,6 +203,11 @@ class Service:
             self._reloader = self._reloading(first)
             self._reloader.start()
             self.replaced()
+
+    async def reload(self) -> None:
+        """As `load` where there is a replica; what keeps it from being opened is logged."""
+        if self._reloader:
+            await self._reloader.reload(read_settings=True)
 
     async def unload(self) -> None:
         """Take no more requests, let those inside have their answers for as long as a stop would, and free

@@ -127,11 +127,11 @@ def repository(services: Repository, intake: Intake) -> Handlers:
         return _made("RepositoryIndexResponse", models=index(services, ready=ready))
 
     async def load(body: bytes, context: _Context) -> Any:
-        await services.load(changed(body, context))
+        await services.finish(services.load(changed(body, context)))
         return _made("RepositoryModelLoadResponse")
 
     async def unload(body: bytes, context: _Context) -> Any:
-        await services.unload(changed(body, context))
+        await services.finish(services.unload(changed(body, context)))
         return _made("RepositoryModelUnloadResponse")
 
     def changed(body: bytes, context: _Context) -> str:

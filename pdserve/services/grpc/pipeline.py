@@ -7,6 +7,7 @@ OK through to its caller as grpc.RpcError.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -37,6 +38,8 @@ def methods(services: Repository, intake: Intake) -> Mapping[str, "grpc.RpcMetho
             request = await parsed(lambda bounds: _parse(body, bounds, limits), len(body))
         except (MalformedMessageError, BodyTooLargeError) as error:
             await end(context, error.grpc_status, error.message)
+        if not request.name and not services.alone:
+            request = replace(request, name=str(metadata.get(pipeline.KIND_METADATA, "")))
         response = await answer(
             services,
             request,

@@ -18,6 +18,7 @@ from pdserve.services.http.messages import encode, json_response, operation, par
 from pdserve.services.http.oip import EXTENSIONS
 from pdserve.services.http.server import http_listener
 from pdserve.services.protocols import METRICS_PATH, Context, Receive, Route, Scope, Send, resources
+from pdserve.services.repository import Listed
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServerSettings
 
@@ -30,6 +31,16 @@ class Metadata:
     version: str
     extensions: list[str]
     service: str = field(metadata={"description": "the kind of service, as in /v1/{kind}"})
+
+
+@dataclass(frozen=True)
+class SeveralMetadata:
+    """The server, where it has several services."""
+
+    name: str
+    version: str
+    extensions: list[str]
+    services: list[Listed] = field(metadata={"description": "asked at /v1/{kind}/{name}"})
 
 
 def health(context: Context) -> Iterator[Route]:
@@ -51,8 +62,14 @@ def health(context: Context) -> Iterator[Route]:
 def routes(context: Context) -> Iterator[Route]:
     """Name and version, metrics, the OpenAPI document and a page that shows it."""
 
+    services = context.services
+    kind = Metadata if services.alone else SeveralMetadata
+
     async def metadata(_: Request) -> Response:
-        return json_response(Metadata("pdserve", __version__, list(EXTENSIONS), context.service.kind))
+        extensions = list(EXTENSIONS)
+        if services.alone:
+            return json_response(Metadata("pdserve", __version__, extensions, context.service.kind))
+        return json_response(SeveralMetadata("pdserve", __version__, extensions, services.index()))
 
     async def metrics(request: Request) -> Response:
         return _metrics(context.metrics, request)
@@ -73,7 +90,7 @@ def routes(context: Context) -> Iterator[Route]:
     async def redoc(_: Request) -> Response:
         return RedirectResponse("docs")
 
-    yield Route("GET", "/v2", metadata, operation("health", "What server is this?", Metadata))
+    yield Route("GET", "/v2", metadata, operation("health", "What server is this?", kind))
     yield Route("GET", METRICS_PATH, metrics)
     yield Route("GET", "/openapi.json", openapi)
     yield Route("GET", "/docs", docs)
@@ -129,7 +146,7 @@ def document(context: Context) -> dict[str, Any]:
     found = get_openapi(
         title="pdserve",
         version=__version__,
-        description=f"{context.service.kind}: images in, answers out.",
+        description=f"{_kinds(context)}: images in, answers out.",
         routes=[route for _, route in described],
     )
     if context.settings.api_key is None and context.settings.api_key_file is None:
@@ -151,6 +168,10 @@ def document(context: Context) -> dict[str, Any]:
             else:
                 each["responses"]["401"] = _UNAUTHORIZED
     return found
+
+
+def _kinds(context: Context) -> str:
+    return ", ".join(dict.fromkeys(each.kind for _, each in context.services))
 
 
 # With a default, so that Swagger UI sends it.

@@ -63,6 +63,7 @@ def build_app(
     first = next(each for _, each in services)
     context = Context(first, entrance or Entrance(settings), metrics, options, services)
     table = RouteTable(resources(context))
+    services.on_change(lambda: table.fill(resources(context)))
     keyed = keys is not None
     app: App = Dispatcher(table, functools.partial(check_write, keyed=keyed, origins=settings.cors_origins))
     if settings.cors_origins:
@@ -75,9 +76,13 @@ def build_app(
 
 
 class RouteTable:
-    """The resources of a service, by path."""
+    """The resources of a service, or of several, by path."""
 
     def __init__(self, found: Iterable[Resource]) -> None:
+        self.fill(found)
+
+    def fill(self, found: Iterable[Resource]) -> None:
+        """Have these, and no others."""
         self._by_path = {resource.path: resource for resource in found}
         self._pipeline = self._by_path.pop(PIPELINE_PATH, None)
         # Those with any text in a segment, by how many segments they have.
@@ -89,7 +94,7 @@ class RouteTable:
 
     def nothing(self, path: str) -> str:
         """What is said of a path that is none of them."""
-        asked = [each.path for each in self._by_path.values() if each.protocol.predicts]
+        asked = [each.path for each in self._by_path.values() if each.protocol.predicts][:20]
         return (
             f"There is nothing at {path[:100]}; images go by POST to {' or '.join(asked)}, and /docs shows "
             "the other routes."

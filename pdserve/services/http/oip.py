@@ -1,6 +1,6 @@
 """The Open Inference Protocol over HTTP: models, their metadata and statistics, and inference."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -244,14 +244,15 @@ def repository(context: Context) -> Iterator[Route]:
         ready = flag(await asked(request), "ready") or False
         return json_response(index(services, ready=ready))
 
-    def changing(change: Callable[[str], Awaitable[None]]) -> Endpoint:
+    def changing(change: Callable[[str], Coroutine[Any, Any, None]]) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             parameters = (await asked(request)).get("parameters") or {}
             if not isinstance(parameters, dict):
                 raise RequestError("parameters must be an object.")
             address = (request.scope.get("client") or ("",))[0]
             check_change(settings, address, parameters)
-            await change(request.scope["path"].split("/")[4])
+            # Whoever asked may leave: what was begun is finished.
+            await services.finish(change(request.scope["path"].split("/")[4]))
             return json_response({})
 
         return endpoint

@@ -30,6 +30,7 @@ from pdserve.services.http.messages import (
 )
 from pdserve.services.parsing import Bounds, parsed
 from pdserve.services.protocols import Context, Route
+from pdserve.services.repository import Repository, listed
 from pdserve.services.service import Service
 from pdserve.settings import ServerSettings
 
@@ -145,9 +146,9 @@ def error_response(
 
 
 def embeddings(context: Context) -> Iterator[Route]:
-    """The route of embeddings, for a service that has an embedder."""
-    service, settings = context.service, context.settings
-    if not isinstance(service, Service) or not service.has_embedder:
+    """The route of embeddings, where a service has an embedder."""
+    services, settings = context.services, context.settings
+    if not _embedding(services):
         return
 
     async def embed(request: Request) -> Response:
@@ -155,7 +156,7 @@ def embeddings(context: Context) -> Iterator[Route]:
             body = await read_body(request, context.entrance)
             asked, images = await parsed(partial(_parse, body, settings), len(body))
             del body  # what was parsed are copies, and the request may take a while
-            name = _served(service, asked.model)
+            name, service = _served(services, asked.model)
             _refuse_bad(asked.input, images)
             answers = await unless_gone(request.receive, service.embed(images))
             log_failures(answers, "/v1/embeddings")
@@ -184,15 +185,26 @@ def embeddings(context: Context) -> Iterator[Route]:
 
 
 def models(context: Context) -> Iterator[Route]:
-    """The route that lists the model of `embeddings`."""
-    service, since = context.service, int(time.time())
-    if not isinstance(service, Service) or not service.has_embedder:
+    """The route that lists the models of `embeddings`: of several services, each by its name."""
+    services, since = context.services, int(time.time())
+    if not _embedding(services):
         return
 
     async def show(_: Request) -> Response:
-        return json_response(ModelList([Model(_name(service), since)]))
+        return json_response(ModelList([Model(name, since) for name in _models(services)]))
 
     yield Route("GET", "/v1/models", show, operation("embeddings", "The model of /v1/embeddings", ModelList))
+
+
+def _embedding(services: Repository) -> dict[str, Service]:
+    """The services that have an embedder, by name."""
+    return {name: each for name, each in services if isinstance(each, Service) and each.has_embedder}
+
+
+def _models(services: Repository) -> dict[str, Service]:
+    """What a request may name as its model: of one service the embedder, of several their own names."""
+    found = _embedding(services)
+    return {_name(each): each for each in found.values()} if services.alone else found
 
 
 def _name(service: Service) -> str:
@@ -201,13 +213,19 @@ def _name(service: Service) -> str:
     return service.embedder.name
 
 
-def _served(service: Service, wanted: str) -> str:
-    name = _name(service)
-    if wanted != name:
-        raise NoSuchModelError(
-            f"The model {wanted[:100]!r} is not served here; this server's is {name!r}.", "model"
-        )
-    return name
+def _served(services: Repository, wanted: str) -> tuple[str, Service]:
+    """The model that is asked for, and its service; of several services an embedder's name does as well."""
+    found = _models(services)
+    if service := found.get(wanted):
+        return wanted, service
+    same = [each for each in found.values() if each.loaded and _name(each) == wanted]
+    if len(same) == 1 and not services.alone:
+        return wanted, same[0]
+    known = repr(next(iter(found))) if len(found) == 1 else listed(list(found))
+    verb = "is" if len(found) == 1 else "are"
+    raise NoSuchModelError(
+        f"The model {wanted[:100]!r} is not served here; this server's {verb} {known}.", "model"
+    )
 
 
 def _parse(

@@ -10,6 +10,7 @@ mix. No label takes what a caller sent.
 
 import asyncio
 import contextlib
+import copy
 import random
 import re
 import time
@@ -44,9 +45,14 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The metrics of one server. Its methods may be called in any thread and cost a microsecond or two."""
+    """The metrics of one server. Its methods may be called in any thread and cost a microsecond or two.
 
-    def __init__(self) -> None:
+    ``by_service``: what `for_service` gives says of which service a number is, in the label ``service``.
+    """
+
+    def __init__(self, *, by_service: bool = False) -> None:
+        more = ("service",) if by_service else ()
+        self._more = ("",) if by_service else ()
         self._registry = to = CollectorRegistry()
         ProcessCollector(registry=to)  # gives nothing where there is no /proc
         PlatformCollector(registry=to)
@@ -66,36 +72,47 @@ class Metrics:
             registry=to,
         )
         self._images = Counter(
-            "pdserve_images", "Images by outcome: ok, gone, or an error's code.", ("outcome",), registry=to
+            "pdserve_images",
+            "Images by outcome: ok, gone, or an error's code.",
+            ("outcome", *more),
+            registry=to,
         )
         self._stages = Histogram(
             "pdserve_stage_seconds",
             "What a request spent in a stage: decode, preprocess, queue, infer (of its batch), postprocess, "
             "search.",
-            ("stage", "model"),
+            ("stage", "model", *more),
             buckets=_STAGE_SECONDS,
             registry=to,
         )
         self._batches = Histogram(
-            "pdserve_batch_images", "Images per batch.", ("model",), buckets=_SIZES, registry=to
+            "pdserve_batch_images", "Images per batch.", ("model", *more), buckets=_SIZES, registry=to
         )
         self._busy = Counter(
-            "pdserve_engine_busy_seconds", "Time in which engines ran batches.", ("model",), registry=to
+            "pdserve_engine_busy_seconds", "Time in which engines ran batches.", ("model", *more), registry=to
         )
-        self._queue = Gauge("pdserve_queue_images", "Images that wait.", ("model",), registry=to)
-        self._models = Info("pdserve_model", "What runs.", ("role",), registry=to)
+        self._queue = Gauge("pdserve_queue_images", "Images that wait.", ("model", *more), registry=to)
+        self._models = Info("pdserve_model", "What runs.", ("role", *more), registry=to)
         self._rebuilt = Counter(
-            "pdserve_engine_rebuilds", "Engines rebuilt, by cause.", ("cause",), registry=to
+            "pdserve_engine_rebuilds", "Engines rebuilt, by cause.", ("cause", *more), registry=to
         )
-        self._index_size = Gauge("pdserve_index_entries", "Entries of the index.", ("index",), registry=to)
+        self._index_size = Gauge(
+            "pdserve_index_entries", "Entries of the index.", ("index", *more), registry=to
+        )
         self._index_version = Gauge(
-            "pdserve_index_version", "Version of the current index.", ("index",), registry=to
+            "pdserve_index_version", "Version of the current index.", ("index", *more), registry=to
         )
         self._predicting: set[str] = set()
         to.register(_PaddleServing(self._requests, self._seconds, self._stages, self._predicting))
         # Children by their labels: a dictionary is quicker to ask than the library.
         self._stage_children: dict[tuple[str, str], Histogram] = {}
         self._request_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def for_service(self, name: str) -> "Metrics":
+        """The same metrics for what is recorded of one service."""
+        made = copy.copy(self)
+        made._more, made._stage_children = (name,), {}
+        return made
 
     def request(self, route: str, code: str, seconds: float, *, predicts: bool = False) -> None:
         """Count a request. ``code``: see `RequestContext.code`. ``predicts``: it is one for a prediction."""
@@ -110,27 +127,27 @@ class Metrics:
 
     def images(self, outcome: str, count: int = 1) -> None:
         """Count images: ``ok``, ``gone`` (the caller went away) or an error's code."""
-        self._images.labels(outcome).inc(count)
+        self._images.labels(outcome, *self._more).inc(count)
 
     def stage(self, stage: str, seconds: float, model: str = "") -> None:
         """Record the seconds that a request spent in a stage."""
         child = self._stage_children.get((stage, model))
         if child is None:
-            child = self._stage_children[stage, model] = self._stages.labels(stage, model)
+            child = self._stage_children[stage, model] = self._stages.labels(stage, model, *self._more)
         child.observe(seconds)
 
     def batch(self, model: str, size: int, seconds: float = 0) -> None:
         """Record a batch: images, and the seconds that it kept the engine busy."""
-        self._batches.labels(model).observe(size)
-        self._busy.labels(model).inc(seconds)
+        self._batches.labels(model, *self._more).observe(size)
+        self._busy.labels(model, *self._more).inc(seconds)
 
     def queue(self, model: str, depth: Callable[[], float]) -> None:
         """Set the function that gives the number of images that wait for this model."""
-        self._queue.labels(model).set_function(depth)
+        self._queue.labels(model, *self._more).set_function(depth)
 
     def model(self, role: str, name: str, engine: str, device: str, precision: str) -> None:
         """Set the current model of a role."""
-        self._models.labels(role).info(
+        self._models.labels(role, *self._more).info(
             {"model": name, "engine": engine, "device": device, "precision": precision}
         )
 
@@ -138,16 +155,16 @@ class Metrics:
         """Take a model that runs no more out of `queue` and `model`."""
         for gauge, label in ((self._queue, name), (self._models, role)):
             with contextlib.suppress(KeyError):
-                gauge.remove(label)
+                gauge.remove(label, *self._more)
 
     def rebuilt(self, cause: str) -> None:
         """Count a rebuild of the engines: ``failing``, ``hanging``, ``reload``."""
-        self._rebuilt.labels(cause).inc()
+        self._rebuilt.labels(cause, *self._more).inc()
 
     def index(self, name: str, entries: int, version: int) -> None:
         """Set the current version of the index."""
-        self._index_size.labels(name).set(entries)
-        self._index_version.labels(name).set(version)
+        self._index_size.labels(name, *self._more).set(entries)
+        self._index_version.labels(name, *self._more).set(version)
 
     def totals(self) -> dict[tuple[str, str], tuple[int, float]]:
         """How often, and for how many seconds in all, by stage and model; "batch" is a stage, too."""
