@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,7 +32,10 @@ class SimulatedThread:
 
     def __init__(self, work: Any) -> None:
         self._work = work
-        self._engine = getattr(work, "func", work)  # of a partial
+        while isinstance(work, functools.partial):
+            # Beside items, what runs them is given a model, whose engines these are.
+            work = work.args[0].infer if work.args else work.func
+        self._engine = work
         self._engine.threads.append(self)
         self._loop: Any = asyncio.get_running_loop()
         self.stopped = False
