@@ -35,7 +35,8 @@ class Classify(Stage):
     ) -> LabelledObjects | Labels:
         """See `Stage.answer`; ``top_k``: the best labels of each region alone."""
         started = time.perf_counter()
-        labels = [tuple(self.classifier.read(scores, top_k)) for scores in results]
+        read = self.classifier.reader(steps.parameters.label_threshold)
+        labels = [tuple(read(scores, top_k)) for scores in results]
         if self.model:
             steps.record("postprocess", time.perf_counter() - started, self.model.name)
         if not self.boxed:

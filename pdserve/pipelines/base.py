@@ -17,6 +17,7 @@ from pdserve.engines import Engine
 from pdserve.errors import ImageError, PdserveError
 from pdserve.formats.serving_model import ServingModel
 from pdserve.pipelines.loading import models_signature
+from pdserve.pipelines.parameters import USUAL, Parameters
 from pdserve.settings import ModelSettings
 from pdserve.vision.decode import decode
 from pdserve.vision.types import Image8, Tensor
@@ -61,7 +62,10 @@ class PipelineModel:
 
 
 class Steps(Protocol):
-    """How a pipeline's steps are run."""
+    """How a pipeline's steps are run, and what the request asks for (``parameters``)."""
+
+    @property
+    def parameters(self) -> Parameters: ...
 
     async def decoded(
         self, data: bytes | PdserveError, function: Callable[[Image8, float], Result]
@@ -177,6 +181,8 @@ class Pipeline(ABC, Generic[Answer]):
 
 class Direct:
     """Runs steps at once, in the calling thread, on each model's first engine."""
+
+    parameters = USUAL
 
     def __init__(
         self, models: Mapping[str, PipelineModel], decode: Callable[[bytes], Image8] = decode

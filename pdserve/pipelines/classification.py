@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,13 +12,15 @@ import numpy as np
 from pdserve.answers import Label, Labels
 from pdserve.engines import Engine
 from pdserve.engines.runner import as_batch
-from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, SettingsError
+from pdserve.errors import AliasError, EngineError, ModelError, PdserveError, RequestError, SettingsError
 from pdserve.formats.serving_model import ServingModel, alias_command
 from pdserve.models.home import Home
 from pdserve.pipelines.base import Pipeline, PipelineModel, Steps, together
 from pdserve.pipelines.loading import load_engines, open_model
 from pdserve.pipelines.model_config import ClassifierConfig, classifier_config
+from pdserve.pipelines.parameters import ClassThresholds
 from pdserve.settings import ClassificationOptions, ModelSettings, ServiceSettings
+from pdserve.vision import postprocess
 from pdserve.vision.decode import MAX_PIXELS
 from pdserve.vision.types import Image8, Tensor
 
@@ -31,6 +33,8 @@ FETCH = "prediction"
 # Postprocessings whose labels are alternatives, of which the old protocol carries the best alone. Attribute
 # models answer with several labels that belong together.
 _ALTERNATIVES = ("Topk", "ThreshOutput")
+# The one whose threshold a request may choose.
+_BY_THRESHOLD = "MultiLabelThreshOutput"
 
 
 class _Prepared(NamedTuple):
@@ -105,9 +109,25 @@ class ClassificationPipeline(Pipeline[Labels]):
         """A row of scores -> labels, best first."""
         return self.config.postprocess.read(scores, top_k)
 
+    def reader(self, threshold: ClassThresholds | None) -> Callable[[Tensor, int | None], list[Label]]:
+        """`read` with another threshold; None: the model's. Raises RequestError where it cannot be."""
+        if threshold is None:
+            return self.config.postprocess.read
+        kind = self.config.postprocess.kind
+        if kind != _BY_THRESHOLD:
+            raise RequestError(
+                f"{self.model.name} chooses its labels by {kind}, whose thresholds no request changes; "
+                "leave the threshold out."
+            )
+        try:
+            return postprocess.build({kind: {"threshold": threshold}}, self.config.names).read
+        except SettingsError as error:
+            raise RequestError(error.message) from error
+
     async def answer(
         self, images: Sequence[bytes | PdserveError], steps: Steps, top_k: int | None = None
     ) -> list[Labels | PdserveError]:
+        read = self.reader(steps.parameters.label_threshold)
         prepared = await together([steps.decoded(image, self._prepare) for image in images])
         name = self.model.name
         for each in prepared:
@@ -120,7 +140,7 @@ class ClassificationPipeline(Pipeline[Labels]):
         answers: list[Labels | PdserveError] = []
         for each in prepared:
             row = each if isinstance(each, PdserveError) else next(rows)
-            answers.append(row if isinstance(row, PdserveError) else Labels(tuple(self.read(row, top_k))))
+            answers.append(row if isinstance(row, PdserveError) else Labels(tuple(read(row, top_k))))
         steps.record("postprocess", time.perf_counter() - started, name)
         return answers
 

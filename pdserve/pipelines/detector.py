@@ -108,11 +108,13 @@ class Detector:
         feeds = {alias: np.concatenate([one[alias] for one in prepared]) for alias in prepared[0]}
         return _rows(list(self.engine.run(feeds).values()), len(prepared), self.settings.suppression)
 
-    def read(self, rows: Floats, width: int, height: int) -> list[Box]:
+    def read(
+        self, rows: Floats, width: int, height: int, threshold: float | Mapping[int, float] | None = None
+    ) -> list[Box]:
         """An image's rows and its size -> its boxes, best first, inside the image, at most ``max_results``.
 
         As the published service chooses: the best, then of these those with the least score; a box that
-        has no pixel of the image then falls out.
+        has no pixel of the image then falls out. ``threshold``: see `Parameters.det_threshold`.
         """
         if not any(feed.alias == SCALE_FACTOR for feed in self.engine.feeds):
             chain = self.settings.chain
@@ -121,9 +123,16 @@ class Detector:
             rows = rows * scale
         real = rows[rows[:, 0] >= 0]  # where there is no box, some releases return one of class -1
         best = real[np.argsort(-real[:, 1], kind="stable")[: self.settings.max_results]]
-        over = best[best[:, 1] >= np.float32(self.settings.threshold)].tolist()
+        over = best[best[:, 1] >= self._least(best[:, 0], threshold)].tolist()
         found = [Box(x1, y1, x2, y2, score, int(kind)) for kind, score, x1, y1, x2, y2 in over]
         return boxes.clamp(found, width, height)
+
+    def _least(self, classes: Floats, threshold: float | Mapping[int, float] | None) -> Floats | np.float32:
+        """The least score of rows of these classes."""
+        usual = self.settings.threshold
+        if isinstance(threshold, Mapping):
+            return np.array([threshold.get(int(each), usual) for each in classes], np.float32)
+        return np.float32(usual if threshold is None else threshold)
 
     def detect(self, images: Sequence[Image8]) -> list[list[Box]]:
         """All three stages: H×W×3 uint8 RGB images -> the boxes of each. Raises EngineError."""
@@ -155,7 +164,7 @@ async def find_boxes(
     if isinstance(rows, PdserveError):
         return rows
     started = time.perf_counter()
-    boxes = detector.read(rows, image.shape[1], image.shape[0])
+    boxes = detector.read(rows, image.shape[1], image.shape[0], steps.parameters.det_threshold)
     steps.record("postprocess", time.perf_counter() - started, name)
     clock.lap("detect")
     return boxes

@@ -188,6 +188,22 @@ _ENTRIES = (
         errors=f"{_HTTP}.oip:error_response",
     ),
     Protocol(
+        "paddlex",
+        "http",
+        f"{_HTTP}.paddlex:routes",
+        "PaddleX's serving protocol",
+        predicts=True,
+        errors=f"{_HTTP}.paddlex:error_response",
+    ),
+    Protocol(
+        "paddlex-health",
+        "http",
+        f"{_HTTP}.paddlex:health",
+        "readiness, as PaddleX's clients ask for it",
+        open=True,
+        errors=f"{_HTTP}.paddlex:error_response",
+    ),
+    Protocol(
         "gallery",
         "http",
         f"{_HTTP}.gallery:routes",

@@ -24,6 +24,7 @@ from pdserve.engines.device import cores
 from pdserve.errors import BodyTooLargeError, DeadlineError, ImageError, PdserveError
 from pdserve.pipelines import feeds
 from pdserve.pipelines.base import Pipeline, Steps
+from pdserve.pipelines.parameters import USUAL, Parameters
 from pdserve.services.batcher import Batcher, for_engines
 from pdserve.services.budget import Entrance, Reservation
 from pdserve.services.telemetry.metrics import Metrics, Stages
@@ -35,6 +36,11 @@ from pdserve.vision.header import Header, read_header
 from pdserve.vision.types import Image8, Tensor
 
 Result = TypeVar("Result")
+
+
+# What is held beside an image that is drawn on, in bytes for each of its pixels: a picture, the same in the
+# codec's order, the file that comes of it.
+_DRAWING = 12
 
 
 class State(Enum):
@@ -177,10 +183,21 @@ class Replica:
         self._pool.decoder.start(self.pipeline.max_pixels)
 
     async def answer(
-        self, images: Sequence[bytes | PdserveError], top_k: int | None, deadline: float | None
+        self,
+        images: Sequence[bytes | PdserveError],
+        top_k: int | None,
+        deadline: float | None,
+        parameters: Parameters = USUAL,
     ) -> list[Any]:
         """See Service.answer; ``deadline`` on the loop's clock, in seconds. Raises RetiredError too."""
-        return await self.pipeline.answer(images, _Steps(self, deadline), top_k)
+        return await self.pipeline.answer(images, _Steps(self, deadline, parameters), top_k)
+
+    async def look(
+        self, image: bytes, function: Callable[[Image8], Result], deadline: float | None
+    ) -> Result | PdserveError:
+        """See Service.look; otherwise as `answer`."""
+        steps = _Steps(self, deadline, working_bytes=_DRAWING)
+        return await steps.decoded(image, lambda pixels, _: function(pixels))
 
     async def embed(
         self, images: Sequence[bytes | PdserveError], deadline: float | None
@@ -246,10 +263,18 @@ class _Steps:
     One image of the request at a time waits for that, so that many do not keep others from their turn.
     """
 
-    __slots__ = ("_count", "_deadline", "_replica", "_turn", "record")
+    __slots__ = ("_count", "_deadline", "_replica", "_turn", "_working_bytes", "parameters", "record")
 
-    def __init__(self, replica: Replica, deadline: float | None) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        deadline: float | None,
+        parameters: Parameters = USUAL,
+        working_bytes: int | None = None,
+    ) -> None:
         self._replica = replica
+        self._working_bytes = replica.pipeline.working_bytes if working_bytes is None else working_bytes
+        self.parameters = parameters
         self._deadline = deadline
         self._count = replica.entrance.pixel_count()
         self._turn = asyncio.Lock()
@@ -291,7 +316,7 @@ class _Steps:
         """Read the header, whose readers are bounded, and wait until there is memory for the image."""
         header = read_header(data, self._replica.pipeline.max_pixels)
         self._count.add(header.pixels)
-        needed = max(header.bytes_needed, header.pixels * self._replica.pipeline.working_bytes)
+        needed = max(header.bytes_needed, header.pixels * self._working_bytes)
         async with self._turn:
             return header, await self._replica.entrance.pixels.reserve(needed, self._deadline)
 

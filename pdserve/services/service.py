@@ -20,6 +20,7 @@ from pdserve.index.search import MAX_TOP_K
 from pdserve.pipelines import ServiceEntry
 from pdserve.pipelines.base import Pipeline, Steps
 from pdserve.pipelines.embedder import Embedder
+from pdserve.pipelines.parameters import USUAL, Parameters
 from pdserve.services.batcher import RetiredError
 from pdserve.services.memory import give_back_freed_memory
 from pdserve.services.reload import MAX_HANGS, Reloader
@@ -27,7 +28,7 @@ from pdserve.services.replica import Pool, Replica, Requests
 from pdserve.services.telemetry.metrics import Metrics, Stages, current
 from pdserve.services.watch import IndexWatch
 from pdserve.settings import ServerSettings
-from pdserve.vision.types import Tensor
+from pdserve.vision.types import Image8, Tensor
 
 Result = TypeVar("Result")
 
@@ -50,6 +51,7 @@ class Answering(Protocol):
         images: Sequence[bytes | PdserveError],
         top_k: int | None = None,
         timeout_s: float | None = None,
+        parameters: Parameters = USUAL,
     ) -> list[Any]:
         """See `Service.answer`."""
 
@@ -231,6 +233,7 @@ class Service:
         images: Sequence[bytes | PdserveError],
         top_k: int | None = None,
         timeout_s: float | None = None,
+        parameters: Parameters = USUAL,
     ) -> list[Any]:
         """Answer the images of one request, in order.
 
@@ -249,7 +252,7 @@ class Service:
                 )
 
         def work(replica: Replica, deadline: float | None) -> Awaitable[list[Any]]:
-            return replica.answer(images, top_k, deadline)
+            return replica.answer(images, top_k, deadline, parameters)
 
         return await self._within_limits(images, work, timeout_s)
 
@@ -278,6 +281,23 @@ class Service:
             return replica.run(work, deadline)
 
         return await self._within_limits(images, on, timeout_s)
+
+    async def look(self, image: bytes, function: Callable[[Image8], Result]) -> Result | PdserveError:
+        """Decode an image, as for an answer, and run a function on its H×W×3 uint8 RGB pixels in a thread.
+
+        For what is drawn on it: while it runs, the function may hold three times as much as the image. What
+        is wrong with the image is returned. Raises DeadlineError, OverloadedError.
+        """
+        deadline = self._deadline(None)
+        try:
+            async with asyncio.timeout_at(deadline) if deadline is not None else contextlib.nullcontext():
+                replica = self.reloader.active
+                with self._requests, replica.requests:
+                    return await replica.look(image, function, deadline)
+        except TimeoutError:
+            raise DeadlineError(
+                "The picture would come too late; ask without it, or give more time."
+            ) from None
 
     async def _within_limits(
         self,

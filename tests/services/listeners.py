@@ -33,6 +33,7 @@ class RecordingService(FakeService):
         images: Sequence[bytes | PdserveError],
         top_k: int | None = None,
         timeout_s: float | None = None,
+        parameters: Any = None,
     ) -> list[Any]:
         self.asked.append((top_k, timeout_s))
         if b"late" in images:

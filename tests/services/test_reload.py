@@ -63,7 +63,9 @@ class Standin:
     def start(self, owner: object) -> None:
         self.told.append("start")
 
-    async def answer(self, images: Sequence[Any], top_k: int | None, deadline: float | None) -> list[int]:
+    async def answer(
+        self, images: Sequence[Any], top_k: int | None, deadline: float | None, parameters: Any
+    ) -> list[int]:
         retired = asyncio.create_task(self.retired.wait())
         opened = asyncio.create_task(self.gate.wait())
         await asyncio.wait((retired, opened), return_when=asyncio.FIRST_COMPLETED)

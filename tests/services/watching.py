@@ -52,6 +52,7 @@ class FakeService:
         images: Sequence[bytes | PdserveError],
         top_k: int | None = None,
         timeout_s: float | None = None,
+        parameters: Any = None,
     ) -> list[Any]:
         return await self._stages.answers(len(images), self._answer(images))
 

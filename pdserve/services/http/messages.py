@@ -240,6 +240,7 @@ _FAILURES = {
     404: "There is no such entry, or model.",
     408: "The body did not come in time.",
     413: "Too many bytes, images or pixels.",
+    422: "A field is missing, or is none of its type.",
     500: "The server failed; its log says at what.",
     503: "The server cannot answer now: its queue is full, it is rebuilding its engine, or stopping.",
     504: "The deadline passed.",
