@@ -153,9 +153,8 @@ class ClassificationOptions(PreprocessSettings, PostprocessSettings):
 class ServerSettings(SettingsGroup):
     """The listeners, their limits, their security, the log.
 
-    A port of None is not opened, 0 takes any free one. ``name`` is the service's name in the pipeline
-    protocol. ``api_key`` and the lines of ``api_key_file`` are keys of which callers must send one; with
-    neither, none is asked for. ``tls_cert`` and ``tls_key`` are PEM files, both or none.
+    A port of None is not opened, 0 takes any free one. ``name``: in the pipeline protocol. Callers must send
+    ``api_key`` or a line of ``api_key_file``, where there is either. TLS takes two PEM files, or none.
     """
 
     name: str = _server(..., "Its name on Paddle Serving's routes.", flags=(), key="op.*")
@@ -199,6 +198,7 @@ class ServerSettings(SettingsGroup):
         (), "Host name that callers may use; * for any; repeatable.", "NAME", flags=("--allowed-host",)
     )
     grpc_reflection: bool = _security(False, "Describe gRPC's methods to callers with a key, too.")
+    allow_image_urls: tuple[str, ...] = _security((), "Host to fetch images from; repeatable.", "HOST")
     log_file: Path | None = _log(None, "Log to this file too, rotating.", "FILE")
     log_format: Literal["text", "json"] = _log("text", "text or json.", "NAME")
 

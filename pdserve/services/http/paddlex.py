@@ -7,7 +7,7 @@ answers and errors, statuses. What is different here on purpose is listed in doc
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from pdserve.errors import ImageError, PdserveError, RequestError
 from pdserve.services.http.bodies import read_body, unless_gone
+from pdserve.services.http.image_urls import ImageFetcher, is_address
 from pdserve.services.http.json_body import JsonBody, read_json
 from pdserve.services.http.messages import (
     encode,
@@ -98,10 +99,11 @@ def health(context: Context) -> Iterator[Route]:
 
 def routes(context: Context) -> Iterator[Route]:
     """The routes of the pipelines that the services are; PaddleX's names no service in them."""
+    fetcher = ImageFetcher(context.entrance)
     for each in OPERATIONS:
         able = {name: service for name, service in context.services if each.serves(Served.of(service))}
         for path in each.paths if able else ():
-            yield Route("POST", path, partial(_answer, context, each, able), _described(each))
+            yield Route("POST", path, partial(_answer, fetcher, context, each, able), _described(each))
 
 
 def the_only(able: Mapping[str, Answering]) -> Answering:
@@ -114,7 +116,11 @@ def the_only(able: Mapping[str, Answering]) -> Answering:
 
 
 async def _answer(
-    context: Context, wanted: Operation, able: Mapping[str, Answering], request: Request
+    fetcher: ImageFetcher,
+    context: Context,
+    wanted: Operation,
+    able: Mapping[str, Answering],
+    request: Request,
 ) -> Response:
     exchange = Exchange.new()
     try:
@@ -122,14 +128,22 @@ async def _answer(
         body = await read_body(request, context.entrance)
         image = await parsed(partial(_parse, request, body, wanted, exchange), len(body))
         del body  # what was parsed are copies, and the request may take a while
-        result = await unless_gone(request.receive, _result(service, wanted, exchange.fields, image))
+        work = _result(service, wanted, exchange.fields, _fetched(fetcher, image, request))
+        result = await unless_gone(request.receive, work)
     except PdserveError as error:
         return failure(exchange.log_id, error, request.scope["path"])
     return success(exchange.log_id, result)
 
 
-async def _result(service: Answering, wanted: Operation, fields: Any, image: Buffer) -> dict[str, Any]:
-    data = bytes(image)
+async def _fetched(fetcher: ImageFetcher, image: Buffer | str, request: Request) -> bytes:
+    """An image file; from its address, where that was sent."""
+    return await fetcher.fetch(image, request.scope) if isinstance(image, str) else bytes(image)
+
+
+async def _result(
+    service: Answering, wanted: Operation, fields: Any, image: Awaitable[bytes]
+) -> dict[str, Any]:
+    data = await image
     top_k, parameters = wanted.parameters(fields)
     (answer,) = await service.answer([data], top_k, None, parameters)
     if isinstance(answer, PdserveError):
@@ -143,7 +157,9 @@ async def _result(service: Answering, wanted: Operation, fields: Any, image: Buf
     return result
 
 
-def _parse(request: Request, body: bytes, wanted: Operation, exchange: Exchange, bounds: Bounds) -> Buffer:
+def _parse(
+    request: Request, body: bytes, wanted: Operation, exchange: Exchange, bounds: Bounds
+) -> Buffer | str:
     """The image of a request; its other fields go to the exchange. Raises RequestError."""
     read = read_fields(request, body, wanted.fields, exchange, bounds)
     return image_of(read, exchange.fields.image, "image")
@@ -204,12 +220,10 @@ def _dotted(places: Sequence[str | int]) -> str:
     return path.removeprefix(".")
 
 
-def image_of(read: JsonBody, text: str, field: str) -> Buffer:
-    """An image of a request, from base64. Raises RequestError, ImageError."""
-    if text[:8].lower().startswith(("http://", "https://")):
-        raise RequestError(
-            f"{field} is an address, and this server fetches nothing; send the image file in base64."
-        )
+def image_of(read: JsonBody, text: str, field: str) -> Buffer | str:
+    """An image of a request, from base64, or its address. Raises RequestError, ImageError."""
+    if is_address(text):
+        return text
     try:
         image = from_base64(read.taken(text))
     except orjson.JSONDecodeError as error:

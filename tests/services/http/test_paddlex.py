@@ -26,7 +26,7 @@ from tests.tiny import NAMES, picture
 PATH = "/image-classification"
 RECORDED = {each["name"]: each for each in recorded("classification")}
 NOT_BASE64 = "The image is not base64."
-FETCHES_NOTHING = "image is an address, and this server fetches nothing"
+FETCHES_NOTHING = "The image is an address, and this server fetches nothing"
 # What is answered otherwise on purpose: status, and how the message begins. PaddleX says 500 for all but two.
 DIFFERENT = {
     'image ""': (400, "image is empty"),
