@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pdserve.deploy import systemd
+from pdserve.deploy import kubernetes, systemd
 from pdserve.deploy.bundle import Bundle
 from pdserve.pipelines import SERVICES
 
@@ -21,7 +21,7 @@ def texts() -> Mapping[str, str]:
     settings = entry.settings({}, {})
     models = {role: (None, each.model) for role, each in settings.models.items()}
     plain = Bundle("pdserve-classification", entry, settings, models)
-    written = {"systemd": systemd.texts(plain)}
+    written = {"kubernetes": kubernetes.texts(plain), "systemd": systemd.texts(plain)}
     return {f"{folder}/{name}": text for folder, files in written.items() for name, text in files.items()}
 
 

@@ -6,6 +6,7 @@ A new one is a function and a line here: "module:function" of a command with an 
 from collections.abc import Mapping
 
 EXPORTS: Mapping[str, str] = {
+    "kubernetes": "pdserve.deploy.kubernetes:export",
     "systemd": "pdserve.deploy.systemd:export",
     "paddle-serving": "pdserve.runtimes.paddle_serving.command:export",
 }
