@@ -1,5 +1,6 @@
 """The COMMANDS table. Each is loaded when it is typed, so that ``pdserve --help`` loads none of them."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pdserve import __version__, console, process
+from pdserve.machine import bound_threads
 
 _AGAIN = "the same command starts again"
 _GOES_ON = "the same command goes on"
@@ -117,6 +119,7 @@ class LazyCommand(TyperCommand):
 
     def load(self) -> Any:
         """Import the command, or the group of commands."""
+        bound_threads(os.environ)  # before NumPy and the engines are loaded, which read it then
         target = resolve_name(self._target)
         if not isinstance(target, typer.Typer):
             function, target = target, typer.Typer(add_completion=False, rich_markup_mode="rich")
