@@ -178,6 +178,7 @@ class ServerSettings(SettingsGroup):
     max_inflight_bytes: int | None = _limit(
         None, "Memory for all bodies and images; default: a quarter of what there is.", "BYTES", ge=1 << 20
     )
+    max_resident_bytes: int | None = _limit(None, "Memory for several services' models.", "BYTES", ge=1)
     max_connections: int = _limit(1024, "Most HTTP connections.", "N", ge=1)
     max_connections_per_address: int = _limit(512, "Most of them from one address, a proxy's too.", "N", ge=1)
     header_timeout_s: float = _limit(10, "Time for a request's headers to arrive.", "SECONDS", gt=0)
@@ -293,8 +294,7 @@ def resolve(
 
     ``flags``: setting -> value or its text, None where the flag was not given. Engine, device and batches
     hold for all models of a service, except that the configuration file may give each model its own.
-    ``read``: the file's ReadConfig, where it was read. Raises SettingsError with the setting's name, where it
-    came from and what was wrong with it.
+    ``read``: what the file says, already read. Raises SettingsError: which setting, whence, what is wrong.
     """
     merged = _Merged(service, flags, environ, config, read)
     models = {role: merged.group(ModelSettings, role) for role in service.roles}

@@ -6,7 +6,7 @@
       4711.json    {"pid": 4711, "kind": "classification", "http": "http://127.0.0.1:18080",
                     "rpc": "127.0.0.1:9993", "tls": false, "models": [folder, …], "index": folder or null,
                     "machine": the host's name, "started": "2026-01-31T12:00:00+00:00",
-                    "services": [[name, kind], …] where there are several, else []}
+                    "services": [[name, kind], …] (where there are several)}
       4711.lock    held by the server; the system frees it however the process ends
 
 A server writes its record when it listens, and removes it when it stops. A record whose lock is free is left
@@ -100,7 +100,10 @@ class Registration:
         try:
             self._path = self._path or self._take(server.pid)
             with replace_file(self._path) as new, disk_errors(self._path):
-                new.write_text(json.dumps(asdict(server)) + "\n", "utf-8")
+                record = asdict(server)
+                if not server.services:
+                    del record["services"]
+                new.write_text(json.dumps(record) + "\n", "utf-8")
         except (PdserveError, OSError) as error:
             log.warning("not in the register of running servers, `pdserve list` does not show it: %s", error)
 
@@ -177,8 +180,9 @@ def _read(path: Path) -> tuple[RunningServer, bool] | None:
             # On Windows the home is in the user's own profile.
             own = sys.platform == "win32" or os.fstat(file.fileno()).st_uid in (os.getuid(), 0)
             content = json.loads(file.read(_MAX_BYTES))
-        content.setdefault("services", [])  # which older ones do not have
-        server = RunningServer(**{name: content[name] for name in _FIELDS})
+        # One alone has no list of services.
+        found = {name: content[name] for name in _FIELDS if name != "services" or name in content}
+        server = RunningServer(**found)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     texts = (server.kind, server.machine, server.started)
@@ -187,7 +191,7 @@ def _read(path: Path) -> tuple[RunningServer, bool] | None:
         type(server.pid) is int
         and isinstance(server.tls, bool)
         and isinstance(server.models, list)
-        and isinstance(server.services, list)
+        and isinstance(server.services, list | tuple)
         and all(isinstance(pair, list) and len(pair) == 2 for pair in server.services)
         and all(isinstance(text, str) for pair in server.services for text in pair)
         and all(isinstance(text, str) for text in (*texts, *server.models))

@@ -4,6 +4,7 @@ One service alone, as `pdserve serve KIND` starts it, is a repository too; its r
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -23,7 +24,11 @@ class AmbiguousError(RequestError):
 
 @dataclass(frozen=True)
 class Listed:
-    """A service in the list. ``state``: READY, UNAVAILABLE (its engine is being rebuilt), or UNLOADED."""
+    """A service in the list.
+
+    ``state``: READY, UNAVAILABLE (its engine is being rebuilt), UNLOADED, or COLD: unloaded to make room, and
+    loaded again for its next request.
+    """
 
     name: str
     kind: str
@@ -106,7 +111,7 @@ class Repository:
             raise OverloadedError(
                 f"{len(self._changes)} services are being loaded or unloaded; ask again in a moment."
             )
-        task = asyncio.create_task(change)
+        task = contextvars.Context().run(asyncio.create_task, change)
         self._changes.add(task)
         task.add_done_callback(self._done)
         await asyncio.shield(task)
@@ -121,7 +126,16 @@ class Repository:
 
         Raises WrongServiceError, and what keeps it from being loaded; then it stays as it was.
         """
-        await self._own(name).load()
+        service = self._own(name)
+        if service.loaded or service.waker is None:
+            await service.load()
+            return
+        before, service.cold = service.cold, True
+        try:
+            await service.awake()
+        except BaseException:
+            service.cold = before and not service.loaded
+            raise
 
     async def unload(self, name: str) -> None:
         """Take no more requests for a service, answer those that run, and free its models.
@@ -197,10 +211,12 @@ def listed(names: Mapping[str, object] | list[str]) -> str:
 
 
 def _unloaded(service: Answering) -> bool:
-    return isinstance(service, Service) and not service.loaded
+    return isinstance(service, Service) and not (service.loaded or service.cold)
 
 
 def _state(service: Answering) -> str:
     if _unloaded(service):
         return "UNLOADED"
+    if isinstance(service, Service) and service.cold:
+        return "COLD"
     return "READY" if service.ready else "UNAVAILABLE"

@@ -84,7 +84,7 @@ def serve_several(
         for each in settings:
             bring(each, home)
         several = Several(planned, plan, home, server.metrics, server.entrance, server.failed)
-        server.run(several.repository, "services", several.reload)
+        server.run(several.repository, "services", several.reload, several.settle)
 
 
 class _ActiveSettings:
@@ -145,10 +145,17 @@ class _Server:
         self._stuck = False
         self.supervisor = Supervisor(os.environ)
 
-    def run(self, services: Repository, what: str, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def run(
+        self,
+        services: Repository,
+        what: str,
+        reload: Callable[[], Coroutine[Any, Any, None]],
+        begin: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         """Serve until a signal. Ends the process where something goes on that would keep it from ending.
 
         ``what``: their kind, in the log. ``reload``: what SIGHUP does, beside reading the keys again.
+        ``begin``: what is done before a port is opened.
         """
         end = End(self.settings.grace_s, lambda: EngineError.exit_code if self.failed.is_set() else 0)
         with open_tracing(what, os.environ) as tracer:
@@ -160,7 +167,7 @@ class _Server:
                 tracer=tracer,
                 entrance=self.entrance,
             )
-            _run(self._serve(services, what, app, tracer, end, reload))
+            _run(self._serve(services, what, app, tracer, end, reload, begin))
         if any(each.hangs for each in services.own) or self._stuck:
             # A thread is still inside the engine, and would keep the process from ending.
             end.now("with an engine that had not finished")
@@ -175,10 +182,13 @@ class _Server:
         tracer: Tracer | None,
         end: End,
         reload: Callable[[], Coroutine[Any, Any, None]],
+        begin: Callable[[], Coroutine[Any, Any, None]] | None,
     ) -> None:
         stop = asyncio.Event()
         with self._on_signals(reload, stop.set, end), registration(self._home) as register:
             services.start()
+            if begin:
+                await begin()
             running, addresses, ports = [], [], {}
             try:
                 for door, address, listener in self._listeners(services, app, tracer, stop):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -72,6 +73,8 @@ class Service:
     instance of the entry's answer type, or the error of an image that has none. `unload` frees the replica,
     `load` opens another one. ``failed`` is set when its engines hung too often for the process to go on;
     ``replaced`` is called when another replica is active, or none. ``options``: its own, as at its start.
+    ``cold``: unloaded to make room, so that ``waker`` loads it for its next request; see `Residence`.
+    ``used``: when it was last asked, on time.monotonic's clock.
     """
 
     def __init__(
@@ -90,29 +93,25 @@ class Service:
 
         first = built(False)
         self._build = built
-        self._metrics = metrics
-        self.entry = entry
-        self.kind = entry.kind
+        self.entry, self.kind = entry, entry.kind
         self.name = first.settings.server.name
         self.names = frozenset({self.name, entry.kind})
         self.options, self.entrance = first.settings.options, first.entrance
-        self._had_index = self._had_embedder = False
+        self._had_index = self._had_embedder = self.cold = self._stopped = False
+        self.waker: Callable[[Service], Awaitable[None]] | None = None
         self.replaced: Callable[[], object] = lambda: None
-        self.metrics = metrics
-        self.inside = 0  # images between their arrival and their answer
-        self._requests = Requests()
+        self.used, self.inside = 0.0, 0  # the images between their arrival and their answer
+        self._requests, self._waking = Requests(), Requests()
         self._limits = first.settings.server
         self._max_waiting = first.settings.first_model.max_queue_size
-        self._stages = Stages(metrics)
+        self.metrics, self._stages = metrics, Stages(metrics)
         self._changing, self._unloading = asyncio.Lock(), asyncio.Lock()
-        self._started = self._stopped = False
-        self.failed = failed or asyncio.Event()
-        self._hangs = 0
+        self.failed, self._hangs = failed or asyncio.Event(), 0
         self._reloader: Reloader[Replica] | None = self._reloading(first)
 
     def _reloading(self, first: Replica) -> Reloader[Replica]:
         hang_s = first.settings.first_model.hang_s
-        made: Reloader[Replica] = Reloader(first, self._build, hang_s, self._metrics)
+        made: Reloader[Replica] = Reloader(first, self._build, hang_s, self.metrics)
         made.failed, made.hangs = self.failed, self._hangs
         made.replaced = lambda: self.replaced()
         return made
@@ -145,6 +144,11 @@ class Service:
             return self.embedder is not None
         return self._had_embedder
 
+    async def awake(self) -> None:
+        """Load it where it is cold. Raises what keeps it from being loaded."""
+        if self.cold and self.waker:
+            await self.waker(self)
+
     @property
     def hangs(self) -> int:
         """Engines that hang in this process."""
@@ -152,8 +156,10 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be answered now."""
-        return self._reloader is not None and self._reloader.ready
+        """Whether a request would be answered now; of a cold one, as soon as it is loaded."""
+        if self._reloader is None:
+            return self.cold and not self._stopped
+        return self._reloader.ready
 
     @property
     def replica(self) -> Replica:
@@ -172,7 +178,6 @@ class Service:
 
     def start(self) -> None:
         """Take requests from now on; called on the running event loop."""
-        self._started = True
         self.reloader.start()
 
     def stop(self) -> None:
@@ -202,7 +207,7 @@ class Service:
             if self._stopped:
                 await first.close()
                 raise ClosedError("The server is stopping.")
-            self._reloader = self._reloading(first)
+            self._reloader, self.cold = self._reloading(first), False
             self._reloader.start()
             self.replaced()
 
@@ -211,12 +216,16 @@ class Service:
         if self._reloader:
             await self._reloader.reload(read_settings=True)
 
-    async def unload(self) -> None:
+    async def unload(self, cold: bool = False) -> None:
         """Take no more requests, let those inside have their answers for as long as a stop would, and free
-        the replica. Where there is none nothing is done."""
+        the replica. Where there is none nothing is done. ``cold``: its next request loads it again."""
         async with self._changing, self._unloading:
+            if cold:  # who had it loaded is answered first, or two services could keep each other from that
+                await self._waking.none()
             if self._reloader is None or self._stopped:
+                self.cold = self.cold and cold
                 return
+            self.cold = cold
             self._had_index, self._had_embedder = self.has_index, self.has_embedder
             reloader, self._reloader = self._reloader, None
             with contextlib.suppress(TimeoutError):
@@ -243,6 +252,8 @@ class Service:
         BodyTooLargeError, OverloadedError, DeadlineError, ClosedError, EngineError.
         """
 
+        if self.cold and top_k is not None:
+            await self._woken(len(images), timeout_s)
         if top_k is not None and len(images) > 1 and self.index:
             wanted = min(top_k, self.index.loaded.count) * len(images)
             if wanted > MAX_TOP_K:
@@ -307,6 +318,7 @@ class Service:
     ) -> list[Result]:
         """Do a request's work on the active replica, and count its images."""
         check_count(images, self._limits)
+        self.used = time.monotonic()
         return await self._stages.answers(len(images), self._on_a_replica(len(images), work, timeout_s))
 
     async def _on_a_replica(
@@ -315,6 +327,8 @@ class Service:
         work: Callable[[Replica, float | None], Awaitable[list[Result]]],
         timeout_s: float | None,
     ) -> list[Result]:
+        while self.cold:  # once, unless others take its room at once
+            await self._woken(images, timeout_s)
         reloader = self.reloader  # one that is unloaded meanwhile answers what is inside
         if not reloader.ready and not reloader.closing:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
@@ -329,6 +343,20 @@ class Service:
             raise DeadlineError(
                 "The answer would come too late; give it more time, or ask for less at once."
             ) from None
+        finally:
+            self.inside -= images
+
+    async def _woken(self, images: int, timeout_s: float | None) -> None:
+        """Wait until a cold service is loaded, among no more images than may wait for an engine."""
+        if self.inside and self.inside + images > self._max_waiting:
+            raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
+        self.inside += images
+        try:
+            with self._waking:
+                async with asyncio.timeout_at(self._deadline(timeout_s)):
+                    await self.awake()
+        except TimeoutError:
+            raise DeadlineError("The service was not loaded in time; give it more time.") from None
         finally:
             self.inside -= images
 
@@ -349,7 +377,7 @@ class Service:
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         """When the request has to be answered, on the loop's clock: what the caller and the settings say."""
-        limit_s = self.replica.entrance.time_limit_s
+        limit_s = (self._reloader.active if self._reloader else self).entrance.time_limit_s
         if timeout_s is None and limit_s is None:
             return None
         now = asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ from pdserve.pipelines import ServiceEntry
 from pdserve.services.budget import Entrance
 from pdserve.services.replica import Pool, Replica
 from pdserve.services.repository import Repository
+from pdserve.services.residence import Residence, resident_bytes
 from pdserve.services.service import Service
 from pdserve.services.telemetry.metrics import Metrics
 from pdserve.settings import ServiceSettings
@@ -50,10 +51,20 @@ class Several:
         self._entrance = entrance
         self._failed = failed
         self._reloading = asyncio.Lock()
-        self.repository = Repository({name: self._open(name, each) for name, each in planned.items()})
+        limit = entrance.settings.max_resident_bytes
+        self.residence = Residence(limit) if limit else None
+        self.repository = Repository(
+            {name: self._entered(self._open(name, each)) for name, each in planned.items()}
+        )
 
-    def _open(self, name: str, planned: Planned) -> Service:
-        """Open a service; takes seconds."""
+    def _entered(self, opened: tuple[Service, int]) -> Service:
+        service, grown = opened
+        if self.residence:
+            self.residence.enter(service, grown)
+        return service
+
+    def _open(self, name: str, planned: Planned) -> tuple[Service, int]:
+        """Open a service; by how many bytes the process has grown. Takes seconds."""
         active = planned
         metrics, entrance = self._metrics.for_service(name), self._entrance.for_service()
 
@@ -64,7 +75,9 @@ class Several:
             active = newer
             return Replica(pipeline, newer.settings, pool, metrics, entrance)
 
-        return Service(planned.entry, build, metrics, self._failed)
+        before = resident_bytes()
+        service = Service(planned.entry, build, metrics, self._failed)
+        return service, resident_bytes() - before
 
     def _again(self, name: str, entry: ServiceEntry) -> Planned:
         """What the plan says of a service now."""
@@ -72,6 +85,11 @@ class Several:
         if found is None or found.entry.kind != entry.kind:
             raise SettingsError(f"The configuration has no {entry.kind} {name} any more; send SIGHUP.")
         return found
+
+    async def settle(self) -> None:
+        """Unload what is beyond ``max_resident_bytes``."""
+        if self.residence:
+            await self.residence.settle()
 
     async def reload(self) -> None:
         """Add and remove services as the plan says now, and reload the others, each for itself.
@@ -89,6 +107,8 @@ class Several:
             for name, service in before.items():
                 if name not in planned or planned[name].entry.kind != service.kind:
                     await self.repository.remove(name)
+                    if self.residence and isinstance(service, Service):
+                        self.residence.leave(service)
                     log.info("%s is not served any more", name)
                 elif isinstance(service, Service):
                     await service.reload()
@@ -98,7 +118,7 @@ class Several:
 
     async def _add(self, name: str, planned: Planned) -> None:
         try:
-            service = await asyncio.to_thread(self._open, name, planned)
+            service = self._entered(await asyncio.to_thread(self._open, name, planned))
         except PdserveError as error:
             log.error("%s is not served, the other services go on: %s", name, error)
             return
@@ -110,6 +130,7 @@ class Several:
             return
         service.start()
         self.repository.add(name, service)
+        await self.settle()
         log.info("%s is served", name)
 
     def _warn(self, planned: Mapping[str, Planned]) -> None:

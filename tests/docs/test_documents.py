@@ -44,6 +44,9 @@ def test_a_command_that_is_shown_exists(document: str, line: str) -> None:
     while hasattr(command, "commands") and words:
         if words[0] == "--help":  # of a group
             return
+        if "NAME..." in command.commands and (words[0] == "A" or words[0].startswith("--")):
+            command = command.commands["NAME..."]  # several services: `serve A B`, `serve --config FILE`
+            break
         name = words.pop(0)
         # Several in one line, as in build|append|remove; one's own kind of service, by its name or file.
         if "|" in name or name in ("KIND", "NAME") or name.endswith(".yml"):

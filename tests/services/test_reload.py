@@ -44,7 +44,7 @@ class Models:
 class Standin:
     capacity = 2
     index = None
-    pipeline = SimpleNamespace(embedder=None)
+    pipeline = SimpleNamespace(embedder=None, models={})
 
     def __init__(self, models: Models, number: int) -> None:
         model = ModelSettings(model="m", max_queue_size=models.max_waiting, hang_s=5)

@@ -145,7 +145,7 @@ def test_a_reload_adds_and_removes_and_a_broken_one_keeps_its_state(home: Path, 
     ):
         write(("a", "tiny", 2), ("b", "not_there", 2), ("d", "other", 3), ("e", "not_there", 1))
         server.interrupt(signal.SIGHUP)
-        until(lambda: "e is not served, the other services go on" in server.log)
+        until(lambda: "e is not served, the other services go on" in server.log, 90)
 
         def labels(name: str) -> int:
             return len(ask(client, f"/v1/classification/{name}").json()["results"][0]["labels"])
@@ -156,7 +156,7 @@ def test_a_reload_adds_and_removes_and_a_broken_one_keeps_its_state(home: Path, 
         assert "/v1/classification/d" in client.get("/openapi.json").json()["paths"]
         path.write_text("pdserve: {services: [{name: a}]}", "utf-8")
         server.interrupt(signal.SIGHUP)
-        until(lambda: "has no kind" in server.log)
+        until(lambda: "has no kind" in server.log, 90)
         assert (labels("a"), labels("b"), labels("d")) == (2, 1, 3)
         server.interrupt()
         assert server.wait() == 0

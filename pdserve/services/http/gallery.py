@@ -179,6 +179,7 @@ def routes(context: Context) -> Iterator[Route]:
     writers = Writers(refresh)
 
     async def change(request: Request, work: Callable[[threading.Event], Change]) -> Response:
+        await service.awake()
         release(request.scope)  # the body's memory: who waits for others holds no more than a few vectors
         limit_ms = service.replica.settings.first_model.timeout_ms
         patience_s = min(WAIT_S, limit_ms / 1000) if limit_ms else WAIT_S
@@ -191,6 +192,7 @@ def routes(context: Context) -> Iterator[Route]:
             )
 
     async def show(_: Request) -> Response:
+        await service.awake()
         index = active().loaded
         embedder = index.embedder.name if index.embedder else None
         shape = index.type, index.metric, index.dimension
@@ -211,6 +213,7 @@ def routes(context: Context) -> Iterator[Route]:
         files, images = await parsed(partial(_labelled, request, body, settings), len(body))
         del body
         for _ in range(_ATTEMPTS):
+            await service.awake()
             embedder = service.embedder
             found = await unless_gone(request.receive, service.embed(files))
             now = service.embedder
