@@ -8,7 +8,7 @@ import pytest
 from tests.docs.blocks import PAGES, ROOT, Block, read
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-BESIDE = ("pdserve_zoo", "client", "configs", "benchmarks", "demo", ".ci", ".github")
+BESIDE = ("pdserve_zoo", "client", "configs", "benchmarks", "demo", "deploy", ".ci", ".github")
 FOLDERS = ("pdserve", "tests", "docs", *BESIDE)
 QUOTED = [block for block in read(CONTRIBUTING) if "an entry of" in (block.lacking or "")]
 

@@ -240,7 +240,7 @@ def test_with_pdserve_in_one_environment(wheels: dict[str, Path], client: Instal
     client.pip("uninstall", "--quiet", "--yes", "pdserve-client")
     assert place() == "site-packages"
     assert client.python.with_name("pdserve").exists()
-    assert client.run(client.python, "-c", "import pdserve.engines.table").returncode == 0
+    assert client.run(client.python, "-c", "import pdserve.machine").returncode == 0
 
 
 def test_where_a_pth_file_is_not_read_the_folder_can_be_named(
