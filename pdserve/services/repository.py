@@ -132,7 +132,7 @@ class Repository:
             return
         before, service.cold = service.cold, True
         try:
-            await service.awake()
+            await service.waker(service)
         except BaseException:
             service.cold = before and not service.loaded
             raise

@@ -144,11 +144,6 @@ class Service:
             return self.embedder is not None
         return self._had_embedder
 
-    async def awake(self) -> None:
-        """Load it where it is cold. Raises what keeps it from being loaded."""
-        if self.cold and self.waker:
-            await self.waker(self)
-
     @property
     def hangs(self) -> int:
         """Engines that hang in this process."""
@@ -252,8 +247,8 @@ class Service:
         BodyTooLargeError, OverloadedError, DeadlineError, ClosedError, EngineError.
         """
 
-        if self.cold and top_k is not None:
-            await self._woken(len(images), timeout_s)
+        if top_k is not None:
+            await self.awake(len(images), timeout_s)
         if top_k is not None and len(images) > 1 and self.index:
             wanted = min(top_k, self.index.loaded.count) * len(images)
             if wanted > MAX_TOP_K:
@@ -328,7 +323,7 @@ class Service:
         timeout_s: float | None,
     ) -> list[Result]:
         while self.cold:  # once, unless others take its room at once
-            await self._woken(images, timeout_s)
+            await self.awake(images, timeout_s)
         reloader = self.reloader  # one that is unloaded meanwhile answers what is inside
         if not reloader.ready and not reloader.closing:
             raise ClosedError("The engine is being rebuilt; ask again in a moment.")
@@ -346,15 +341,20 @@ class Service:
         finally:
             self.inside -= images
 
-    async def _woken(self, images: int, timeout_s: float | None) -> None:
-        """Wait until a cold service is loaded, among no more images than may wait for an engine."""
+    async def awake(self, images: int = 1, timeout_s: float | None = None) -> None:
+        """Load it where it is cold, for no more images than may wait for an engine.
+
+        Raises what keeps it from being loaded, OverloadedError and DeadlineError.
+        """
+        if not (self.cold and self.waker):
+            return
         if self.inside and self.inside + images > self._max_waiting:
             raise OverloadedError(f"{self.inside} images wait already; ask again in a moment.")
         self.inside += images
         try:
             with self._waking:
                 async with asyncio.timeout_at(self._deadline(timeout_s)):
-                    await self.awake()
+                    await self.waker(self)
         except TimeoutError:
             raise DeadlineError("The service was not loaded in time; give it more time.") from None
         finally:

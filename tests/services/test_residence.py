@@ -8,6 +8,7 @@ import pytest
 
 from pdserve.errors import DeadlineError, ModelError, OverloadedError
 from pdserve.services import residence
+from pdserve.services.inference.repository import index
 from pdserve.services.repository import Repository
 from pdserve.services.residence import Residence, resident_bytes
 from pdserve.services.service import Service
@@ -136,6 +137,19 @@ def test_who_is_unloaded_on_purpose_stays_so_until_it_is_loaded_with_room_made()
         assert both.ready
         await both.load("b")
         assert [each.state for each in both.index()] == ["COLD", "READY"]
+        await close(made)
+
+    run(test)
+
+
+def test_every_state_has_words_in_the_open_inference_protocol() -> None:
+    async def test() -> None:
+        made, _ = await services(10, 3)
+        all_three = Repository(dict(zip("abc", made, strict=True)))
+        await all_three.unload("c")
+        listed = {each["name"]: (each["state"], each["reason"]) for each in index(all_three)}
+        cold = "unloaded to make room; its next request loads it"
+        assert listed == {"a": ("READY", ""), "b": ("READY", cold), "c": ("UNAVAILABLE", "unloaded")}
         await close(made)
 
     run(test)

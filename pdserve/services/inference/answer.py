@@ -50,6 +50,9 @@ async def infer(
     UnknownModelError, RequestError and what `Service.answer` raises.
     """
     service, model = find(services, request.model, request.version)
+    if isinstance(service, Service) and service.cold:  # its models' own tensors are not known before
+        await service.awake(1, timeout_s)
+        service, model = find(services, request.model, request.version)
     started, images = time.perf_counter_ns(), 0
     times = [each for each in (timeout_s, request.timeout_s) if each is not None]
     request = replace(request, timeout_s=min(times, default=None))

@@ -21,6 +21,7 @@ def index(services: Repository, *, ready: bool = False) -> list[dict[str, str]]:
 
 _STATES = {
     "READY": ("READY", ""),
+    "COLD": ("READY", "unloaded to make room; its next request loads it"),
     "UNAVAILABLE": ("UNAVAILABLE", "its engine is being rebuilt"),
     "UNLOADED": ("UNAVAILABLE", "unloaded"),
 }
