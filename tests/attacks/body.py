@@ -29,6 +29,19 @@ def three_million_keys(target: Target) -> None:
 
 
 @attack(without={"pdserve.services.parsing:IN_A_THREAD": UNCOUNTED})
+def three_million_keys_for_a_model(target: Target) -> None:
+    """The same at the Open Inference Protocol's door, which takes long lists of numbers and nothing else."""
+    body = b"{%s}" % b",".join(b'"k%d":1' % i for i in range(3_000_000))
+    with target.watch() as seen:
+        answer = target.http.post("/v2/models/tiny/infer", content=body, headers=JSON)
+    assert answer.status_code == 413, answer.text[:200]
+    assert "more than" in answer.json()["error"]
+    assert seen.health_s < LONGEST_S
+    assert seen.grown_mb < 300
+    target.good()
+
+
+@attack(without={"pdserve.services.parsing:IN_A_THREAD": UNCOUNTED})
 def lists_in_lists(target: Target) -> None:
     """Brackets count as values: the collector of Python would look at each of the lists again and again."""
     body = b'{"images":[%s]}' % b",".join([b"[" * 500 + b"]" * 500] * 4000)

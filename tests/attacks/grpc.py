@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from pdserve.formats.protos import pipeline
+from pdserve.formats.protos import INFERENCE, pipeline
+from pdserve.services.parsing import Bounds
 from pdserve.services.pipeline_protocol import PipelineRequest, answer
 from tests.attacks.attack import Target, attack
 from tests.tiny import picture
@@ -63,6 +64,17 @@ def messages_that_are_small_only_while_compressed(target: Target) -> None:
         error: Any = send(target, message, compression=grpc.Compression.Gzip)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert seen.grown_mb < 50
+    target.good_rpc()
+
+
+@attack(without={"pdserve.services.parsing:IN_A_THREAD": Bounds(10**9, 10**9)})
+def an_inference_of_a_million_parameters(target: Target) -> None:
+    """They are counted while they are found, and refused."""
+    message = b"\x22\x09\x0a\x01k\x12\x04\x1a\x02ab" * 1_000_000
+    with target.watch() as seen:
+        error: Any = send(target, message, f"/{INFERENCE}/ModelInfer")
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error.details()
+    assert seen.health_s < LONGEST_S
     target.good_rpc()
 
 
