@@ -167,10 +167,15 @@ class Metrics:
         self._index_version.labels(name, *self._more).set(version)
 
     def totals(self) -> dict[tuple[str, str], tuple[int, float]]:
-        """How often, and for how many seconds in all, by stage and model; "batch" is a stage, too."""
+        """How often, and for how many seconds in all, by stage and model; "batch" is a stage, too.
+
+        Where there are several services, those of this one.
+        """
         found: dict[tuple[str, str], tuple[int, float]] = {}
         for histogram, fixed in ((self._stages, None), (self._batches, "batch")):
             for sample in (s for family in histogram.collect() for s in family.samples):
+                if self._more and sample.labels["service"] != self._more[0]:
+                    continue
                 key = fixed or sample.labels["stage"], sample.labels["model"]
                 count, seconds = found.get(key, (0, 0.0))
                 if sample.name.endswith("_count"):
