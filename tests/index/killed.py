@@ -15,8 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# What a change loads when it comes to it; else each child would load it again, which is most of its time.
+import cv2  # noqa: F401
+import filelock  # noqa: F401
 from PIL import Image
 
+import pdserve.vision.decoder  # noqa: F401
 from pdserve.index import faiss_index, forms, id_map, id_map_yaml, store
 from pdserve.index.edit import append, remove
 from pdserve.index.gallery import GalleryImage
