@@ -148,6 +148,36 @@ def append(
             return _append(base, readable, cache.gather, EmbedderId.of(embedder), skipped, replace)
 
 
+def build_embedded(
+    images: Sequence[HashedImage], vectors: Vectors, folder: Path, embedder: GalleryEmbedder
+) -> Change:
+    """Build an index where there is none, of images that are embedded already: exact, by inner product.
+
+    As `append_embedded`. An image's id is its place, and one that comes twice is two entries. Raises
+    GalleryError where there is an index already.
+    """
+    rows = check_vectors(embedder, vectors, len(images))
+    _require_features(images, rows, embedder)
+    ids = np.arange(len(images), dtype=np.int64)
+    with locked(folder):
+        if _read_or_none(folder):
+            raise GalleryError(f"There is an index at {folder} already; append to it.")
+        made = publish(
+            folder,
+            Draft(
+                faiss_index.build("Flat", "IP", embedder.dimension, ids, lambda some: rows[list(some)]),
+                label(ids, [each.image for each in images]),
+                Entries.of(ids, [each.digest for each in images]),
+                EmbedderId.of(embedder),
+                len(images),
+                len(images),
+                f"build: {len(images)} entries",
+            ),
+            None,
+        )
+    return Change(folder, made.version, made.count, added=len(images))
+
+
 def append_embedded(
     images: Sequence[HashedImage],
     vectors: Vectors,
@@ -164,11 +194,7 @@ def append_embedded(
     rows = dict(
         zip((each.digest for each in images), check_vectors(embedder, vectors, len(images)), strict=True)
     )
-    for each in images:
-        if not rows[each.digest].any():
-            raise GalleryError(
-                f"{each.image.image}: {embedder.name} finds nothing in it, its vector is zero."
-            )
+    _require_features(images, np.stack([rows[each.digest] for each in images]), embedder)
     images, _ = with_one_label(images, strict=True)
     given = EmbedderId.of(embedder)  # which reads the model's files
 
@@ -180,6 +206,14 @@ def append_embedded(
         base = store.read(folder)
         _require(base, embedder)
         return _append(base, images, gather, given, [], replace=False)
+
+
+def _require_features(images: Sequence[HashedImage], rows: Vectors, embedder: GalleryEmbedder) -> None:
+    for each, row in zip(images, rows, strict=True):
+        if not row.any():
+            raise GalleryError(
+                f"{each.image.image}: {embedder.name} finds nothing in it, its vector is zero."
+            )
 
 
 def _append(

@@ -17,6 +17,7 @@ from pdserve.pipelines.base import Steps
 from pdserve.pipelines.embedder import Embedder, check_embedder, embedder_model, open_embedder
 from pdserve.pipelines.loading import index_folder, open_model
 from pdserve.pipelines.options import SearchOptions
+from pdserve.pipelines.parameters import Parameters
 from pdserve.pipelines.regions import Cut, Region, Stage
 from pdserve.settings import ModelSettings, ServiceSettings
 from pdserve.vision.boxes import crop_corners, suppress_results
@@ -49,7 +50,18 @@ def _object(corners: tuple[int, int, int, int], region: Region, near: Sequence[M
     if region.detected:
         x1, y1, x2, y2 = (round(x, 4) for x in (region.box.x1, region.box.y1, region.box.x2, region.box.y2))
         detection = Detection((x1, y1, x2, y2), score_of(region.box.score))
-    return FoundObject(corners, matches[0].label, matches[0].score, matches, detection)
+    best = matches[0] if matches else FoundMatch("", "", 0.0)
+    return FoundObject(corners, best.label, best.score, matches, detection)
+
+
+def every(
+    found: Sequence[Region], matches: Sequence[Sequence[Match]], least: float
+) -> tuple[FoundObject, ...]:
+    """Every region, in the detector's order; without entries where the best is not similar enough."""
+    return tuple(
+        _object(crop_corners(region.box), region, near if near and near[0].similarity >= least else ())
+        for region, near in zip(found, matches, strict=True)
+    )
 
 
 class Search(Stage):
@@ -79,12 +91,14 @@ class Search(Stage):
         """See `Stage.answer`."""
         if top_k is not None and top_k > search.MAX_TOP_K:
             raise RequestError(f"top_k is {top_k}; a gallery gives at most {search.MAX_TOP_K} entries.")
-        answer = await steps.work(self._look_up, cut, results, top_k)
+        answer = await steps.work(self._look_up, cut, results, top_k, steps.parameters)
         steps.record("search", answer.timings_ms["search"] / 1000)
         return answer
 
-    def _look_up(self, cut: Cut, vectors: Sequence[Tensor], top_k: int | None) -> Objects:
-        index = self.index  # one version for the whole of the image
+    def _look_up(
+        self, cut: Cut, vectors: Sequence[Tensor], top_k: int | None, parameters: Parameters
+    ) -> Objects:
+        index = parameters.index or self.index  # one version for the whole of the image
         wanted = min(top_k or self._options.top_k, index.count)
         if wanted * len(vectors) > _MOST_ENTRIES:
             raise RequestError(
@@ -92,7 +106,11 @@ class Search(Stage):
                 f"{_MOST_ENTRIES} entries that an answer may have; ask for {_MOST_ENTRIES // len(vectors)}."
             )
         matches = index.search(np.stack(vectors), top_k or self._options.top_k) if vectors else []
-        objects = choose(cut.found, matches, self._options)
+        least = parameters.least_similarity
+        if least is None:
+            objects = choose(cut.found, matches, self._options)
+        else:
+            objects = every(cut.found, matches, least)
         cut.clock.lap("search")
         return Objects(objects, index.version, cut.clock.laps)
 

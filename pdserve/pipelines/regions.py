@@ -212,7 +212,10 @@ class RegionsPipeline(Pipeline[Any]):
             return error
         if isinstance(boxes, PdserveError):
             return boxes
-        found = regions(image, boxes, self.which)
+        which = self.which
+        if steps.parameters.least_similarity is not None and "image" in which:
+            which = "boxes" if boxes else "image"
+        found = regions(image, boxes, which)
         if not (self.stage.model and found):
             return Cut(found, [], clock)
         tensors = await steps.work(self._try_crops, image, found)

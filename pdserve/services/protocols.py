@@ -193,7 +193,7 @@ _ENTRIES = (
         f"{_HTTP}.paddlex:routes",
         "PaddleX's serving protocol",
         predicts=True,
-        errors=f"{_HTTP}.paddlex:error_response",
+        errors=f"{_HTTP}.paddlex_envelope:error_response",
     ),
     Protocol(
         "paddlex-health",
@@ -201,7 +201,7 @@ _ENTRIES = (
         f"{_HTTP}.paddlex:health",
         "readiness, as PaddleX's clients ask for it",
         open=True,
-        errors=f"{_HTTP}.paddlex:error_response",
+        errors=f"{_HTTP}.paddlex_envelope:error_response",
     ),
     Protocol(
         "gallery",

@@ -265,3 +265,66 @@ class OfManyEntries(Service):
 def test_the_entries_of_an_answer_are_counted_before_they_are_searched() -> None:
     with pytest.raises(RequestError, match=r"999 for 16 images: 15984 entries, .* 10000; ask for 625"):
         asyncio.run(OfManyEntries().answer([b""] * 16, top_k=999))
+
+
+PADDLEX = {
+    "classification": ("/image-classification", "categories"),
+    "detection": ("/object-detection", "detectedObjects"),
+    "attributes": ("/pedestrian-attribute-recognition", "pedestrians"),
+    "recognition": ("/shitu-infer", "detectedObjects"),
+    "face": ("/face-recognition-infer", "faces"),
+}
+
+
+def test_paddlex_routes_answer_as_v1(kind: str, client: httpx.Client) -> None:
+    """What `check` wants of /v1, in PaddleX's fields; a request's thresholds hold for it alone."""
+    document = client.get("/openapi.json").json()
+    if kind == "colours":  # of a user's own, whose models' names say neither pedestrians nor vehicles
+        assert {"/pedestrian-attribute-recognition", "/vehicle-attribute-recognition"} <= set(
+            document["paths"]
+        )
+        return
+    if kind not in PADDLEX:
+        assert not any(route in document["paths"] for route, _ in PADDLEX.values())
+        return
+    route, items = PADDLEX[kind]
+    image = base64.b64encode(two()).decode()
+
+    def ask(**fields: Any) -> list[Any]:
+        response = client.post(route, json={"image": image, "visualize": False, **fields})
+        check_response(document, route, response)
+        assert response.status_code == 200, response.text
+        assert response.json()["result"].keys() == {items}
+        found: list[Any] = response.json()["result"][items]
+        return found
+
+    drawn = client.post(route, json={"image": image, "logId": "mine"}).json()
+    assert drawn["logId"] == "mine"
+    assert base64.b64decode(drawn["result"]["image"]).startswith(b"\xff\xd8\xff")
+    found = ask()
+    if kind == "classification":
+        assert (len(found), len(ask(topk=1))) == (3, 1)
+        return
+    assert [each["bbox"] for each in found] == [pytest.approx(box, abs=1e-3) for box in BOXES]
+    assert [each["score"] for each in found] == pytest.approx(SCORES, abs=1e-4)
+    least = "threshold" if kind == "detection" else "detThreshold"
+    none = 1 if kind == "recognition" else 0  # the whole image, where there is no box
+    assert [len(ask(**{least: each})) for each in (0.81, 0.99, -5, "nan", 1e300)] == [1, none, 2, none, none]
+    if kind == "detection":
+        assert [(each["categoryId"], each["categoryName"]) for each in found] == [(0, "cup"), (1, "spoon")]
+        assert [each["categoryId"] for each in ask(threshold={"0": 0.99})] == [1]
+    elif kind in ("recognition", "face"):
+        labels = [[each["label"] for each in one["recResults"]] for one in found]
+        assert labels == [["blue", "red"], ["red", "blue"]]
+        assert [len(one["recResults"]) for one in ask(topk=1)] == [1, 1]  # which PaddleX ignores
+        assert [one["recResults"] for one in ask(recThreshold=2)] == [[], []]
+        none_there = client.post(route, json={"image": image, "indexKey": "colors"})
+        assert (none_there.status_code, none_there.json()["errorCode"]) == (404, 404)
+        whole = ask(detThreshold=2)
+        assert [(one["bbox"], one["score"]) for one in whole] == [([0, 0, 8, 4], 0)][:none]
+    else:
+        assert [each["attributes"][0]["label"] for each in found] == ["blue", "red"]
+        fixed = client.post(route, json={"image": image, "clsThreshold": 0.3})
+        assert (fixed.status_code, fixed.json()["errorCode"]) == (400, 400)
+        assert "chooses its labels by Topk, whose thresholds no request changes" in fixed.text
+    assert len(ask()) == 2  # nothing of it stays

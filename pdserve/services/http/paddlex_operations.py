@@ -6,16 +6,16 @@ is the same as leaving it out: the service's own settings hold.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, Field
 
-from pdserve.answers import Detections, Label, LabelledObjects, Labels
+from pdserve.answers import Detections, Label, LabelledObjects, Labels, Objects
 from pdserve.pipelines import SERVICES
 from pdserve.pipelines.parameters import Parameters
+from pdserve.services.http.paddlex_envelope import Envelope
 from pdserve.services.service import Answering, Service
-
-Result = TypeVar("Result")
 
 ByClass = float | dict[Literal["default"] | int, float] | list[float]
 # As many labels are drawn, and as many characters of each.
@@ -60,6 +60,20 @@ class AttributeFields(ImageFields):
     detThreshold: float | None = None  # noqa: N815
     visualize: bool | None = None
     clsThreshold: ByClass | None = None  # noqa: N815
+
+
+class SearchFields(ImageFields):
+    """Of ``/shitu-infer`` and ``/face-recognition-infer``: in which gallery, and how many of its images.
+
+    ``hammingRadius`` has no meaning for vectors of floats, as in PaddleX.
+    """
+
+    indexKey: str | None = None  # noqa: N815
+    detThreshold: float | None = None  # noqa: N815
+    recThreshold: float | None = None  # noqa: N815
+    hammingRadius: float | None = None  # noqa: N815
+    topk: Annotated[int, Field(gt=0)] | None = None
+    visualize: bool | None = None
 
 
 class Category(BaseModel):
@@ -108,6 +122,35 @@ class Attributed(BaseModel):
     score: float
 
 
+class RecResult(BaseModel):
+    """An image of a gallery that is similar."""
+
+    label: str
+    score: float
+
+
+class Recognized(BaseModel):
+    """What was detected, and the gallery's most similar images."""
+
+    bbox: tuple[float, float, float, float]
+    recResults: list[RecResult]  # noqa: N815
+    score: float
+
+
+class RecognizedObjects(BaseModel):
+    """The objects of an image."""
+
+    detectedObjects: list[Recognized]  # noqa: N815
+    image: str | None = None
+
+
+class Faces(BaseModel):
+    """The faces of an image."""
+
+    faces: list[Recognized]
+    image: str | None = None
+
+
 class Pedestrians(BaseModel):
     """The pedestrians of an image."""
 
@@ -120,15 +163,6 @@ class Vehicles(BaseModel):
 
     vehicles: list[Attributed]
     image: str | None = None
-
-
-class Envelope(BaseModel, Generic[Result]):
-    """An answer; ``image``, where it was not asked for, is left out."""
-
-    logId: str  # noqa: N815
-    result: Result
-    errorCode: Literal[0] = 0  # noqa: N815
-    errorMsg: Literal["Success"] = "Success"  # noqa: N815
 
 
 @dataclass(frozen=True)
@@ -150,22 +184,30 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Served:
-    """What decides which operations a service has: its answer's type, how it chooses labels, its models."""
+    """What decides which operations a service has: answer, how labels are chosen, models, regions."""
 
     answer: str
     postprocess: str
     models: str
+    regions: str = ""
 
     @classmethod
     def of(cls, service: Answering) -> "Served":
-        """What a service is."""
-        answer = SERVICES[service.kind].answer.rpartition(":")[2]
+        """What a service is; of one that is not loaded, what it was when it was."""
+        entry = SERVICES[service.kind]
+        answer = entry.answer.rpartition(":")[2]
         if not (isinstance(service, Service) and service.loaded):
-            return cls(answer, "", "")
+            known = _KNOWN.get(service) if isinstance(service, Service) else None
+            return known or cls(answer, "", "", entry.regions)
         pipeline: Any = service.replica.pipeline
         config = getattr(pipeline, "config", None)
         names = [each.name.lower() for each in pipeline.models.values()]
-        return cls(answer, config.postprocess.kind if config else "", " ".join(names))
+        found = cls(answer, config.postprocess.kind if config else "", " ".join(names), entry.regions)
+        _KNOWN[service] = found
+        return found
+
+
+_KNOWN: "WeakKeyDictionary[Service, Served]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -173,7 +215,8 @@ class Operation:
     """An operation: its routes, and how requests and answers are read.
 
     ``parameters``: a request's fields -> how many labels, and what else is asked for. ``result``: an answer
-    -> the result's fields. ``drawing``: an answer -> what is drawn of it.
+    -> the result's fields. ``drawing``: an answer -> what is drawn of it. ``galleries``: how the routes of
+    the galleries that it searches begin.
     """
 
     paths: tuple[str, ...]
@@ -184,6 +227,7 @@ class Operation:
     result: Callable[[Any], dict[str, Any]]
     drawing: Callable[[Any], Drawing]
     answer_model: Any
+    galleries: str = ""
 
 
 def _categories(answer: Labels) -> dict[str, Any]:
@@ -219,18 +263,13 @@ def _attribute_parameters(fields: AttributeFields) -> tuple[int | None, Paramete
 
 def _boxes(answer: Detections) -> dict[str, Any]:
     found = [
-        {
-            "bbox": each.bbox,
-            "categoryId": each.class_id,
-            "categoryName": each.label,
-            "score": each.score,
-        }
+        {"bbox": each.bbox, "categoryId": each.class_id, "categoryName": each.label, "score": each.score}
         for each in answer.objects
     ]
     return {"detectedObjects": found}
 
 
-def _box_drawing(answer: Detections) -> Drawing:
+def _box_drawing(answer: Detections | Objects) -> Drawing:
     return Drawing([DrawnObject(e.bbox, e.label[:_DRAWN_CHARACTERS], e.score) for e in answer.objects])
 
 
@@ -279,6 +318,46 @@ def _attributes(
     )
 
 
+def _recognized(name: str, answer: Objects) -> dict[str, Any]:
+    found = [
+        {
+            "bbox": each.detection.bbox if each.detection else each.bbox,
+            "recResults": [{"label": match.label, "score": match.score} for match in each.matches],
+            "score": each.detection.score if each.detection else 0.0,
+        }
+        for each in answer.objects
+    ]
+    return {name: found}
+
+
+def _searching(
+    name: str, prefix: str, boxes_alone: bool, least: tuple[float, float], model: Any
+) -> Operation:
+    """``least``: PaddleX's least scores of boxes and of similarity, where a request says nothing."""
+    det, rec = least
+
+    def parameters(fields: SearchFields) -> tuple[int | None, Parameters]:
+        similarity = rec if fields.recThreshold is None else fields.recThreshold
+        return fields.topk or _TOP_K, Parameters(
+            _score(det if fields.detThreshold is None else fields.detThreshold),
+            least_similarity=similarity,
+        )
+
+    return Operation(
+        (f"/{prefix}-infer",),
+        f"The {name} of an image, looked up in a gallery, in the form of PaddleX",
+        lambda served: served.answer == "Objects" and (served.regions == "boxes") == boxes_alone,
+        SearchFields,
+        parameters,
+        lambda answer: _recognized("faces" if boxes_alone else "detectedObjects", answer),
+        _box_drawing,
+        Envelope[model],
+        prefix,
+    )
+
+
+# PaddleX's number of a gallery's images, where a request says nothing.
+_TOP_K = 5
 _ALTERNATIVES = ("Topk", "ThreshOutput", "")
 _HUMAN, _VEHICLE = ("pedestrian", "human", "person"), ("vehicle",)
 
@@ -314,6 +393,8 @@ OPERATIONS: Sequence[Operation] = (
         Envelope[Boxes],
     ),
     _attributes("pedestrians", _VEHICLE, "/pedestrian-attribute-recognition", _HUMAN, Pedestrians),
+    _searching("objects", "shitu", False, (0.5, 0.5), RecognizedObjects),
+    _searching("faces", "face-recognition", True, (0.6, 0.4), Faces),
     _attributes("vehicles", _HUMAN, "/vehicle-attribute-recognition", _VEHICLE, Vehicles),
 )
 """Every operation on an image."""

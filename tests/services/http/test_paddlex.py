@@ -182,10 +182,13 @@ def test_a_failure_of_the_server_says_nothing_of_it(caplog: pytest.LogCaptureFix
             ["/pedestrian-attribute-recognition", "/vehicle-attribute-recognition"],
         ),
         ("Embedding", "", "", []),
+        ("Objects", "boxes and image", "", ["/shitu-infer"]),
+        ("Objects", "boxes", "", ["/face-recognition-infer"]),
     ],
 )
 def test_which_routes_a_service_has(answer: str, postprocess: str, models: str, paths: list[str]) -> None:
-    is_served = Served(answer, postprocess, models)
+    regions, postprocess = (postprocess, "") if answer == "Objects" else ("", postprocess)
+    is_served = Served(answer, postprocess, models, regions)
     assert [path for each in OPERATIONS if each.serves(is_served) for path in each.paths] == paths
 
 
