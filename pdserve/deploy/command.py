@@ -1,4 +1,4 @@
-"""What the commands ``pdserve export docker``, ``kubernetes`` and ``systemd`` have in common."""
+"""What the commands ``pdserve export kubernetes`` and ``systemd`` have in common."""
 
 import os
 from collections.abc import Mapping

@@ -9,6 +9,8 @@ from tests.docs.blocks import ROOT
 
 WRITTEN: Mapping[str, str] = runpy.run_path(str(ROOT / "deploy" / "write.py"))["texts"]()
 
+BY_HAND = {"write.py", "README.md", "nginx/pdserve.conf"}
+
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_file_is_current(name: str) -> None:
@@ -17,4 +19,4 @@ def test_a_file_is_current(name: str) -> None:
 
 def test_no_other_files_are_there() -> None:
     found = {path.relative_to(ROOT / "deploy").as_posix() for path in (ROOT / "deploy").rglob("*.*")}
-    assert {name for name in found if "__pycache__" not in name} == {*WRITTEN, "write.py", "README.md"}
+    assert {name for name in found if "__pycache__" not in name} == {*WRITTEN, *BY_HAND}
