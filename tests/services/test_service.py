@@ -254,6 +254,8 @@ def test_a_deadline_that_passed_costs_no_engine_time(kind: str, home: Path) -> N
 class OfManyEntries(Service):
     """A service with an index of 100,000 entries, and nothing behind it."""
 
+    cold = False
+
     def __init__(self) -> None:
         pass
 

@@ -75,6 +75,7 @@ class Folder:
 class Served(Service):
     """As much of a service as the routes need."""
 
+    cold = False
     embedder: Any = SimpleNamespace(fingerprint="f")  # type: ignore[assignment]
     replica: Any = SimpleNamespace(  # type: ignore[assignment]
         settings=SimpleNamespace(first_model=SimpleNamespace(timeout_ms=None))

@@ -260,6 +260,7 @@ class Standin:
 
     embedder = None
     max_pixels = 1 << 20
+    working_bytes = 0
 
     def __init__(self, world: ServiceWorld, number: int) -> None:
         self.world = world

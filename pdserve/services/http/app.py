@@ -94,7 +94,8 @@ class RouteTable:
 
     def nothing(self, path: str) -> str:
         """What is said of a path that is none of them."""
-        asked = [each.path for each in self._by_path.values() if each.protocol.predicts][:20]
+        own = [each for each in self._by_path.values() if each.path.startswith("/v1/")]
+        asked = [each.path for each in own if each.protocol.predicts][:20]
         return (
             f"There is nothing at {path[:100]}; images go by POST to {' or '.join(asked)}, and /docs shows "
             "the other routes."

@@ -132,6 +132,8 @@ async def test_the_wait_ends() -> None:
 class Reloaded(Service):
     """Its embedder is another one after each of the first ``times`` requests for vectors."""
 
+    cold = False
+
     replica: Any = SimpleNamespace(  # type: ignore[assignment]
         settings=SimpleNamespace(first_model=SimpleNamespace(timeout_ms=None))
     )
