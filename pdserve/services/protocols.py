@@ -309,12 +309,8 @@ def resources(context: Context) -> Iterator[Resource]:
 
 def _routes(protocol: Protocol, context: Context) -> Iterator[Route]:
     """The routes of a protocol; of several services ``PATH/NAME`` for each, and PATH for the only one."""
-    if not protocol.by_service:
+    if context.services.alone or not protocol.by_service:
         yield from protocol.function()(context)
-        return
-    if context.services.alone:
-        for _, each in context.each():
-            yield from protocol.function()(each)
         return
     found: dict[tuple[str, str], dict[str, Route]] = {}
     for name, each in context.each():

@@ -163,6 +163,7 @@ class _Server:
                 services,
                 self.settings,
                 self.metrics,
+                options=services.own[0].options,  # of several each gets its own
                 keys=self._keys,
                 tracer=tracer,
                 entrance=self.entrance,

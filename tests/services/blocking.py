@@ -31,6 +31,8 @@ class EveryService(FakeService, Service):
 
     embedder = cast("Any", SimpleNamespace(name="tiny"))
     index = cast("Any", SimpleNamespace(folder=Path("nowhere"), loaded=None))
+    loaded = cast("Any", False)  # for those who look at its models
+    cold = False
 
     async def embed(self, images: Any, timeout_s: float | None = None) -> Any:
         return [ImageError("no image") for _ in images]

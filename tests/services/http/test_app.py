@@ -194,13 +194,8 @@ def test_openapi_describes_the_routes(client: httpx.Client) -> None:
     health = {"/v2", "/v2/health/live", "/v2/health/ready", "/health"}
     models = {path for path in paths if path.startswith(("/v2/models/", "/v2/repository/"))}
     assert {"/v2/models/{model}", "/v2/models/{model}/infer", "/v2/repository/index"} <= models
-    paddlex = {
-        "/image-classification",
-        "/image-multilabel-classification",
-        "/multilabel-image-classification",
-    }
-    own = {"/v1/classification", "/{name}/{method}"}
-    assert set(paths) == {*own, *health, *models, *paddlex}
+    own = {"/v1/classification", "/{name}/{method}", "/image-classification"}
+    assert set(paths) == {*own, *health, *models}
     bodies = paths["/v1/classification"]["post"]["requestBody"]["content"]
     assert {"image/*", "multipart/form-data", "application/json"} <= set(bodies)
     assert client.get("/docs").status_code == 200
