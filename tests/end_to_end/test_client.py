@@ -139,7 +139,8 @@ def client(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, ti
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    paths = [tmp_path_factory.mktemp("images") / f"{name}.png" for name in ("red", "blue")]
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{name}.png" for name in ("red", "blue")]
     for path, colour in zip(paths, ((250, 0, 0), (0, 0, 250)), strict=True):
         path.write_bytes(picture(colour))
     return paths
