@@ -78,11 +78,14 @@ def find(body: Buffer, mark: bytes, at: int) -> int:
     return found
 
 
-def copied(view: View) -> Buffer:
-    """A copy. That of a large view grows bit by bit: one call for all of it would hold Python's lock."""
+def copied(view: View, head: bytes = b"") -> Buffer:
+    """A copy, behind ``head``.
+
+    That of a large view grows bit by bit: one call for all of it would hold Python's lock.
+    """
     if len(view) <= SLICE:
-        return bytes(view)
-    out = bytearray()
+        return head + bytes(view)
+    out = bytearray(head)
     for at in range(0, len(view), SLICE):
         out += view[at : at + SLICE]
     return out

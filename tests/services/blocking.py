@@ -12,7 +12,7 @@ import grpc
 
 from pdserve.errors import ImageError
 from pdserve.services.budget import Entrance
-from pdserve.services.grpc import health
+from pdserve.services.grpc import health, oip
 from pdserve.services.grpc.intake import Intake
 from pdserve.services.grpc.pipeline import methods
 from pdserve.services.http.app import build_app
@@ -80,7 +80,10 @@ class Doors:
         options = SimpleNamespace(gallery_writes=True)
         self._app = build_app(service, self.settings, self.metrics, options=options, entrance=entrance)
         intake, services = Intake(entrance), Repository.of(service)
-        self._rpc: Any = methods(services, intake)["inference"].stream_unary
+        self._rpc: Any = {
+            "": methods(services, intake)["inference"].stream_unary,
+            "ModelInfer": oip.inference(services, intake)["ModelInfer"].stream_unary,
+        }
         self._check: Any = health.methods(services, intake)["Check"].stream_unary
 
     async def send(
@@ -90,13 +93,13 @@ class Doors:
 
         ``more``: further headers; ``query``: in place of the request's own.
         """
-        if not hostile.path:
-            return await self._call(body)
+        if not hostile.path.startswith("/"):
+            return await self._call(hostile.path, body)
         parts = [body[at : at + _CHUNK] for at in range(0, len(body), _CHUNK)] or [b""]
         parts.reverse()
         headers = [(b"content-length", b"%d" % len(body)), (b"host", b"localhost")]
         headers.append((b"content-type", hostile.content_type.encode()))
-        headers += more
+        headers += (*hostile.headers, *more)
         # What a browser's page cannot send; the gallery wants it.
         headers.append((b"x-requested-with", b"test"))
         scope = {"type": "http", "method": hostile.method, "path": hostile.path, "headers": headers,
@@ -125,12 +128,12 @@ class Doors:
             return str(error)
         return "OK"
 
-    async def _call(self, body: bytes) -> str:
+    async def _call(self, method: str, body: bytes) -> str:
         try:
-            response = await self._rpc(None, _Call(body))
+            response = await self._rpc[method](None, _Call(body))
         except grpc.aio.AbortError as error:
             return str(error)
-        return f"err_no_{response.err_no}"
+        return "OK" if method else f"err_no_{response.err_no}"
 
 
 class _Call:

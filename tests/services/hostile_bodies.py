@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdserve.formats.protos import pipeline
+from pdserve.formats.protos import message, pipeline
 
 MB = 1 << 20
 JSON = "application/json"
@@ -16,17 +16,19 @@ V1, EMBEDDINGS, GALLERY, PIPELINE = (
     "/v1/gallery",
     "/imagenet/prediction",
 )
+OIP, OIP_RPC = "/v2/models/classification/infer", "ModelInfer"
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A request. ``path``: of HTTP; empty for a message of gRPC."""
+    """A request. ``path``: of HTTP; a method's name for a message of gRPC, empty for Paddle Serving's."""
 
     path: str
     body: Callable[[], bytes]
     content_type: str = JSON
     method: str = "POST"
     query: Callable[[], bytes] = bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def _list(key: str, entry: str, count: int) -> bytes:
@@ -64,6 +66,29 @@ def _npy(count: int) -> bytes:
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1," * 4000 + b"), }"
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     return _tensors(count, name="x", elem_type=13, byte_data=data)
+
+
+def _input(shape: str, datatype: str, data: bytes, more: str = "") -> bytes:
+    head = f'"name":"image","shape":{shape},"datatype":"{datatype}"{more}'
+    return b'{"inputs":[{' + head.encode() + (b',"data":' + data if data else b"") + b"}]}"
+
+
+def _behind(shape: str, datatype: str, raw: bytes) -> Hostile:
+    """A tensor's bytes behind the JSON."""
+    head = _input(shape, datatype, b"", f',"parameters":{{"binary_data_size":{len(raw)}}}')
+    return Hostile(OIP, lambda: head + raw, headers=((_LENGTH, b"%d" % len(head)),))
+
+
+def _infer(**fields: object) -> bytes:
+    return bytes(message("inference.ModelInferRequest")(**fields).SerializeToString())
+
+
+def _contents(datatype: str, shape: list[int], **contents: object) -> bytes:
+    tensor = {"name": "image", "datatype": datatype, "shape": shape, "contents": contents}
+    return _infer(model_name="classification", inputs=[tensor])
+
+
+_LENGTH = b"inference-header-content-length"
 
 
 def _texts(path: str, key: str) -> dict[str, Hostile]:
@@ -187,4 +212,48 @@ HOSTILE: dict[str, Hostile] = {
     "gRPC: an array file of 32 MB": Hostile(
         "", lambda: _tensors(1, elem_type=13, byte_data=b"\x93NUMPY\x02\x00\x00\xff\xff\x01" + b"(" * 32 * MB)
     ),
+    "oip: many images": Hostile(OIP, lambda: _input(f"[{MB}]", "BYTES", b'["aaaa"%s]' % (b',"aaaa"' * MB))),
+    "oip: one image of 32 MB": Hostile(OIP, lambda: _input("[1]", "BYTES", b'["%s"]' % (b"A" * 32 * MB))),
+    "oip: 16,000,000 numbers": Hostile(
+        OIP, lambda: _input("[16000000]", "FP32", b"[1%s]" % (b",1" * 15_999_999))
+    ),
+    "oip: pixels as 16,000,000 numbers": Hostile(
+        OIP, lambda: _input("[1,2000,2000,3]", "UINT8", b"[[255]%s]" % (b",[255]" * 11_999_999))
+    ),
+    "oip: brackets": Hostile(OIP, lambda: _input("[1]", "FP32", b"[" * 16 * MB)),
+    "oip: lists between texts": Hostile(
+        OIP, lambda: _input("[1]", "FP32", b'[1,"a"%s]' % (b',1,"a"' * 4 * MB))
+    ),
+    "oip: many inputs": Hostile(OIP, lambda: _list("inputs", '{"name":"x"}', MB)),
+    "oip: a shape of many extents": Hostile(OIP, lambda: _input(f"[1{',1' * 15_000}]", "FP32", b"[1]")),
+    "oip: 48 MB of pixels": _behind("[1,4096,4096,3]", "UINT8", bytes(48 * MB)),
+    "oip: 48 MB of numbers": _behind("[1,3,2048,2048]", "FP32", bytes(48 * MB)),
+    "oip: 48 MB of JSON before a byte": Hostile(
+        OIP,
+        lambda: _input("[1]", "BYTES", b'["%s"]' % (b"A" * 48 * MB)) + b"x",
+        headers=((_LENGTH, b"%d" % (48 * MB + len(_input("[1]", "BYTES", b'[""]')))),),
+    ),
+    "oip: texts behind": _behind("[1000000]", "BYTES", bytes(4 * MB)),
+    "oip gRPC: 48 MB of pixels": Hostile(
+        OIP_RPC,
+        lambda: _infer(
+            model_name="classification",
+            inputs=[{"name": "image", "datatype": "UINT8", "shape": [1, 4096, 4096, 3]}],
+            raw_input_contents=[bytes(48 * MB)],
+        ),
+    ),
+    "oip gRPC: 16,000,000 numbers": Hostile(
+        OIP_RPC, lambda: _contents("INT64", [16_000_000], int64_contents=[2**40] * 16_000_000)
+    ),
+    "oip gRPC: many texts": Hostile(OIP_RPC, lambda: _contents("BYTES", [MB], bytes_contents=[b""] * MB)),
+    "oip gRPC: a text of 32 MB": Hostile(
+        OIP_RPC, lambda: _contents("BYTES", [1], bytes_contents=[b"A" * 32 * MB])
+    ),
+    "oip gRPC: many inputs": Hostile(
+        OIP_RPC, lambda: _infer(model_name="classification", inputs=[{"name": "x"}] * 300_000)
+    ),
+    "oip gRPC: many parameters": Hostile(
+        OIP_RPC, lambda: _infer(parameters={str(n): {"int64_param": n} for n in range(100_000)})
+    ),
+    "oip gRPC: a shape of many extents": Hostile(OIP_RPC, lambda: _contents("FP32", [1] * 16_000_000)),
 }  # fmt: skip

@@ -38,6 +38,8 @@ QUICK = (
     "gallery: many ids",
     "gRPC: empty tensors",
     "gRPC: a tensor of rank 2,000,000",
+    "oip: 48 MB of pixels",
+    "oip gRPC: 16,000,000 numbers",
 )
 
 

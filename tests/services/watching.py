@@ -22,6 +22,8 @@ class Size:
 
     size: int
 
+    labels = ()  # of the Open Inference Protocol, which knows what services of the kind answer
+
 
 def _size(image: bytes | PdserveError) -> Size | PdserveError:
     return image if isinstance(image, PdserveError) else Size(len(image))

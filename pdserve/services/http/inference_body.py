@@ -32,7 +32,7 @@ from pdserve.services.inference.tensors import (
     from_raw,
     shown,
 )
-from pdserve.services.parsing import SLICE, Bounds
+from pdserve.services.parsing import SLICE, Bounds, Buffer, copied
 from pdserve.settings import ServerSettings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -81,7 +81,8 @@ class Parsed:
 
 def parse(body: bytes, header_length: str | None, limits: ServerSettings, bounds: Bounds) -> Parsed:
     """A body. Raises RequestError, BodyTooLargeError."""
-    head, tail = body, memoryview(b"")
+    head: Buffer = body
+    tail = memoryview(b"")
     if header_length is not None:
         length = int(header_length) if header_length.isdecimal() and len(header_length) < 12 else -1
         if not 0 < length <= len(body):
@@ -89,7 +90,8 @@ def parse(body: bytes, header_length: str | None, limits: ServerSettings, bounds
                 f"{HEADER_LENGTH} is {shown(header_length)}; it must be the length of the JSON in the body, "
                 f"which has {len(body)} bytes."
             )
-        head, tail = body[:length], memoryview(body)[length:]
+        tail = memoryview(body)[length:]
+        head = copied(memoryview(body)[:length]) if tail else body
     read = json_object(head, bounds, _WANTED, numbers=True)
     inputs = _objects(read.content, "inputs")
     if not inputs:

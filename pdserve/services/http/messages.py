@@ -70,7 +70,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def json_object(body: bytes, bounds: Bounds, wanted: str, *, numbers: bool = False) -> JsonBody:
+def json_object(body: Buffer, bounds: Bounds, wanted: str, *, numbers: bool = False) -> JsonBody:
     """A body whose content is a JSON object; ``wanted`` shows its form in errors.
 
     ``numbers``: see `read_json`. Raises RequestError, BodyTooLargeError.

@@ -24,6 +24,7 @@ from pdserve.services.inference.models import (
 )
 from pdserve.services.inference.requests import InferRequest, InferResponse, Wanted
 from pdserve.services.inference.tensors import BYTES, InputTensor, OutputTensor, datatype_of, output, shown
+from pdserve.services.parsing import SLICE, Buffer, copied, in_a_thread
 from pdserve.services.repository import Repository
 from pdserve.services.service import Answering, Service, check_count
 from pdserve.settings import ServerSettings
@@ -59,7 +60,7 @@ async def infer(
     success = False
     try:
         wanted = _wanted(model, request)
-        files = _images(service, model, request.inputs, limits)
+        files = await _images(service, model, request.inputs, limits)
         if files is not None:
             images = len(files)
             outputs = await _of_images(service, model, request, wanted, files)
@@ -89,7 +90,7 @@ def _wanted(model: InferenceModel, request: InferRequest) -> Sequence[Wanted]:
     return wanted
 
 
-def _images(
+async def _images(
     service: Answering, model: InferenceModel, inputs: Sequence[InputTensor], limits: ServerSettings
 ) -> Sequence[bytes | PdserveError] | None:
     """The request's images, as files; None where it has tensors for the model itself. Raises RequestError."""
@@ -101,7 +102,7 @@ def _images(
         if tensor.datatype == BYTES:
             return cast("Sequence[bytes | PdserveError]", tensor.data)
         if tensor.datatype == "UINT8" and not (part and part.engines[0].feeds[0].dtype == "uint8"):
-            return _files(tensor, limits)
+            return await _files(tensor, limits)
     if part is None:
         got = ", ".join(f"{shown(each.name)} ({each.datatype})" for each in inputs[:8]) or "none"
         raise RequestError(
@@ -111,7 +112,7 @@ def _images(
     return None
 
 
-def _files(tensor: InputTensor, limits: ServerSettings) -> list[bytes | PdserveError]:
+async def _files(tensor: InputTensor, limits: ServerSettings) -> list[bytes | PdserveError]:
     """Pixels, RGB, as image files (PPM, which has them as they are): what bounds files bounds these, too.
 
     Raises RequestError, ImageTooLargeError.
@@ -129,7 +130,14 @@ def _files(tensor: InputTensor, limits: ServerSettings) -> list[bytes | PdserveE
             f"The images have {width}×{height} pixels, more than the limit of {limits.max_pixels}."
         )
     pixels = cast("Image8", tensor.data).reshape(shape)
-    return [b"P6 %d %d 255\n" % (width, height) + image.tobytes() for image in pixels]
+
+    head = b"P6 %d %d 255\n" % (width, height)
+
+    def made() -> list[Buffer]:
+        return [copied(memoryview(image).cast("B"), head) for image in pixels]
+
+    files = made() if pixels.nbytes <= SLICE else await in_a_thread(made)
+    return cast("list[bytes | PdserveError]", files)
 
 
 def _rows(service: Answering, model: InferenceModel, inputs: Sequence[InputTensor]) -> list[Feeds]:
@@ -156,7 +164,7 @@ def _rows(service: Answering, model: InferenceModel, inputs: Sequence[InputTenso
                 f"{shown(model.name)} takes {datatype} of {list(shape)}, with as many rows in each input, "
                 f"and at most {MOST_ELEMENTS} numbers in one."
             )
-    arrays = {alias: cast("Array", given[alias].data) for alias in feeds}
+    arrays = {alias: np.require(cast("Array", given[alias].data), requirements="W") for alias in feeds}
     return [Feeds({alias: array[at : at + 1] for alias, array in arrays.items()}) for at in range(count)]
 
 

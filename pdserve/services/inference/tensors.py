@@ -122,8 +122,10 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: View, most: 
             f"The input {shown(name)} has {len(view)} bytes; {list(shape)} of {datatype} are "
             f"{count * dtype.itemsize}."
         )
-    # A copy: engines want aligned memory, and the message may be anywhere in it.
-    array = np.frombuffer(view, dtype.newbyteorder("<")).astype(dtype)
+    array = np.frombuffer(view, dtype.newbyteorder("<"))
+    if datatype != "UINT8":  # pixels are copied once, into image files
+        # Engines want aligned memory, and the message may be anywhere in it.
+        array = array.astype(dtype)
     return InputTensor(name, datatype, shape, array.reshape(shape))
 
 
