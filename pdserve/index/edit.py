@@ -239,12 +239,14 @@ def remove(
     labels: Collection[str] = (),
     images: Collection[str] = (),
     ids: Collection[int] = (),
+    missing_ok: bool = False,
     progress: Progress = SILENT,
     cancel: threading.Event | None = None,
 ) -> Change:
     """Remove the entries with these labels, image paths or ids.
 
-    Raises NoSuchEntryError that names the ones of which there is none; then nothing is removed.
+    Raises NoSuchEntryError that names the ones of which there is none, unless ``missing_ok``; then nothing is
+    removed.
     """
     with writer(folder, progress, cancel):
         base = store.read(folder)
@@ -256,7 +258,7 @@ def remove(
             if found := wanted & {("id", i), ("image", image), ("label", label)}:
                 hits[i] = found
         missing = sorted(wanted.difference(*hits.values()), key=str)
-        if missing:
+        if missing and not missing_ok:
             named = ", ".join(
                 f"{kind} {str(value)[:80]!r}" if kind != "id" else f"id {value}"
                 for kind, value in missing[:5]

@@ -146,6 +146,14 @@ def test_ids_are_never_given_twice(tmp_path: Path) -> None:
     assert list(store.read(folder).id_map) == [14]
 
 
+def test_what_is_not_there_may_be_passed_over(tmp_path: Path) -> None:
+    images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
+    build(images[:3], folder, EMBEDDER)
+    assert remove(folder, ids=[1, 99], missing_ok=True).removed == 1
+    assert remove(folder, ids=[1, 99], missing_ok=True).removed == 0
+    assert sorted(store.read(folder).id_map) == [0, 2]
+
+
 def test_what_is_not_there_cannot_be_removed(tmp_path: Path) -> None:
     images, folder = write_gallery(tmp_path / "gallery"), tmp_path / "index"
     build(images, folder, EMBEDDER)

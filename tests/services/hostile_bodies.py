@@ -16,6 +16,7 @@ V1, EMBEDDINGS, GALLERY, PIPELINE = (
     "/v1/gallery",
     "/imagenet/prediction",
 )
+PADDLEX = "/image-classification"
 OIP, OIP_RPC = "/v2/models/classification/infer", "ModelInfer"
 
 
@@ -212,6 +213,14 @@ HOSTILE: dict[str, Hostile] = {
     "gRPC: an array file of 32 MB": Hostile(
         "", lambda: _tensors(1, elem_type=13, byte_data=b"\x93NUMPY\x02\x00\x00\xff\xff\x01" + b"(" * 32 * MB)
     ),
+    "paddlex: one image of 32 MB": Hostile(
+        PADDLEX, lambda: b'{"visualize":false,"image":"%s"}' % (b"A" * 32 * MB)
+    ),
+    "paddlex: an image with line breaks": Hostile(
+        PADDLEX, lambda: b'{"visualize":false,"image":"%s"}' % (b"A\\n" * 8 * MB)
+    ),
+    "paddlex: many fields": Hostile(PADDLEX, lambda: b'{"image":"%s"}' % (b'","k":"' * MB)),
+    "paddlex: many that are no number": Hostile(PADDLEX, lambda: _list("topk", "{}", 6_600)),
     "oip: many images": Hostile(OIP, lambda: _input(f"[{MB}]", "BYTES", b'["aaaa"%s]' % (b',"aaaa"' * MB))),
     "oip: one image of 32 MB": Hostile(OIP, lambda: _input("[1]", "BYTES", b'["%s"]' % (b"A" * 32 * MB))),
     "oip: 16,000,000 numbers": Hostile(

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pybase64
 from starlette.requests import Request
@@ -103,7 +103,7 @@ async def _answer(
 
 async def _fetched(fetcher: ImageFetcher, image: Buffer | str, request: Request) -> bytes:
     """An image file; from its address, where that was sent."""
-    return await fetcher.fetch(image, request.scope) if isinstance(image, str) else bytes(image)
+    return await fetcher.fetch(image, request.scope) if isinstance(image, str) else cast("bytes", image)
 
 
 async def _result(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pdserve.errors import ImageError, PdserveError, RequestError
+from pdserve.errors import BodyTooLargeError, ImageError, PdserveError, RequestError
 from pdserve.services.http.image_urls import is_address
 from pdserve.services.http.json_body import JsonBody, read_json
 from pdserve.services.http.messages import (
@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 
 # Faults of one request that are named; it may have thousands.
 _MOST_FAULTS = 100
+# Of a list or a mapping in a request: each may be at fault twice, and all faults are found in one call.
+_MOST_ENTRIES = 2_000
 # A body of up to this many bytes that is no JSON is read again, to say where.
 _SHORT = 64 * 1024
 _LONGEST_LOG_ID = 200
@@ -92,6 +94,12 @@ def read_fields(
         raise FieldsError([_fault("json_invalid", where, "JSON decode error")]) from None
     content = read.content
     if isinstance(content, dict):
+        for name, value in content.items():
+            if isinstance(value, list | dict) and len(value) > _MOST_ENTRIES:
+                raise BodyTooLargeError(
+                    f"{name[:100]} has {len(value)} entries, more than {_MOST_ENTRIES}; "
+                    "send several requests."
+                )
         given = content.get("logId")
         if isinstance(given, str) and 0 < len(given) <= _LONGEST_LOG_ID and not read.is_long(given):
             exchange.log_id = given

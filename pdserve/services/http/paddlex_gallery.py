@@ -36,7 +36,7 @@ from pdserve.index.embed import HashedImage
 from pdserve.index.gallery import GalleryImage, unfit
 from pdserve.index.plan import Change
 from pdserve.index.search import LoadedIndex
-from pdserve.index.store import MANIFEST, read, read_manifest
+from pdserve.index.store import MANIFEST, read_manifest
 from pdserve.models.home import Home
 from pdserve.pipelines.embedder import Embedder
 from pdserve.services.http.bodies import read_body, release, unless_gone
@@ -246,8 +246,7 @@ class Changes:
         folder = self._galleries.folder(key)
 
         def work(cancel: threading.Event) -> Change:
-            there = read(folder).id_map.keys() & set(ids)
-            return remove(folder, ids=sorted(there), cancel=cancel)
+            return remove(folder, ids=ids, missing_ok=True, cancel=cancel)
 
         return {"imageCount": (await self._change(request, work)).count}
 
@@ -271,7 +270,7 @@ class Changes:
         files = []
         for image, _ in pairs:
             fetched = self._fetcher.fetch(image, request.scope) if isinstance(image, str) else None
-            files.append(await fetched if fetched else bytes(cast("Buffer", image)))
+            files.append(await fetched if fetched else cast("bytes", image))
         service = cast("Service", self._service())
         for _ in range(_ATTEMPTS):
             embedder = service.embedder

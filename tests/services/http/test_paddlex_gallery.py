@@ -286,6 +286,8 @@ def test_what_cannot_be_done(indexes: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (add, {"imageLabelPairs": pairs("red")}, 422, '[{"type": "missing", "loc": "body.indexKey"'),
             (remove, {"indexKey": key, "ids": ["a"]}, 422, '[{"type": "int_parsing", "loc": "body.ids[0]"'),
             (remove, {"indexKey": key, "ids": list(range(1001))}, 400, "1001 ids are more than 1000"),
+            (remove, {"indexKey": key, "ids": ["a"] * 2001}, 413, "ids has 2001 entries, more than 2000"),
+            (build, {"imageLabelPairs": [{}] * 2001}, 413, "imageLabelPairs has 2001 entries"),
             (
                 "/shitu-infer",
                 {"image": "cmVk", "topk": 0},
