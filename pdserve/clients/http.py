@@ -38,6 +38,7 @@ class _Http:
         url: str | None = None,
         service: str = "classification",
         timeout: float = 60,
+        name: str = "",
         *,
         api_key: str | None = None,
         tls: bool = False,
@@ -48,6 +49,7 @@ class _Http:
         self.max_answer_bytes = max_answer_bytes
         self.service = service
         self.timeout = timeout
+        self.name = name
         self._is_paddle_serving = False
         scheme = "https" if access.wants_tls else "http"
         self.address = http_address(url or f"{scheme}://127.0.0.1:{service_entry(service).http_port}")
@@ -74,8 +76,10 @@ class _Http:
         if self._is_paddle_serving:
             keys = [f"image_{i}" for i in range(len(images))]
             values = [base64.b64encode(image).decode("ascii") for image in images]
-            return {"url": f"/{entry.name}/prediction", "json": {"key": keys, "value": values}}
-        request: dict[str, Any] = {"url": entry.route, "params": {"top_k": top_k} if top_k else None}
+            path = f"/{quote(self.name or entry.name, safe='')}/prediction"
+            return {"url": path, "json": {"key": keys, "value": values}}
+        route = f"{entry.route}/{quote(self.name, safe='')}" if self.name else entry.route
+        request: dict[str, Any] = {"url": route, "params": {"top_k": top_k} if top_k else None}
         if len(images) == 1:
             request |= {"content": images[0], "headers": {"Content-Type": "application/octet-stream"}}
         else:
@@ -199,11 +203,15 @@ class HttpClient(_Http, Client):
             return False
         return bool(response.status_code == 200)
 
-    def service_kind(self) -> str | None:
-        """The kind of the service that a pdserve server offers; None where the server does not say."""
+    def service_kind(self, name: str | None = None) -> str | None:
+        """The kind of the service that a pdserve server offers, by name where it has several.
+
+        None where the server does not say.
+        """
         try:
             _, content = self._send("GET", self.timeout, url="/v2")
-            several = {each.get("kind") for each in content.get("services", ())}
+            named = [each for each in content.get("services", ()) if name in (None, each.get("name"))]
+            several = {each.get("kind") for each in named}
             # Older servers have it among the extensions, where "classification" is the protocol's, too.
             says = "service" in content or several
             offered = (content.get("service"), *(several if says else content.get("extensions", ())))

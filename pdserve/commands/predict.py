@@ -29,6 +29,7 @@ JobsOption = Annotated[int, o.declared("jobs")]
 def predict(
     images: ImagesArgument,
     service: o.ServiceOption = None,
+    name: Annotated[str | None, o.declared("name")] = None,
     rpc: Annotated[bool, o.declared("rpc")] = False,
     url: Annotated[str | None, o.declared("url")] = None,
     top_k: TopKOption = None,
@@ -52,18 +53,21 @@ def predict(
     sources = find_sources(images)
     settings = {name: value for name, value in given.items() if value is not None}
     if local:
-        if rpc or url or api_key or tls or ca:
-            raise UsageError("--local asks no server; leave out --rpc, --url, --api-key, --tls and --ca.")
+        if name or rpc or url or api_key or tls or ca:
+            raise UsageError(
+                "--local asks no server; leave out --name, --rpc, --url, --api-key, --tls and --ca."
+            )
         entry = SERVICES[_local_kind(service, settings)]
         asked = open_local(entry.kind, o.flags(settings | {"top_k": top_k}, entry.kind), os.environ, o.home())
         failed = answer_all(sources, asked, entry, draw, jobs, as_json)
     else:
         if settings:
-            name = next(iter(settings)).replace("_", "-")
-            raise UsageError(f"--{name} goes with --local; a server has its own settings.")
+            option = next(iter(settings)).replace("_", "-")
+            raise UsageError(f"--{option} goes with --local; a server has its own settings.")
         failed = ask_server(
             sources,
             service=service,
+            name=name,
             rpc=rpc,
             url=url,
             top_k=top_k,

@@ -25,6 +25,7 @@ IMAGES = Option("", str, "Images; - is standard input.", "PATH|URL|DIR|-…")
 _KEY = "A file whose first line is the key to send; else the key in PDSERVE_API_KEY."
 OPTIONS = {
     "service": Option("--service", str, f"Which service: {', '.join(SERVICES)}.", "NAME"),
+    "name": Option("--name", str, "The service's name, of a server with several.", "NAME"),
     "rpc": Option("--rpc", bool, "Ask over gRPC instead of HTTP.", default=False),
     "url": Option("--url", str, "http(s)://host:port; with --rpc (grpcs://)host:port.", "ADDRESS"),
     "top_k": Option("--top-k", int, "Labels per image, matches per object.", "N", least=1),

@@ -41,6 +41,7 @@ def ask_server(
     sources: Sequence[Source],
     *,
     service: str | None,
+    name: str | None,
     rpc: bool,
     url: str | None,
     top_k: int | None,
@@ -52,13 +53,19 @@ def ask_server(
 ) -> int:
     """Ask the server at ``url``, or the one that runs on this machine; how many images had no answer.
 
-    ``service``: its kind, where that is known. Raises UsageError where several run.
+    ``service``: its kind, where that is known; ``name``: its name, where the server has several. Raises
+    UsageError where several run.
     """
     if url is None:
-        server = find_server(service, rpc, access)
+        server = find_server(service, rpc, access, name=name)
+        if name is None and len(server.names) > 1:
+            raise UsageError(
+                f"The services {', '.join(server.names[:-1])} and {server.names[-1]} run at "
+                f"{server.address(rpc)}; say which with --name."
+            )
         service, url = server.kind, server.address(rpc)
-    entry = SERVICES[service or find_service(url, rpc, access)]
-    asked = open_remote(entry.kind, url, rpc, timeout, top_k, access)
+    entry = SERVICES[service or find_service(url, rpc, access, name=name)]
+    asked = open_remote(entry.kind, url, rpc, timeout, top_k, access, name or "")
     return answer_all(sources, asked, entry, draw, jobs, as_json)
 
 
@@ -156,13 +163,19 @@ def predict_all(sources: Sequence[Source], ask: Ask, jobs: int) -> Iterator[Outc
 
 @contextmanager
 def open_remote(
-    service: str, url: str | None, rpc: bool, timeout: float, top_k: int | None, access: Access = NO_ACCESS
+    service: str,
+    url: str | None,
+    rpc: bool,
+    timeout: float,
+    top_k: int | None,
+    access: Access = NO_ACCESS,
+    name: str = "",
 ) -> Iterator[Ask]:
-    """A running server, at ``url`` or at the service's default port on this machine."""
+    """A running server, at ``url`` or at the service's default port on this machine; ``name``: see above."""
     from pdserve.clients import HttpClient, RpcClient
 
     kind = RpcClient if rpc else HttpClient
-    with kind(url, service, timeout, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
+    with kind(url, service, timeout, name, api_key=access.api_key, tls=access.tls, ca=access.ca) as client:
         yield lambda image: items(single(client.ask([image], top_k)))
 
 

@@ -108,6 +108,23 @@ def test_what_the_server_says_of_itself_names_each(client: httpx.Client, home: P
         assert rpc.ask([RED])[0].dimension == 3
 
 
+@pytest.mark.parametrize("where", [(), ("--url",), ("--rpc",), ("--rpc", "--url")])
+def test_predict_names_one_of_a_kind(home: Path, server: Server, where: tuple[str, ...]) -> None:
+    (home / "red.png").write_bytes(RED)
+    at = (server.target if "--rpc" in where else server.url,) if "--url" in where else ()
+    asked = ("predict", str(home / "red.png"), *where, *at, "--json")
+    done = pdserve(home, *asked, "--name", "other")
+    assert json.loads(done.stdout)["labels"][0]["label"] == "red", done.stderr
+    if not at:
+        done = pdserve(home, *asked, "--service", "classification")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "The services tiny and other run at" in done.stderr
+        assert done.stderr.endswith("say which with --name.\n")
+        done = pdserve(home, *asked, "--name", "none")
+        assert done.returncode == 2
+        assert "No service 'none' runs here; there is tiny, other, tiny_embedder." in done.stderr
+
+
 def test_a_service_is_unloaded_and_loaded_by_command(client: httpx.Client, home: Path) -> None:
     done = pdserve(home, "unload", "other", "--json")
     assert done.returncode == 0, done.stderr
